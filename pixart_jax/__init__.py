@@ -1,0 +1,1 @@
+"""PixArt-α and PixArt-Σ text-to-image diffusion transformers in JAX."""

@@ -1,0 +1,64 @@
+"""Training losses. Each has the signature `LossFn`, so that the train step knows nothing of the kind of run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pixart_jax.diffusion import gaussian
+from pixart_jax.diffusion.schedule import DiffusionSchedule
+
+Batch = dict[str, jax.Array]
+# (params, batch, one PRNG key per sample [B]) -> (scalar loss, scalar metrics). A key per sample makes the draws
+# independent of how a batch is split over devices or accumulation steps.
+LossFn = Callable[[dict, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def token_mean(values, num_tokens):
+    """Mean of [B, N, F] over real tokens and features: f32[B]. num_tokens: i32[B]."""
+    real = jnp.arange(values.shape[1]) < num_tokens[:, None]
+    return jnp.sum(values * real[..., None], axis=(1, 2)) / (num_tokens * values.shape[2])
+
+
+def diffusion_terms(schedule: DiffusionSchedule, output, x0, x_t, t, noise, num_tokens, *, snr: bool = False):
+    """Per-sample terms of the diffusion loss, each f32[B]: {"mse", "vb"} ("vb" where the variance is learned).
+
+    `snr` is the reference's `snr_loss` (off in every config it ships): the error is measured in x_0 for t ≤ 249, in
+    eps above.
+    """
+    target, prediction = noise, output.eps
+    if snr:
+        in_eps = (t > 249).reshape(-1, 1, 1)
+        target = jnp.where(in_eps, noise, x0)
+        prediction = jnp.where(in_eps, output.eps, gaussian.predict_x0(schedule, x_t, t, output.eps))
+    terms = {"mse": token_mean(jnp.square(target - prediction), num_tokens)}
+    if output.v is not None:
+        terms["vb"] = token_mean(gaussian.vlb_bits(schedule, x0, x_t, t, output.eps, output.v), num_tokens)
+    return terms
+
+
+def diffusion_loss(apply_fn: Callable, schedule: DiffusionSchedule, *, snr: bool = False) -> LossFn:
+    """Noise-prediction MSE plus, with weight 1, the learned variance's bound in bits, at a uniform timestep per sample.
+
+    Args:
+      apply_fn: `PixArt.apply`.
+      schedule: the training process.
+      snr: see `diffusion_terms`.
+    """
+
+    def loss_fn(params, batch, keys):
+        x0 = batch["tokens"].astype(jnp.float32)
+        conditions = {name: value for name, value in batch.items() if name != "tokens"}
+        t_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        t = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_steps))(t_keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(noise_keys)
+        x_t = gaussian.q_sample(schedule, x0, t, noise)
+        output = apply_fn({"params": params}, x_t, t, **conditions)
+        terms = diffusion_terms(schedule, output, x0, x_t, t, noise, batch["num_tokens"], snr=snr)
+        metrics = {name: value.mean() for name, value in terms.items()}
+        loss = sum(metrics.values())
+        return loss, {"loss": loss, **metrics}
+
+    return loss_fn

@@ -1,0 +1,195 @@
+"""Embedders, projections and the block-level layers of PixArt. Submodule names follow the PyTorch checkpoints."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixart_jax.models.attention import attention
+
+Dtype = jnp.dtype
+
+# The reference's 128 sinusoid frequencies are a float32 `exp` that no other library reproduces to the last bit, and
+# one ulp moves cos/sin by 6e-5 at t = 999. So the table is data, not a formula.
+with resources.files(__package__).joinpath("timestep_freqs.npy").open("rb") as _file:
+    TIMESTEP_FREQS: np.ndarray = np.load(_file)
+
+xavier = nn.initializers.xavier_uniform()
+normal_002 = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+
+
+def table_init(key, shape, dtype=jnp.float32):
+    """N(0, 1)/√D for tables whose last axis is the hidden size D."""
+    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
+
+
+def layer_norm(x, eps: float = 1e-6):
+    """LayerNorm over the last axis without affine parameters; float32 in and out of the statistics, returns float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x, shift, scale):
+    """LN(x)·(1 + scale) + shift, in float32. x: [B, N, D]; shift, scale: [B, 1, D]."""
+    return layer_norm(x) * (1 + scale) + shift
+
+
+def sinusoid(values):
+    """[cos ‖ sin] features f32[..., 256] of scalars f32[...]: timesteps, pixel sizes, aspect ratios."""
+    angles = values.astype(jnp.float32)[..., None] * TIMESTEP_FREQS
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_2d(positions, hidden_size: int):
+    """Position table f32[B, N, D] of (row, column) coordinates f32[B, N, 2].
+
+    The column fills the first half of the channels, the row the second, whatever the reference's helper names suggest.
+    """
+    omega = np.power(10000.0, -np.arange(hidden_size // 4, dtype=np.float64) / (hidden_size / 4)).astype(np.float32)
+    rows, cols = (positions[..., i, None].astype(jnp.float32) * omega for i in (0, 1))
+    return jnp.concatenate([jnp.sin(cols), jnp.cos(cols), jnp.sin(rows), jnp.cos(rows)], axis=-1)
+
+
+class AffineNorm(nn.Module):
+    """LayerNorm over all channels with scale and bias and PyTorch's default eps, as Σ uses it inside attention."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        return (layer_norm(x, eps=1e-5) * scale + bias).astype(x.dtype)
+
+
+class ScalarEmbedder(nn.Module):
+    """Sinusoid of a scalar through a two-layer MLP: f32[...] → [..., features] in `dtype`."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, values):
+        hidden = nn.Dense(self.features, kernel_init=normal_002, dtype=self.dtype, name="mlp_0")(sinusoid(values))
+        return nn.Dense(self.features, kernel_init=normal_002, dtype=self.dtype, name="mlp_2")(nn.silu(hidden))
+
+
+class LabelEmbedder(nn.Module):
+    """Class label i32[B] → f32[B, D]; row `num_classes` of the table is the unconditional class."""
+
+    num_classes: int
+    features: int
+
+    @nn.compact
+    def __call__(self, label, drop):
+        table = self.param("embedding_table", normal_002, (self.num_classes + 1, self.features), jnp.float32)
+        if drop is not None:
+            label = jnp.where(drop, self.num_classes, label)
+        return table[label]
+
+
+class CaptionEmbedder(nn.Module):
+    """T5 features [B, L, text_dim] → [B, L, D], with the null caption standing in where `drop` is set."""
+
+    features: int
+    text_dim: int
+    max_text_tokens: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, text, drop):
+        if text.shape[1] > self.max_text_tokens or text.shape[2] != self.text_dim:
+            raise ValueError(
+                f"text features of shape {text.shape} do not fit a model of max_text_tokens={self.max_text_tokens}, "
+                f"text_dim={self.text_dim}"
+            )
+        # A buffer in the reference: stored with the weights, never trained, hence the stop_gradient. Optimizers must
+        # also leave it out of the weight decay (pixart_jax.optimizers).
+        null_text = jax.lax.stop_gradient(
+            self.param("y_embedding", table_init, (self.max_text_tokens, self.text_dim), jnp.float32)
+        )
+        text = text.astype(self.dtype)
+        if drop is not None:
+            text = jnp.where(drop[:, None, None], null_text[: text.shape[1]].astype(self.dtype), text)
+        hidden = nn.Dense(self.features, kernel_init=normal_002, dtype=self.dtype, name="y_proj_fc1")(text)
+        return nn.Dense(self.features, kernel_init=normal_002, dtype=self.dtype, name="y_proj_fc2")(
+            nn.gelu(hidden, approximate=True)
+        )
+
+
+class SelfAttention(nn.Module):
+    """Self-attention with Σ's optional q/k norm and key/value compression.
+
+    `kv_compress` = r > 1 pools each run of r² consecutive (block-major) keys and values with one depthwise kernel
+    shared by both, which equals the reference's r×r stride-r convolution, followed by one shared LayerNorm.
+    """
+
+    num_heads: int
+    kv_compress: int
+    qk_norm: bool
+    implementation: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, num_tokens):
+        features = x.shape[-1]
+        qkv = nn.Dense(3 * features, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        if self.qk_norm:
+            q, k = AffineNorm(name="q_norm")(q), AffineNorm(name="k_norm")(k)
+        if self.kv_compress > 1:
+            block = self.kv_compress**2
+            kernel = self.param("sr_kernel", nn.initializers.constant(1 / block), (block, features), jnp.float32)
+            bias = self.param("sr_bias", zeros, (features,), jnp.float32)
+            norm = AffineNorm(name="norm")
+
+            def pool(y):
+                grouped = einops.rearrange(y, "b (n block) c -> b n block c", block=block)
+                pooled = jnp.einsum("bnrc,rc->bnc", grouped, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+                return norm(pooled)
+
+            k, v = pool(k), pool(v)
+            num_tokens = num_tokens // block
+        q, k, v = (einops.rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in (q, k, v))
+        out = attention(q, k, v, num_tokens, implementation=self.implementation)
+        out = einops.rearrange(out, "b n h d -> b n (h d)")
+        return nn.Dense(features, kernel_init=xavier, dtype=self.dtype, name="proj")(out)
+
+
+class CrossAttention(nn.Module):
+    """Attention of image tokens [B, N, D] to text tokens [B, L, D]; the output projection starts at zero."""
+
+    num_heads: int
+    implementation: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, text, text_length):
+        features = x.shape[-1]
+        q = nn.Dense(features, kernel_init=xavier, dtype=self.dtype, name="q_linear")(x)
+        kv = nn.Dense(2 * features, kernel_init=xavier, dtype=self.dtype, name="kv_linear")(text)
+        q = einops.rearrange(q, "b n (h d) -> b n h d", h=self.num_heads)
+        k, v = einops.rearrange(kv, "b l (two h d) -> two b l h d", two=2, h=self.num_heads)
+        out = attention(q, k, v, text_length, implementation=self.implementation)
+        out = einops.rearrange(out, "b n h d -> b n (h d)")
+        return nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name="proj")(out)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (tanh approximation), Linear."""
+
+    hidden_features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.Dense(self.hidden_features, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        return nn.Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="fc2")(
+            nn.gelu(hidden, approximate=True)
+        )

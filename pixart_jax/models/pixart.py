@@ -1,0 +1,292 @@
+"""PixArt over tokens and positions: α, Σ and the class-conditional DiT of stage 1 are settings of one module.
+
+Sources: PixArt-α (Chen et al. 2023) §2.3 for the block and adaLN-single; PixArt-Σ (Chen et al. 2024) §3.3 for
+key/value compression;
+DiT (Peebles & Xie 2022) for class conditioning and full adaLN.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixart_jax.models.layers import (
+    CaptionEmbedder,
+    CrossAttention,
+    Dtype,
+    LabelEmbedder,
+    Mlp,
+    ScalarEmbedder,
+    SelfAttention,
+    modulate,
+    normal_002,
+    sincos_2d,
+    table_init,
+    xavier,
+    zeros,
+)
+
+# Architectures by name; the number after the slash is the patch size. XL/2 is the only size the authors released.
+SIZES = {
+    "XL/2": {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 2},
+    "L/2": {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2},
+    "B/2": {"hidden_size": 768, "depth": 12, "num_heads": 12, "patch_size": 2},
+    "S/2": {"hidden_size": 384, "depth": 12, "num_heads": 6, "patch_size": 2},
+}
+
+# What the backward pass keeps of each block instead of computing it again.
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class ModelOutput(NamedTuple):
+    """eps: f32[B, N, p·p·C]; v: the variance's interpolation values of the same shape, or None when it is not
+    learned."""
+
+    eps: jax.Array
+    v: jax.Array | None
+
+
+@flax.struct.dataclass
+class BlockConditions:
+    """What every block sees beside the tokens: t [B, D], t0 [B, 6D] (adaLN-single), text [B, L, D], lengths i32[B]."""
+
+    t: jax.Array
+    t0: jax.Array | None
+    text: jax.Array | None
+    text_length: jax.Array | None
+    num_tokens: jax.Array | None
+
+
+class Block(nn.Module):
+    """One transformer block. adaLN-single adds a table to the shared modulation; full adaLN computes its own (DiT)."""
+
+    num_heads: int
+    mlp_ratio: float
+    kv_compress: int
+    qk_norm: bool
+    adaln: str
+    cross_attention: bool
+    implementation: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, residual, cond: BlockConditions):
+        """x: [B, N, D]; residual: [B, N, D] added to the block's input (ControlNet), or None. Returns (x, None) for
+        scan."""
+        features = x.shape[-1]
+        if self.adaln == "single":
+            table = self.param("scale_shift_table", table_init, (6, features), jnp.float32)
+            modulation = table + cond.t0.reshape(-1, 6, features).astype(jnp.float32)
+        else:
+            modulation = nn.Dense(6 * features, kernel_init=zeros, dtype=self.dtype, name="adaLN_modulation")(
+                nn.silu(cond.t)
+            )
+            modulation = modulation.reshape(-1, 6, features).astype(jnp.float32)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = jnp.split(modulation, 6, axis=1)
+
+        if residual is not None:
+            x = x + residual.astype(x.dtype)
+        hidden = modulate(x, shift_msa, scale_msa).astype(self.dtype)
+        hidden = SelfAttention(
+            self.num_heads, self.kv_compress, self.qk_norm, self.implementation, self.dtype, name="attn"
+        )(hidden, cond.num_tokens)
+        x = x + (gate_msa * hidden).astype(x.dtype)
+        if self.cross_attention:
+            hidden = CrossAttention(self.num_heads, self.implementation, self.dtype, name="cross_attn")(
+                x, cond.text, cond.text_length
+            )
+            x = x + hidden
+        hidden = modulate(x, shift_mlp, scale_mlp).astype(self.dtype)
+        hidden = Mlp(int(features * self.mlp_ratio), self.dtype, name="mlp")(hidden)
+        return x + (gate_mlp * hidden).astype(x.dtype), None
+
+
+class FinalLayer(nn.Module):
+    """Modulated LayerNorm and the projection to patches. adaLN-single adds the raw t (no SiLU, no linear) to both
+    rows."""
+
+    features: int
+    adaln: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, t):
+        hidden_size = x.shape[-1]
+        if self.adaln == "single":
+            table = self.param("scale_shift_table", table_init, (2, hidden_size), jnp.float32)
+            modulation = table + t[:, None, :].astype(jnp.float32)
+        else:
+            modulation = nn.Dense(2 * hidden_size, kernel_init=zeros, dtype=self.dtype, name="adaLN_modulation")(
+                nn.silu(t)
+            )
+            modulation = modulation.reshape(-1, 2, hidden_size).astype(jnp.float32)
+        shift, scale = jnp.split(modulation, 2, axis=1)
+        x = modulate(x, shift, scale).astype(self.dtype)
+        return nn.Dense(self.features, kernel_init=zeros, dtype=self.dtype, name="linear")(x)
+
+
+def patch_bias_init(fan_in: int):
+    """PyTorch's default for a convolution's bias, U(±1/√fan_in), which the reference leaves in place."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return init
+
+
+class PixArt(nn.Module):
+    """The denoiser.
+
+    Attributes:
+      hidden_size, depth, num_heads, mlp_ratio: as in a ViT.
+      patch_size, latent_channels: p and C; a token is p·p·C wide.
+      text_dim, max_text_tokens: width of the text features and rows of the null caption (120 α, 300 Σ).
+      num_classes: 0 conditions on captions by cross-attention. Above 0 there is no cross-attention and a label
+        embedding is added to the timestep's, as in DiT.
+      micro_condition: α-1024's embedding of the original image size and aspect ratio.
+      kv_compress: key/value compression ratio of each block (1 = none); empty means none anywhere.
+      qk_norm: LayerNorm over all channels of q and k before the heads are split.
+      adaln: "single" (one global MLP, a table per block) or "full" (an MLP per block, as in DiT).
+      learn_sigma: predict the variance's interpolation values next to eps.
+      remat: key of REMAT_POLICIES.
+      attention: implementation for `pixart_jax.models.attention`.
+      dtype: of matrix products and the residual stream; parameters, LayerNorm statistics and softmax are float32.
+      scan_unroll: blocks per scan iteration; `depth` removes the loop, which lets a FLOP counter see every block.
+    """
+
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    patch_size: int = 2
+    latent_channels: int = 4
+    text_dim: int = 4096
+    max_text_tokens: int = 120
+    num_classes: int = 0
+    micro_condition: bool = False
+    kv_compress: tuple[int, ...] = ()
+    qk_norm: bool = False
+    adaln: str = "single"
+    learn_sigma: bool = True
+    remat: str = "none"
+    attention: str = "xla"
+    dtype: Any = jnp.float32
+    scan_unroll: int = 1
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens,
+        t,
+        *,
+        positions,
+        num_tokens=None,
+        text=None,
+        text_length=None,
+        text_drop=None,
+        label=None,
+        image_size=None,
+        aspect_ratio=None,
+        block_residuals=None,
+    ) -> ModelOutput:
+        """Predicts the noise in `tokens` at timestep `t`.
+
+        Args:
+          tokens: f32[B, N, p·p·C], noisy; block-major when any block compresses keys and values.
+          t: f32[B] or i32[B], model timestep in [0, 999], possibly fractional.
+          positions: f32[B, N, 2], see `pixart_jax.tokens.grid_positions`.
+          num_tokens: i32[B], how many of the N are real; None when all are.
+          text: [B, L, text_dim] text features, L ≤ max_text_tokens.
+          text_length: i32[B] ≥ 1, how many of the L are real; None when all are.
+          text_drop: bool[B], True replaces the caption by the null caption (at the caption's length) or the label by
+            the unconditional class; None drops nothing.
+          label: i32[B], class label, where num_classes > 0.
+          image_size: f32[B, 2], original (height, width) in pixels; used where micro_condition is set.
+          aspect_ratio: f32[B, 1], height/width; likewise.
+          block_residuals: [depth, B, N, D] added to the blocks' inputs, or None.
+
+        Returns:
+          ModelOutput in float32; rows of padded tokens are finite and meaningless.
+        """
+        x = nn.Dense(
+            self.hidden_size,
+            kernel_init=xavier,
+            bias_init=patch_bias_init(tokens.shape[-1]),
+            dtype=self.dtype,
+            name="x_embedder",
+        )(tokens)
+        x = x + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+
+        temb = ScalarEmbedder(self.hidden_size, self.dtype, name="t_embedder")(t)
+        if self.micro_condition:
+            third = self.hidden_size // 3
+            sizes = ScalarEmbedder(third, self.dtype, name="csize_embedder")(image_size)
+            ratio = ScalarEmbedder(third, self.dtype, name="ar_embedder")(aspect_ratio)
+            temb = temb + jnp.concatenate([sizes, ratio], axis=1).reshape(-1, self.hidden_size)
+        y = None
+        if self.num_classes:
+            temb = temb + LabelEmbedder(self.num_classes, self.hidden_size, name="y_embedder")(label, text_drop).astype(
+                self.dtype
+            )
+        else:
+            y = CaptionEmbedder(self.hidden_size, self.text_dim, self.max_text_tokens, self.dtype, name="y_embedder")(
+                text, text_drop
+            )
+        t0 = None
+        if self.adaln == "single":
+            t0 = nn.Dense(6 * self.hidden_size, kernel_init=normal_002, dtype=self.dtype, name="t_block")(nn.silu(temb))
+
+        cond = BlockConditions(t=temb, t0=t0, text=y, text_length=text_length, num_tokens=num_tokens)
+        for first, length, ratio in self.segments():
+            x = self._scan_blocks(x, cond, block_residuals, first, length, ratio)
+
+        out_channels = self.latent_channels * (2 if self.learn_sigma else 1)
+        out = FinalLayer(self.patch_size**2 * out_channels, self.adaln, self.dtype, name="final_layer")(x, temb)
+        out = out.astype(jnp.float32).reshape(*out.shape[:2], self.patch_size**2, out_channels)
+        eps, *v = (part.reshape(tokens.shape) for part in jnp.split(out, out_channels // self.latent_channels, axis=-1))
+        return ModelOutput(eps, v[0] if v else None)
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(first block, number of blocks, kv ratio) of each run of equal blocks; parameters of a run are stacked."""
+        ratios = self.kv_compress or (1,) * self.depth
+        if len(ratios) != self.depth:
+            raise ValueError(f"kv_compress has {len(ratios)} entries, the model {self.depth} blocks")
+        runs = [(ratio, len(list(group))) for ratio, group in itertools.groupby(ratios)]
+        starts = itertools.accumulate((length for _, length in runs), initial=0)
+        return [(start, length, ratio) for start, (ratio, length) in zip(starts, runs, strict=False)]
+
+    def _scan_blocks(self, x, cond, block_residuals, first, length, ratio):
+        block = Block
+        if self.remat != "none":
+            # Inside a scan the loop itself already keeps XLA from merging the two forward passes.
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        residuals = None if block_residuals is None else block_residuals[first : first + length]
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast if residuals is None else 0, nn.broadcast),
+            length=length,
+            unroll=min(self.scan_unroll, length),
+        )(
+            self.num_heads,
+            self.mlp_ratio,
+            ratio,
+            self.qk_norm,
+            self.adaln,
+            not self.num_classes,
+            self.attention,
+            self.dtype,
+            name=f"blocks_{first}",
+        )
+        x, _ = stack(x, residuals, cond)
+        return x

@@ -1,0 +1,40 @@
+"""DPM-Solver++(2M) (Lu et al. 2022b) on the two time grids that PixArt users know."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pixart_jax.diffusion.schedule import DiffusionSchedule
+from pixart_jax.errors import InputError
+from pixart_jax.samplers.multistep import MultistepTable, second_order_table
+
+
+def reference_table(schedule: DiffusionSchedule, num_steps: int, *, always_lower_final: bool = True) -> MultistepTable:
+    """The PixArt repositories' grid: times evenly spaced on (0, 1], fractional model timesteps, ends at t = 1/T.
+
+    Args:
+      always_lower_final: True is Σ's solver: the last step is first-order. False is α's: only below 10 steps.
+    """
+    _check(num_steps)
+    total = schedule.num_steps
+    time = np.linspace(1.0, 1.0 / total, num_steps + 1)
+    # The noise schedule between the discrete steps is linear in log α.
+    log_alpha = np.interp(time, np.arange(1, total + 1) / total, 0.5 * np.log(schedule.alphas_cumprod))
+    alpha = np.exp(log_alpha)
+    sigma = np.sqrt(-np.expm1(2 * log_alpha))
+    lowered = {num_steps - 1} if always_lower_final or num_steps < 10 else set()
+    return second_order_table((time[:-1] - 1.0 / total) * total, alpha, sigma, lowered)
+
+
+def diffusers_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
+    """The grid of diffusers' `DPMSolverMultistepScheduler()` as shipped with PixArt: integer timesteps, ends at sigma
+    = 0."""
+    _check(num_steps)
+    t = np.linspace(0, schedule.num_steps - 1, num_steps + 1).round()[:0:-1]
+    alphas_cumprod = np.append(schedule.alphas_cumprod[t.astype(int)], 1.0)
+    return second_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), {num_steps - 1})
+
+
+def _check(num_steps: int) -> None:
+    if num_steps < 1:
+        raise InputError(f"num_steps = {num_steps}: DPM-Solver takes at least 1 step")

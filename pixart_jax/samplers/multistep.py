@@ -1,0 +1,69 @@
+"""Deterministic multistep samplers as a table of coefficients and one compiled loop.
+
+Every such solver of the diffusion ODE, given its time grid, is linear in the state and in the last two x_0
+predictions, with coefficients known before the loop starts. They are computed in float64 by numpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# (x [B, ...], t f32[B]) -> (eps, v), the shape of `pixart_jax.models.pixart.ModelOutput`.
+Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultistepTable:
+    """Per step, each f64[S]: the model timestep t, x_t = alpha·x_0 + sigma·eps, and x ← from_x·x + from_x0·x_0 +
+    from_last·(last x_0)."""
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    from_x: np.ndarray
+    from_x0: np.ndarray
+    from_last: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.t)
+
+
+def second_order_table(
+    t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, first_order_steps: set[int]
+) -> MultistepTable:
+    """DPM-Solver++(2M), midpoint form (Lu et al. 2022b, algorithm 2).
+
+    Args:
+      t: f64[S] model timesteps at which the model is evaluated.
+      alpha, sigma: f64[S + 1] at those times and at the end; the last sigma may be 0.
+      first_order_steps: steps that ignore the previous prediction; step 0 always does.
+    """
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha) - np.log(sigma)
+    step = np.diff(log_snr)
+    gain = -alpha[1:] * np.expm1(-step)
+    correction = np.zeros_like(gain)
+    for i in range(1, len(gain)):
+        if i not in first_order_steps:
+            correction[i] = gain[i] * step[i] / (2 * step[i - 1])
+    return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], gain + correction, -correction)
+
+
+def sample_multistep(denoise: Denoiser, x: jax.Array, table: MultistepTable) -> jax.Array:
+    """Runs the table's steps from noise x f32[B, ...] to x_0, as one loop whose body is compiled once."""
+    rows = {f.name: jnp.asarray(getattr(table, f.name), jnp.float32) for f in dataclasses.fields(table)}
+
+    def body(carry, row):
+        x, last = carry
+        eps = denoise(x, jnp.full(x.shape[:1], row["t"]))[0]
+        x0 = (x - row["sigma"] * eps) / row["alpha"]
+        return (row["from_x"] * x + row["from_x0"] * x0 + row["from_last"] * last, x0), None
+
+    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
+    return x
