@@ -1,0 +1,359 @@
+"""Feature shards -> batches in token space: shuffled, sharded by process, mixed, read ahead and exactly resumable.
+
+Every sample has a number in one endless global order, which depends on the sources, their weights and the seed only.
+Step k of P processes with batches of B takes the P·B samples from k·P·B on, process p those at k·P·B + p, + p + P, ...
+So the order is the same for any number of processes and of workers, and a position in it is a single integer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import ml_dtypes
+import numpy as np
+from absl import flags
+
+from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, check_shards, read_manifest
+from pixart_jax.errors import InputError
+from pixart_jax.tokens import block_order, grid_positions, patchify
+
+_TEXT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+# Batches that are made ahead, each by its own thread, in every process that reads: enough to hide a read behind a step,
+# little enough to fit in memory when a batch has hundreds of megabytes.
+_READ_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """The shapes of a batch: what the model needs of its data.
+
+    Attributes:
+      batch_size: samples per process per step.
+      num_tokens: N that every image is padded to; those of the largest bucket.
+      patch_size: latent cells per token along each side.
+      latent_channels: C of the latents.
+      position_base, position_scale: see `tokens.grid_positions`.
+      max_text_tokens: L that every caption's features are padded to.
+      text_dim: their width.
+      text_dtype: "float32" or "bfloat16".
+      num_classes: above 0 for class-conditional models, whose batches have `label` in place of the text.
+      block_ratio: above 1, tokens are laid out block-major by this ratio (`tokens.block_order`).
+      text_drop_prob: share of samples whose condition is replaced by the null embedding.
+
+    Raises:
+      InputError: a field is out of range; names it.
+    """
+
+    batch_size: int
+    num_tokens: int
+    patch_size: int
+    latent_channels: int
+    position_base: int
+    position_scale: float
+    max_text_tokens: int
+    text_dim: int
+    text_dtype: str
+    num_classes: int = 0
+    block_ratio: int = 1
+    text_drop_prob: float = 0.1
+
+    def __post_init__(self):
+        for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 1, not {getattr(self, field)!r}")
+        if not self.position_scale > 0:
+            raise InputError(f"position_scale must be positive, not {self.position_scale!r}")
+        if self.text_dtype not in _TEXT_DTYPES:
+            raise InputError(f"text_dtype must be one of {', '.join(_TEXT_DTYPES)}, not {self.text_dtype!r}")
+        if self.num_classes < 0:
+            raise InputError(f"num_classes must be 0 (text-conditional) or more, not {self.num_classes!r}")
+        if not 0 <= self.text_drop_prob <= 1:
+            raise InputError(f"text_drop_prob must lie in [0, 1], not {self.text_drop_prob!r}")
+
+
+def make_iterator(
+    sources: Sequence[tuple[str | os.PathLike, float]],
+    spec: BatchSpec,
+    *,
+    seed: int,
+    shuffle: bool = True,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless iterator over batches of a weighted mix of feature-shard directories.
+
+    Each batch is a dict of numpy arrays, B = spec.batch_size:
+      tokens        f32[B, N, p·p·C]  patchified latents times their source's latent scale, zeros after the real ones
+      positions     f32[B, N, 2]      see `tokens.grid_positions`
+      num_tokens    i32[B]            how many of the N are real
+      image_size    f32[B, 2]         original height and width in pixels
+      aspect_ratio  f32[B, 1]         height / width of the bucket
+      text_drop     bool[B]           where the model is to use its null embedding
+      text          [B, L, text_dim] of spec.text_dtype, zeros after the real tokens, and
+      text_length   i32[B]            when spec.num_classes is 0; else
+      label         i32[B]
+
+    Each epoch of a source visits every sample once, in a new order, with new posterior samples of the latents.
+    `get_state()` is a small JSON-able dict of the position after the batches given out, whatever was read ahead; it
+    also restores into an iterator with other numbers of workers or processes or another batch size. It fits Grain's
+    Orbax handler, `grain.checkpoint.CheckpointSave`. Call `close()` when done, to end the workers.
+
+    Args:
+      sources: (directory, weight) pairs; the weights' ratios are the shares of samples drawn.
+      spec: the batch.
+      seed: of the order, the posterior samples and the text drops.
+      shuffle: False reads each source in its stored order.
+      num_workers: processes that read and assemble; 0 does it in this process, in threads.
+      process_index, process_count: this process among those training together.
+
+    Raises:
+      InputError: see `check_sources`; or an argument is out of range.
+    """
+    for name, value, low in (("seed", seed, 0), ("num_workers", num_workers, 0), ("process_count", process_count, 1)):
+        if value < low:
+            raise InputError(f"{name} must be at least {low}, not {value!r}")
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process_index must lie in [0, {process_count}), not {process_index!r}")
+    manifests = check_sources(sources, spec)
+    streams = []
+    for number, (directory, _) in enumerate(sources):
+        # Grain shuffles epoch e with seed + e, so neighbouring seeds must not stay neighbours, nor sources share one.
+        order_seed, sample_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
+        stream = grain.MapDataset.source(ShardReader(directory))
+        if shuffle:
+            stream = stream.shuffle(order_seed)
+        # Before repeat, indices still count through the epochs: each visit of a sample has its own random numbers.
+        streams.append(stream.random_map(_MakeExample(manifests[number].latent_scale, spec), seed=sample_seed).repeat())
+    weights = [weight for _, weight in sources]
+    return _BatchIterator(
+        grain.MapDataset.mix(streams, weights),
+        spec.batch_size,
+        identity={
+            "seed": seed,
+            "shuffle": shuffle,
+            "sources": [[m.num_samples, w / sum(weights)] for m, w in zip(manifests, weights, strict=True)],
+        },
+        num_workers=num_workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def check_sources(sources: Sequence[tuple[str | os.PathLike, float]], spec: BatchSpec) -> list[Manifest]:
+    """Checks every source against the batch's shapes and its own files, before any work starts.
+
+    Returns:
+      the sources' manifests.
+
+    Raises:
+      InputError: names the directory, the field with both values, and the cure.
+    """
+    if not sources:
+        raise InputError("no data sources; give at least one directory of feature shards")
+    manifests = []
+    for directory, weight in sources:
+        if not (math.isfinite(weight) and weight > 0):
+            raise InputError(f"{directory}: the source's weight must be a positive number, not {weight!r}")
+        manifest = read_manifest(directory)
+        if problems := list(_mismatches(manifest, spec)):
+            raise InputError("\n".join(f"{directory}: {problem}" for problem in problems))
+        check_shards(directory, manifest)
+        manifests.append(manifest)
+    return manifests
+
+
+def _mismatches(manifest: Manifest, spec: BatchSpec) -> Iterator[str]:
+    if manifest.latent_channels != spec.latent_channels:
+        yield (
+            f"latent_channels is {manifest.latent_channels} in the data, {spec.latent_channels} in the model; "
+            f"use data encoded for this model, or a model with {manifest.latent_channels} input channels"
+        )
+    if spec.num_classes:
+        if manifest.num_classes != spec.num_classes:
+            yield (
+                f"num_classes is {manifest.num_classes} in the data, {spec.num_classes} in the model; "
+                "set the model's num_classes to the data's, or encode the data with labels"
+            )
+    else:
+        if manifest.text_dim != spec.text_dim:
+            yield (
+                f"text_dim is {manifest.text_dim} in the data (text encoder {manifest.text_encoder!r}), "
+                f"{spec.text_dim} in the model; use features of the model's text encoder, or set the model's text_dim"
+            )
+        if manifest.max_text_tokens > spec.max_text_tokens:
+            yield (
+                f"max_text_tokens is {manifest.max_text_tokens} in the data, only {spec.max_text_tokens} in the model; "
+                "raise the model's, or encode the captions again with the model's limit"
+            )
+    for bucket in manifest.buckets:
+        yield from _bucket_mismatches(bucket, manifest, spec)
+
+
+def _bucket_mismatches(bucket: tuple[int, int], manifest: Manifest, spec: BatchSpec) -> Iterator[str]:
+    name = f"the data's bucket {bucket[0]}x{bucket[1]}"
+    rows, columns = manifest.latent_grid(bucket)
+    if rows % spec.patch_size or columns % spec.patch_size:
+        yield (
+            f"patch_size is {spec.patch_size} in the model, {manifest.patch_size} in the data, and {name} has a latent "
+            f"grid of {rows}x{columns}, no multiple of the model's; use the data's, or encode the data for the model's"
+        )
+        return
+    rows, columns = rows // spec.patch_size, columns // spec.patch_size
+    if rows * columns > spec.num_tokens:
+        yield (
+            f"num_tokens is {spec.num_tokens} in the model, but {name} has {rows}x{columns} = {rows * columns} tokens; "
+            "raise the model's num_tokens (its resolution), or encode the data with smaller buckets"
+        )
+    if rows % spec.block_ratio or columns % spec.block_ratio:
+        yield (
+            f"block_ratio (key/value compression) is {spec.block_ratio} in the model, but {name} has {rows}x{columns} "
+            "tokens, not a multiple on both sides; set the model's compression ratio to 1, or encode the data with "
+            "buckets whose token rows and columns are multiples of it"
+        )
+
+
+def make_example(
+    sample: Sample, latent_scale: float, spec: BatchSpec, rng: np.random.Generator | None = None
+) -> dict[str, np.ndarray]:
+    """One sample as the arrays of `make_iterator`'s batches, without their leading batch dimension.
+
+    Args:
+      sample: as stored.
+      latent_scale: of the sample's set, from its manifest.
+      spec: the batch it is made for.
+      rng: draws the posterior sample and the text drop; None takes the posterior's mean and drops nothing.
+
+    Raises:
+      InputError: the sample does not fit the batch; names its key and the field.
+    """
+    dropped = rng is not None and rng.random() < spec.text_drop_prob
+    latents = sample.latent_mean.astype(np.float32)
+    if rng is not None and sample.latent_std is not None:
+        latents += sample.latent_std.astype(np.float32) * rng.standard_normal(latents.shape, dtype=np.float32)
+    latents *= np.float32(latent_scale)
+    grid = (latents.shape[0] // spec.patch_size, latents.shape[1] // spec.patch_size)
+    num_tokens = grid[0] * grid[1]
+    if num_tokens > spec.num_tokens:
+        raise InputError(
+            f"sample {sample.key!r}: latent_mean makes {num_tokens} tokens, num_tokens is {spec.num_tokens}"
+        )
+    tokens, positions = patchify(latents, spec.patch_size), _positions(grid, spec.position_base, spec.position_scale)
+    if spec.block_ratio > 1:
+        order = _block_order(grid, spec.block_ratio)
+        tokens, positions = tokens[order], positions[order]
+    example = {
+        "tokens": _pad(tokens, spec.num_tokens),
+        "positions": _pad(positions, spec.num_tokens),
+        "num_tokens": np.asarray(num_tokens, np.int32),
+        "image_size": np.asarray(sample.image_size, np.float32),
+        "aspect_ratio": np.asarray([sample.bucket[0] / sample.bucket[1]], np.float32),
+        "text_drop": np.asarray(dropped, np.bool_),
+    }
+    if spec.num_classes:
+        return example | {"label": np.asarray(sample.label or 0, np.int32)}
+    length = len(sample.text)
+    if length > spec.max_text_tokens:
+        raise InputError(f"sample {sample.key!r}: text has {length} tokens, max_text_tokens is {spec.max_text_tokens}")
+    text = sample.text.astype(_TEXT_DTYPES[spec.text_dtype])
+    return example | {"text": _pad(text, spec.max_text_tokens), "text_length": np.asarray(length, np.int32)}
+
+
+# A resolution has some forty buckets; beside these, the tables of a 2K image take longer to make than its noise.
+_positions = functools.lru_cache(maxsize=128)(grid_positions)
+_block_order = functools.lru_cache(maxsize=128)(block_order)
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeExample(grain.transforms.RandomMap):
+    latent_scale: float
+    spec: BatchSpec
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return make_example(element, self.latent_scale, self.spec, rng)
+
+
+class _BatchIterator(grain.DatasetIterator):
+    """Batches of this process's share of an endless global order of examples.
+
+    Grain's own states differ with the number of workers. The order does not, so one number says it all, and the reading
+    is simply started there.
+    """
+
+    def __init__(
+        self,
+        examples: grain.MapDataset,
+        batch_size: int,
+        *,
+        identity: dict[str, Any],
+        num_workers: int,
+        process_index: int,
+        process_count: int,
+    ):
+        super().__init__()
+        self._examples = examples
+        self._batch_size = batch_size
+        self._identity = identity
+        self._num_workers = num_workers
+        self._process_index = process_index
+        self._process_count = process_count
+        self._next_sample = 0
+        self._reading: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.start_prefetch()
+        batch = next(self._reading)
+        self._next_sample += self._batch_size * self._process_count
+        return batch
+
+    def start_prefetch(self) -> None:
+        self._assert_not_closed()
+        if self._reading is None:
+            if self._num_workers and not flags.FLAGS.is_parsed():
+                # Grain reads an absl flag before it starts workers, which raises outside absl's app.run (a notebook).
+                flags.FLAGS.mark_as_parsed()
+            share = self._examples[self._next_sample + self._process_index :: self._process_count]
+            # Workers take turns by whole batches, because batching happens before they are dealt out.
+            read_options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
+            batches = share.batch(self._batch_size, drop_remainder=True).to_iter_dataset(read_options)
+            self._reading = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers)))
+            self._reading.start_prefetch()
+
+    def get_state(self) -> dict[str, Any]:
+        return {"next_sample": self._next_sample, **self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for field, value in self._identity.items():
+            if state.get(field) != value:
+                raise InputError(
+                    f"the input pipeline's saved state has {field} {state.get(field)!r}, this run {value!r} (sources "
+                    "are [number of samples, share] each), so it cannot continue in the same order; restore the data "
+                    "and settings of the saved run, or start a new run from its parameters"
+                )
+        self._stop()
+        self._next_sample = state["next_sample"]
+
+    def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def __str__(self) -> str:
+        return f"BatchIterator(next_sample={self._next_sample})"

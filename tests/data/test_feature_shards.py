@@ -1,0 +1,375 @@
+"""Writer, manifest and reader of feature shards, on real files."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+from shard_cases import FIELDS, assert_samples_equal, make_sample, write_set
+
+from pixart_jax.data.feature_shards import FeatureShardWriter, ShardReader, check_shards, encode_sample, read_manifest
+from pixart_jax.errors import InputError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+# --- writer
+
+
+WIDE = np.zeros((4, 6, 4), np.float16)
+
+
+def filled(value):
+    return np.full((4, 4, 4), value, np.float16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "message"),
+    [
+        ({}, {"latent_mean": filled(np.nan)}, "'sample-0': latent_mean holds NaN"),
+        ({}, {"latent_std": filled(np.inf)}, "'sample-0': latent_std holds NaN"),
+        ({}, {"latent_std": filled(-1)}, "'sample-0': latent_std holds negative"),
+        ({}, {"text": np.full((1, 6), -np.inf, np.float32)}, "'sample-0': text holds NaN"),
+        ({}, {"text": np.full((1, 6), np.nan, BFLOAT16)}, "'sample-0': text holds NaN"),
+        ({}, {"latent_std": None}, "'sample-0': latent_std needs an array"),
+        ({"latent_kind": "plain"}, {}, "'sample-0': latent_std must be None"),
+        ({}, {"latent_mean": WIDE, "latent_std": WIDE}, r"'sample-0': latent_mean has shape \(4, 6, 4\)"),
+        ({}, {"bucket": (32, 36)}, "'sample-0': bucket .* multiple of .* 16 pixels"),
+        ({"patch_size": 4, "downsample": 16}, {}, "'sample-0': bucket .* multiple of .* 64 pixels"),
+        ({"latent_channels": 3}, {}, "'sample-0': latent_mean has shape"),
+        ({"text_dim": 7}, {}, "'sample-0': text has width 6, the set's text_dim is 7"),
+        ({}, {"text": np.zeros((6, 6), np.float32)}, "'sample-0': text has 6 tokens, .* is 5"),
+        ({}, {"label": 0}, "'sample-0': label is 0, but the set has num_classes 0"),
+        ({"num_classes": 3}, {}, "'sample-0': label is None"),
+        ({"num_classes": 3}, {"label": 3}, "'sample-0': label is 3"),
+    ],
+)
+def test_writer_refuses_what_contradicts_the_set(tmp_path, fields, changes, message):
+    with pytest.raises(InputError, match=message):
+        write_set(tmp_path / "set", [make_sample(0, **changes)], **fields)
+    assert not list(tmp_path.iterdir())
+
+
+def test_writer_refuses_a_repeated_key(tmp_path):
+    with pytest.raises(InputError, match="'sample-0': key was written before"):
+        write_set(tmp_path / "set", [make_sample(0), make_sample(1), make_sample(0)])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("latent_channels", 0),
+        ("latent_scale", 0.0),
+        ("latent_scale", float("nan")),
+        ("latent_kind", "mean"),
+        ("downsample", 0),
+        ("patch_size", 0),
+        ("autoencoder", ""),
+        ("text_encoder", ""),
+        ("text_dim", 0),
+        ("max_text_tokens", 0),
+        ("num_classes", -1),
+        ("records_per_shard", 0),
+    ],
+)
+def test_writer_checks_its_fields_first(tmp_path, field, value):
+    with pytest.raises(InputError, match=f"^{field} must"):
+        FeatureShardWriter(tmp_path / "set", **(FIELDS | {field: value}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_writer_leaves_an_existing_target_alone(tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        FeatureShardWriter(tmp_path / "set", **FIELDS)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_target_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    with pytest.raises(InputError, match="exists already"), FeatureShardWriter(tmp_path / "set", **FIELDS) as writer:
+        writer.write(make_sample(0))
+        (tmp_path / "set").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert not list((tmp_path / "set").iterdir())
+
+
+def test_exception_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), FeatureShardWriter(tmp_path / "set", **FIELDS) as writer:
+        writer.write(make_sample(0))
+        assert not (tmp_path / "set").exists()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_set_is_not_published(tmp_path):
+    with pytest.raises(InputError, match="no sample was written"), FeatureShardWriter(tmp_path / "set", **FIELDS):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_extra_files_come_along(tmp_path):
+    with FeatureShardWriter(tmp_path / "deep" / "set", **FIELDS) as writer:
+        writer.write(make_sample(0))
+        (writer.path / "tokenizer").mkdir()
+        (writer.path / "tokenizer" / "vocabulary.txt").write_text("a")
+    assert (tmp_path / "deep" / "set" / "tokenizer" / "vocabulary.txt").read_text() == "a"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["set"]
+
+
+KILLED_WRITER = """
+import sys, time
+from shard_cases import FIELDS, make_sample
+from pixart_jax.data.feature_shards import FeatureShardWriter
+with FeatureShardWriter(sys.argv[1], records_per_shard=2, **FIELDS) as writer:
+    for i in range(5):
+        writer.write(make_sample(i))
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_killed_writer_leaves_no_target_and_the_next_one_succeeds(tmp_path):
+    paths = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "set")],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    try:
+        assert process.stdout.readline() == b"written\n"
+        with pytest.raises(InputError, match="being written by another process"):
+            write_set(tmp_path / "set", 3)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert [path.name for path in tmp_path.iterdir()] == [".set.incomplete"]
+    write_set(tmp_path / "set", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert len(ShardReader(tmp_path / "set")) == 3
+
+
+# --- manifest
+
+
+def test_manifest_says_what_was_written(tmp_path):
+    samples = [make_sample(i, bucket=(32, 32) if i % 3 else (16, 64), label=i) for i in range(10)]
+    write_set(tmp_path / "set", samples, num_classes=10)
+    manifest = read_manifest(tmp_path / "set")
+    for field, value in FIELDS.items():
+        assert getattr(manifest, field) == value
+    assert (manifest.format_version, manifest.num_classes, manifest.num_samples) == (1, 10, 10)
+    assert [shard.num_records for shard in manifest.shards] == [4, 4, 2]
+    for shard in manifest.shards:
+        assert (tmp_path / "set" / shard.file).stat().st_size == shard.num_bytes
+    assert manifest.bucket_histogram == {"16x64": 4, "32x32": 6}
+    assert manifest.buckets == {(16, 64): 4, (32, 32): 6}
+    assert len(list((tmp_path / "set").iterdir())) == 4
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere does not exist.*tools\.make_quickstart_data"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_empty_directory(tmp_path):
+    with pytest.raises(InputError, match=r"is empty.*tools\.make_quickstart_data"):
+        read_manifest(tmp_path)
+
+
+def test_directory_without_manifest(tmp_path):
+    (tmp_path / "picture.jpg").touch()
+    with pytest.raises(InputError, match=r"has no manifest\.json.*tools\.make_quickstart_data"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.pop("text_dim"), "field text_dim is missing"),
+        (lambda raw: raw.update(surprise=1), "field surprise is unknown"),
+        (lambda raw: raw.update(format_version=2), "format_version is 2, this code reads 1"),
+        (lambda raw: raw.pop("format_version"), "format_version is None"),
+        (lambda raw: raw.update(text_dim="6"), "field text_dim must be of type int"),
+        (lambda raw: raw.update(text_dim=True), "field text_dim must be of type int"),
+        (lambda raw: raw.update(latent_scale="big"), "field latent_scale must be of type float"),
+        (lambda raw: raw.update(latent_kind="odd"), "latent_kind must be one of"),
+        (lambda raw: raw.update(shards=3), "field shards must be a list"),
+        (lambda raw: raw.update(shards=[3]), r"shards\[0\] must be an object"),
+        (lambda raw: raw["shards"][1].pop("num_bytes"), r"shards\[1\]: field num_bytes is missing"),
+        (lambda raw: raw["shards"][1].update(x=1), r"shards\[1\]: field x is unknown"),
+        (lambda raw: raw["shards"][0].update(file="../x"), "plain file name"),
+        (lambda raw: raw["shards"].pop(), "num_samples is 6, but the records of shards add up to 4"),
+        (lambda raw: raw.update(bucket_histogram=[]), "bucket_histogram must be an object"),
+        (lambda raw: raw.update(bucket_histogram={"32": 6}), "bucket_histogram must map"),
+        (lambda raw: raw.update(bucket_histogram={"32x32": 5}), "counts of bucket_histogram add up to 5"),
+        (lambda raw: raw.update(bucket_histogram={"32x40": 6}), "bucket 32x40 is no multiple .* 16 pixels"),
+        (lambda raw: raw.update(num_samples=0, shards=[], bucket_histogram={}), "holds no samples"),
+    ],
+)
+def test_broken_manifest(tmp_path, change, message):
+    path = write_set(tmp_path / "set", 6) / "manifest.json"
+    raw = json.loads(path.read_text())
+    change(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=message) as caught:
+        read_manifest(tmp_path / "set")
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_manifest_that_is_no_json_object(tmp_path, text):
+    path = write_set(tmp_path / "set", 1) / "manifest.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="JSON"):
+        read_manifest(tmp_path / "set")
+
+
+# --- shards
+
+
+def shard_path(directory, number):
+    return directory / read_manifest(directory).shards[number].file
+
+
+def check(directory):
+    check_shards(directory, read_manifest(directory))
+
+
+def test_whole_shards_pass(tmp_path):
+    check(write_set(tmp_path / "set", 10))
+
+
+def test_missing_shard(tmp_path):
+    directory = write_set(tmp_path / "set", 10)
+    shard_path(directory, 1).unlink()
+    with pytest.raises(InputError, match=r"shard-00001.array_record is missing; it holds samples 4 to 7"):
+        check(directory)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_truncated_shard(tmp_path, keep):
+    directory = write_set(tmp_path / "set", 10)
+    size = shard_path(directory, 2).stat().st_size
+    os.truncate(shard_path(directory, 2), int(size * keep))
+    with pytest.raises(InputError) as caught:
+        check(directory)
+    message = str(caught.value)
+    assert (
+        f"shard-00002.array_record is truncated: it has {int(size * keep)} bytes, the manifest says {size}" in message
+    )
+    assert "samples 8 to 9 of the set (records 0 to 1 of the file)" in message
+    assert "Copy" in message
+
+
+def test_every_bad_shard_is_named(tmp_path):
+    directory = write_set(tmp_path / "set", 10)
+    shard_path(directory, 0).unlink()
+    with shard_path(directory, 2).open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"(?s)shard-00000.*shard-00002.*not the file the manifest describes"):
+        check(directory)
+
+
+def test_shard_of_the_right_size_without_its_footer(tmp_path):
+    directory = write_set(tmp_path / "set", 10)
+    path = shard_path(directory, 1)
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    os.truncate(path, size)
+    with pytest.raises(InputError, match=r"shard-00001\.array_record is damaged"):
+        check(directory)
+
+
+def test_shard_of_another_set(tmp_path):
+    directory = write_set(tmp_path / "set", 8)
+    raw = json.loads((directory / "manifest.json").read_text())
+    raw["shards"][0]["num_records"], raw["shards"][1]["num_records"] = 3, 5
+    (directory / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(InputError, match="opens with 4 records, the manifest says 3"):
+        check(directory)
+
+
+# --- reader
+
+
+def test_reader_returns_every_sample(tmp_path):
+    samples = [make_sample(i, bucket=(32, 16 * (1 + i % 3))) for i in range(10)]
+    reader = ShardReader(write_set(tmp_path / "set", samples))
+    assert len(reader) == 10
+    for index in [9, 0, 4, 3, 8, 1, 2, 5, 6, 7]:
+        assert_samples_equal(reader[index], samples[index])
+    assert_samples_equal(reader[np.int64(5)], samples[5])
+    for index in (-1, 10):
+        with pytest.raises(IndexError):
+            reader[index]
+
+
+def test_plain_latents_and_bfloat16_text(tmp_path):
+    sample = make_sample(1, latent_std=None, text=np.ones((2, 6), BFLOAT16))
+    reader = ShardReader(write_set(tmp_path / "set", [sample], latent_kind="plain"))
+    assert_samples_equal(reader[0], sample)
+
+
+def test_reader_pickles_small_and_reads_again(tmp_path):
+    reader = ShardReader(write_set(tmp_path / "set", 10))
+    before = len(pickle.dumps(reader))
+    assert_samples_equal(reader[7], make_sample(7))
+    pickled = pickle.dumps(reader)
+    assert len(pickled) == before
+    assert_samples_equal(pickle.loads(pickled)[7], make_sample(7))
+    assert repr(reader) == repr(pickle.loads(pickled)) == f"ShardReader({str(tmp_path / 'set')!r})"
+
+
+def test_flipped_bits_in_a_shard_name_file_and_record(tmp_path):
+    directory = write_set(tmp_path / "set", 10)
+    path = shard_path(directory, 1)
+    stored = make_sample(6).latent_mean.tobytes()
+    data = bytearray(path.read_bytes())
+    data[data.index(stored) + 5] ^= 1
+    path.write_bytes(data)
+    check(directory)
+    reader = ShardReader(directory)
+    with pytest.raises(InputError, match=r"shard-00001.array_record: record 2 \(sample 6 of the set\) cannot be read"):
+        reader[6]
+    for index in (5, 7, 0):
+        assert_samples_equal(reader[index], make_sample(index))
+
+
+def test_foreign_record_in_a_whole_file_names_file_and_record(tmp_path):
+    directory = write_set(tmp_path / "set", 2)
+    path = shard_path(directory, 0)
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in (encode_sample(make_sample(0)), encode_sample(make_sample(1))[:-1]):
+        writer.write(record)
+    writer.close()
+    reader = ShardReader(directory)
+    assert_samples_equal(reader[0], make_sample(0))
+    with pytest.raises(InputError, match=r"shard-00000.array_record: record 1 .*checksum"):
+        reader[1]
+
+
+def test_shard_that_vanishes_while_reading(tmp_path):
+    directory = write_set(tmp_path / "set", 10)
+    reader = ShardReader(directory)
+    shard_path(directory, 2).unlink()
+    with pytest.raises(InputError, match=r"shard-00002\.array_record: record 1"):
+        reader[9]
+
+
+def test_reading_needs_no_jax(tmp_path):
+    code = (
+        "import sys; from pixart_jax.data.feature_shards import ShardReader; "
+        f"ShardReader({str(write_set(tmp_path / 'set', 1))!r})[0]; "
+        "print([m for m in ('jax', 'flax', 'tensorflow', 'torch') if m in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

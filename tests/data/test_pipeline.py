@@ -1,0 +1,389 @@
+"""The input pipeline, on real shards: contents of batches, order, sharding by process, mixing, resume, workers."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from shard_cases import SPEC, make_sample, spec_with, write_set
+
+from pixart_jax.data.feature_shards import read_manifest
+from pixart_jax.data.pipeline import make_example, make_iterator
+from pixart_jax.errors import InputError
+from pixart_jax.tokens import grid_positions, patchify
+
+
+def batches(sources, count, spec=SPEC, *, state=None, seed=0, **options):
+    """The first batches (from a saved state on)."""
+    if not isinstance(sources, list):
+        sources = [(sources, 1.0)]
+    with contextlib.closing(make_iterator(sources, spec, seed=seed, **options)) as iterator:
+        if state is not None:
+            iterator.set_state(state)
+        return [next(iterator) for _ in range(count)]
+
+
+def ids(batch):
+    """Numbers of the samples in a batch: see `make_sample`."""
+    return [int(height) - 1 for height in batch["image_size"][:, 0]]
+
+
+def assert_batches_equal(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for name in x:
+            assert x[name].dtype == y[name].dtype
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+
+
+# --- contents
+
+
+def test_batch_shapes_and_dtypes(thirteen):
+    (batch,) = batches(thirteen, 1, spec_with(text_dtype="bfloat16"))
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "tokens": ((4, 8, 16), "float32"),
+        "positions": ((4, 8, 2), "float32"),
+        "num_tokens": ((4,), "int32"),
+        "text": ((4, 5, 6), "bfloat16"),
+        "text_length": ((4,), "int32"),
+        "text_drop": ((4,), "bool"),
+        "image_size": ((4, 2), "float32"),
+        "aspect_ratio": ((4, 1), "float32"),
+    }
+
+
+def test_mixed_aspect_ratios_in_one_batch(tmp_path):
+    buckets = [(32, 32), (16, 64), (64, 32), (16, 16)]
+    samples = [make_sample(i, bucket=bucket, latent_std=None) for i, bucket in enumerate(buckets)]
+    directory = write_set(tmp_path / "set", samples, latent_kind="plain", latent_scale=0.25)
+    (batch,) = batches(directory, 1, spec_with(position_base=4, position_scale=2.0), shuffle=False)
+    assert ids(batch) == [0, 1, 2, 3]
+    for i, (sample, (height, width)) in enumerate(zip(samples, buckets, strict=True)):
+        grid = height // 16, width // 16
+        n = grid[0] * grid[1]
+        assert batch["num_tokens"][i] == n
+        latents = sample.latent_mean.astype(np.float32) * np.float32(0.25)
+        np.testing.assert_array_equal(batch["tokens"][i, :n], patchify(latents, 2))
+        np.testing.assert_array_equal(batch["positions"][i, :n], grid_positions(grid, 4, 2.0))
+        assert not batch["tokens"][i, n:].any() and not batch["positions"][i, n:].any()
+        assert batch["aspect_ratio"][i, 0] == np.float32(height / width)
+        np.testing.assert_array_equal(batch["image_size"][i], [i + 1, 100])
+        length = len(sample.text)
+        assert batch["text_length"][i] == length
+        np.testing.assert_array_equal(batch["text"][i, :length], sample.text)
+        assert not batch["text"][i, length:].any()
+
+
+def test_block_major_order(tmp_path):
+    grids = [(4, 2), (2, 4)]
+    samples = [make_sample(i, bucket=(16 * h, 16 * w), latent_std=None) for i, (h, w) in enumerate(grids)]
+    directory = write_set(tmp_path / "set", samples, latent_kind="plain")
+    spec = spec_with(batch_size=2, position_base=4)
+    (row_major,) = batches(directory, 1, spec, shuffle=False)
+    (block_major,) = batches(directory, 1, dataclasses.replace(spec, block_ratio=2), shuffle=False)
+    for i, grid in enumerate(grids):
+        for name in ("tokens", "positions"):
+            rows = row_major[name][i].reshape(*grid, -1)
+            first, last = rows[:2, :2].reshape(4, -1), rows[-2:, -2:].reshape(4, -1)
+            np.testing.assert_array_equal(block_major[name][i], np.concatenate([first, last]))
+
+
+def test_class_conditional_batch_has_labels_and_no_text(tmp_path):
+    directory = write_set(tmp_path / "set", [make_sample(i, label=i % 3) for i in range(6)], num_classes=3)
+    (batch,) = batches(directory, 1, spec_with(num_classes=3, text_dim=77, max_text_tokens=1))
+    assert batch.keys() == {
+        *("tokens", "positions", "num_tokens", "text_drop", "image_size", "aspect_ratio", "label"),
+    }
+    assert batch["label"].dtype == np.int32
+    assert batch["label"].tolist() == [i % 3 for i in ids(batch)]
+    (batch,) = batches(directory, 1)  # a text-conditional model may read labelled data
+    assert "label" not in batch
+
+
+def test_text_is_cast(tmp_path):
+    text = np.full((2, 6), 1.0 + 2**-7, ml_dtypes.bfloat16)
+    directory = write_set(tmp_path / "set", [make_sample(0, text=text)])
+    (batch,) = batches(directory, 1)
+    assert batch["text"].dtype == np.float32 and (batch["text"][:, :2] == 1.0 + 2**-7).all()
+
+
+def test_latents_are_drawn_from_their_posterior(tmp_path):
+    sample = make_sample(0, bucket=(128, 128))
+    directory = write_set(tmp_path / "set", [sample], latent_scale=0.5)
+    spec = spec_with(num_tokens=64, batch_size=10)
+    tokens = np.concatenate([batch["tokens"] for batch in batches(directory, 2, spec)])
+    mean, std = (patchify(a.astype(np.float32), 2) for a in (sample.latent_mean, sample.latent_std))
+    z = (tokens / 0.5 - mean) / std
+    assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03  # 20,480 draws: five standard errors
+    correlation = np.corrcoef(z.reshape(20, -1)) - np.eye(20)
+    assert abs(correlation).max() < 0.2
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_text_drop_rate(thirteen, probability):
+    spec = spec_with(batch_size=500, text_drop_prob=probability)
+    drops = [batch["text_drop"] for batch in batches(thirteen, 4, spec, shuffle=False)]
+    tolerance = 5 * np.sqrt(probability * (1 - probability) / 2000)
+    assert abs(np.mean(drops) - probability) <= tolerance
+
+
+def test_text_drop_prob_leaves_the_latents_alone(thirteen):
+    (a,), (b,) = (batches(thirteen, 1, spec_with(text_drop_prob=p)) for p in (0.0, 1.0))
+    np.testing.assert_array_equal(a["tokens"], b["tokens"])
+
+
+def test_example_without_random_numbers_is_the_mean():
+    sample = make_sample(3)
+    example = make_example(sample, 0.5, spec_with(text_drop_prob=1.0))
+    np.testing.assert_array_equal(example["tokens"][:4], patchify(sample.latent_mean.astype(np.float32), 2) * 0.5)
+    assert not example["text_drop"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"num_tokens": 3}, "'sample-4': latent_mean makes 4 tokens"), ({"max_text_tokens": 4}, "'sample-4': text has 5")],
+)
+def test_example_that_does_not_fit(changes, message):
+    with pytest.raises(InputError, match=message):
+        make_example(make_sample(4), 0.5, spec_with(**changes))
+
+
+# --- order
+
+
+def test_every_epoch_has_each_sample_once_in_a_new_order(thirteen):
+    epochs = [ids(batch) for batch in batches(thirteen, 5, spec_with(batch_size=13))]
+    assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_each_epoch_draws_new_latents(thirteen):
+    first, second = batches(thirteen, 2, spec_with(batch_size=13))
+    first, second = (b["tokens"][np.argsort(ids(b))] for b in (first, second))
+    assert all(np.abs(x - y).max() > 0.1 for x, y in zip(first, second, strict=True))
+
+
+def test_without_shuffle_the_stored_order(thirteen):
+    assert [ids(batch) for batch in batches(thirteen, 4, shuffle=False)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+        [12, 0, 1, 2],
+    ]
+
+
+def test_seeds(thirteen):
+    spec = spec_with(batch_size=13)
+    one, again, two = (batches(thirteen, 3, spec, seed=seed) for seed in (1, 1, 2))
+    assert_batches_equal(one, again)
+    orders = {tuple(ids(batch)) for batch in one + two}
+    assert len(orders) == 6  # in particular, seed 1's second epoch is not seed 2's first
+
+
+def test_equal_sources_have_orders_and_draws_of_their_own(tmp_path):
+    a, b = (write_set(tmp_path / name, 8) for name in "ab")
+    (batch,) = batches([(a, 1.0), (b, 1.0)], 1, spec_with(batch_size=16))
+    order, tokens = ids(batch), batch["tokens"]
+    assert sorted(order[::2]) == sorted(order[1::2]) == list(range(8))
+    assert order[::2] != order[1::2]
+    same = [np.abs(tokens[2 * order[::2].index(i)] - tokens[1 + 2 * order[1::2].index(i)]).max() for i in range(8)]
+    assert min(same) > 0.1
+
+
+def test_fewer_samples_than_a_batch(tmp_path):
+    directory = write_set(tmp_path / "set", 1)
+    assert [ids(batch) for batch in batches(directory, 2, process_index=1, process_count=2)] == [[0] * 4] * 2
+
+
+@pytest.mark.parametrize("process_count", [2, 4, 8])
+def test_processes_share_the_same_global_batches(tmp_path, process_count):
+    directory = write_set(tmp_path / "set", 20)
+    whole = batches(directory, 6, spec_with(batch_size=8))
+    spec = spec_with(batch_size=8 // process_count)
+    shares = [batches(directory, 6, spec, process_index=i, process_count=process_count) for i in range(process_count)]
+    for step, batch in enumerate(whole):
+        joined = {name: np.concatenate([share[step][name] for share in shares]) for name in batch}
+        assert_batches_equal(*([sort_by_tokens(b)] for b in (joined, batch)))
+        if step < 2:  # within the first epoch
+            assert len(set(ids(joined))) == 8
+
+
+def sort_by_tokens(batch):
+    order = np.argsort(batch["tokens"][:, 0, 0])
+    return {name: array[order] for name, array in batch.items()}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 3.0), (0.7, 0.3), (5.0, 5.0)])
+def test_mix_follows_the_weights(tmp_path, weights):
+    few = write_set(tmp_path / "few", 3, latent_scale=1.0)
+    many = write_set(tmp_path / "many", [make_sample(100 + i) for i in range(7)], latent_scale=2.0)
+    sources = [(few, weights[0]), (many, weights[1])]
+    counts = collections.Counter()
+    for batch in batches(sources, 4, spec_with(batch_size=100), shuffle=False):
+        for number in ids(batch):
+            counts[number] += 1
+    share = sum(count for number, count in counts.items() if number < 100)
+    assert abs(share - 400 * weights[0] / sum(weights)) <= 2
+    for members in (range(3), range(100, 107)):  # every sample of a source equally often
+        drawn = [counts[i] for i in members]
+        assert max(drawn) - min(drawn) <= 1
+
+
+def test_each_source_has_its_own_latent_scale(tmp_path):
+    samples = [make_sample(0, latent_std=None)]
+    one, two = (
+        write_set(tmp_path / str(scale), samples, latent_kind="plain", latent_scale=scale) for scale in (1.0, 2.0)
+    )
+    (batch,) = batches([(one, 1.0), (two, 1.0)], 1, spec_with(batch_size=2))
+    np.testing.assert_array_equal(batch["tokens"][0] * 2, batch["tokens"][1])
+
+
+# --- resume and workers
+
+
+def test_resume_in_this_process(thirteen):
+    sources = [(thirteen, 1.0)]
+    whole = batches(thirteen, 12)
+    with contextlib.closing(make_iterator(sources, SPEC, seed=0)) as iterator:
+        states = [iterator.get_state()]
+        for _ in whole:
+            next(iterator)
+            states.append(iterator.get_state())
+    for stop in (0, 1, 3, 4, 10):
+        state = json.loads(json.dumps(states[stop]))
+        assert_batches_equal(batches(thirteen, 12 - stop, state=state), whole[stop:])
+
+
+def test_workers_give_the_same_batches_and_resume(thirteen):
+    whole = batches(thirteen, 9)
+    with contextlib.closing(make_iterator([(thirteen, 1.0)], SPEC, seed=0, num_workers=2)) as iterator:
+        assert_batches_equal([next(iterator) for _ in range(3)], whole[:3])
+        state = json.loads(json.dumps(iterator.get_state()))
+        assert_batches_equal([next(iterator) for _ in range(2)], whole[3:5])
+        iterator.set_state(state)  # back, in the same iterator
+        assert iterator.get_state() == state
+        assert_batches_equal([next(iterator) for _ in range(4)], whole[3:7])
+        later = iterator.get_state()
+    assert_batches_equal(batches(thirteen, 2, state=later, num_workers=2), whole[7:])  # in a new one
+    assert_batches_equal(batches(thirteen, 2, state=later), whole[7:])  # in one without workers
+
+
+def test_resume_with_other_processes_and_batch_size(thirteen):
+    samples = [i for batch in batches(thirteen, 10) for i in ids(batch)]
+    with contextlib.closing(make_iterator([(thirteen, 1.0)], SPEC, seed=0)) as iterator:
+        for _ in range(3):
+            next(iterator)
+        state = iterator.get_state()
+    spec = spec_with(batch_size=2)
+    shares = [batches(thirteen, 4, spec, state=state, process_index=i, process_count=2) for i in range(2)]
+    drawn = [ids(share[step])[i] for step in range(4) for i in range(2) for share in shares]
+    assert drawn == samples[12 : 12 + 16]
+    for i in range(2):  # and back: two processes save one state, which a single one can take up
+        with contextlib.closing(
+            make_iterator([(thirteen, 1.0)], spec, seed=0, process_index=i, process_count=2)
+        ) as iterator:
+            for _ in range(3):
+                next(iterator)
+            assert iterator.get_state() == state
+    larger = batches(thirteen, 2, spec_with(batch_size=14), state=state)
+    assert ids(larger[0]) + ids(larger[1]) == samples[12:40]
+
+
+def test_state_of_another_run_is_refused(thirteen, tmp_path):
+    other = write_set(tmp_path / "other", 5)
+    sources = [(thirteen, 1.0), (other, 2.0)]
+    with contextlib.closing(make_iterator(sources, SPEC, seed=0)) as iterator:
+        state = iterator.get_state()
+    for field, options in {
+        "seed": {"seed": 1},
+        "shuffle": {"shuffle": False},
+        "sources": {"sources": [(thirteen, 1.0), (other, 1.0)]},
+        "sources ": {"sources": [(thirteen, 1.0)]},
+    }.items():
+        with pytest.raises(InputError, match=f"saved state has {field.strip()} .*start a new run"):
+            batches(**({"sources": sources, "count": 1, "state": state} | options))
+    scaled = [(thirteen, 10.0), (other, 20.0)]  # the same shares
+    assert_batches_equal(batches(scaled, 1, state=state), batches(sources, 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_state_goes_through_orbax(thirteen, tmp_path, num_workers):
+    import grain
+    import orbax.checkpoint as ocp
+
+    whole = batches(thirteen, 5)
+    sources = [(thirteen, 1.0)]
+    with (
+        ocp.CheckpointManager(tmp_path / "checkpoints") as manager,
+        contextlib.closing(make_iterator(sources, SPEC, seed=0, num_workers=num_workers)) as iterator,
+    ):
+        for _ in range(3):
+            next(iterator)
+        params = {"w": np.arange(3.0)}
+        manager.save(
+            3,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(params), data=grain.checkpoint.CheckpointSave(iterator)
+            ),
+        )
+        next(iterator)
+        manager.wait_until_finished()
+    with (
+        ocp.CheckpointManager(tmp_path / "checkpoints") as manager,
+        contextlib.closing(make_iterator(sources, SPEC, seed=0, num_workers=num_workers)) as iterator,
+    ):
+        restored = manager.restore(
+            3,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(params), data=grain.checkpoint.CheckpointRestore(iterator)
+            ),
+        )
+        assert restored["data"] is iterator
+        np.testing.assert_array_equal(restored["state"]["w"], params["w"])
+        assert_batches_equal([next(iterator) for _ in range(2)], whole[3:])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_record_stops_the_iterator_and_is_named(thirteen, num_workers):
+    path = thirteen / read_manifest(thirteen).shards[1].file
+    data = bytearray(path.read_bytes())
+    data[data.index(make_sample(6).latent_mean.tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"shard-00001\.array_record: record 2 \(sample 6"):
+        batches(thirteen, 5, num_workers=num_workers)
+
+
+def test_closed_iterator(thirteen):
+    iterator = make_iterator([(thirteen, 1.0)], SPEC, seed=0)
+    next(iterator)
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+def test_large_batches_of_workers_survive_the_iterator(tmp_path):
+    """Grain hands large arrays over in shared memory, which must live as long as the arrays do."""
+    directory = write_set(tmp_path / "set", [make_sample(i, bucket=(256, 256)) for i in range(4)])
+    spec = spec_with(num_tokens=256, batch_size=16)
+    with contextlib.closing(make_iterator([(directory, 1.0)], spec, seed=0, num_workers=1)) as iterator:
+        kept = [next(iterator) for _ in range(2)]
+    assert_batches_equal(kept, batches(directory, 2, spec))
+
+
+def test_pipeline_imports_no_framework_of_its_own():
+    """Grain itself imports jax; nothing else may slow worker processes down."""
+    code = (
+        "import sys, pixart_jax.data.pipeline; print([m for m in ('flax', 'tensorflow', 'torch') if m in sys.modules])"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
