@@ -1,0 +1,40 @@
+"""A small PixArt learns to draw emoji from their Unicode names, on two CPU cores.
+
+Data: python -m tools.make_quickstart_data --out data/quickstart
+Run:  python -m pixart_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from pixart_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+
+    config.model.update(
+        {
+            "hidden_size": 192,
+            "depth": 6,
+            "num_heads": 6,
+            "latent_channels": 12,
+            "resolution": 64,
+            "text_dim": 128,
+            "max_text_tokens": 12,
+        }
+    )
+    config.data.sources = "data/quickstart"
+    config.data.batch_size = 32
+    config.optimizer.update(
+        {
+            "learning_rate": 1e-3,
+            "schedule": "cosine",
+            "warmup_steps": 200,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "grad_clip": 1.0,
+        }
+    )
+    config.train.update(
+        {"num_steps": 5000, "ema_decay": 0.995, "log_every": 100, "checkpoint_every": 500, "keep_checkpoints": 2}
+    )
+    config.sample.update({"every": 1000, "num_images": 64, "guidance_scale": 3.0, "retrieval_captions": 64})
+    return config

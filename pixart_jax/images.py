@@ -1,0 +1,195 @@
+"""Pictures for people: grids, captions under tiles, false colours for latents, loss curves, PNG files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from pixart_jax.errors import InputError
+
+_FONT_SIZE = 11
+_LINE_HEIGHT = 13
+_ELLIPSIS = "..."  # three full stops: Pillow's built-in bitmap font has no … sign
+
+
+def to_uint8(images) -> np.ndarray:
+    """Rounds images f32[...] in [-1, 1] to uint8[...] in [0, 255]; what lies outside is clipped, NaN becomes black."""
+    levels = np.rint((np.asarray(images, np.float32) + 1.0) * 127.5)
+    return np.nan_to_num(np.clip(levels, 0.0, 255.0)).astype(np.uint8)
+
+
+def image_grid(images, columns: int, padding: int = 2) -> np.ndarray:
+    """Lays uint8[n, H, W, 3] out row by row on white, `padding` pixels around and between; empty places stay white.
+
+    Returns:
+      uint8[rows·(H+padding)+padding, columns·(W+padding)+padding, 3].
+
+    Raises:
+      InputError: wrong shape or dtype, or no images or columns.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise InputError(f"image_grid takes uint8[n, H, W, 3] with n >= 1, got {images.dtype}{list(images.shape)}")
+    if columns < 1 or padding < 0:
+        raise InputError(f"image_grid needs columns >= 1 and padding >= 0, got {columns} and {padding}")
+    count, height, width, _ = images.shape
+    pitch = (height + padding, width + padding)
+    grid = np.full((-(-count // columns) * pitch[0] + padding, columns * pitch[1] + padding, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * pitch[0] + padding, index % columns * pitch[1] + padding
+        grid[top : top + height, left : left + width] = image
+    return grid
+
+
+def labelled_grid(
+    entries: Sequence[tuple[np.ndarray, str]], columns: int = 1, padding: int = 4, caption_lines: int = 2
+) -> np.ndarray:
+    """A grid of entries: tiles side by side (say real and generated), their caption centred below.
+
+    Args:
+      entries: (tiles uint8[k, H, W, 3], caption) pairs, all tiles of one shape; a single uint8[H, W, 3] is one tile.
+      columns: entries in one row of the grid.
+      padding: white pixels around and between.
+      caption_lines: the most lines of a caption; words wrap, and what is left over ends in an ellipsis.
+
+    Returns:
+      uint8[height, width, 3].
+
+    Raises:
+      InputError: no entries, or tiles of different shapes.
+    """
+    all_tiles = [np.asarray(tiles) for tiles, _ in entries]
+    all_tiles = [tiles[None] if tiles.ndim == 3 else tiles for tiles in all_tiles]
+    if not all_tiles or any(tiles.shape != all_tiles[0].shape for tiles in all_tiles):
+        shapes = sorted({tiles.shape for tiles in all_tiles})
+        raise InputError(f"labelled_grid needs at least one entry, and tiles all of one shape; got shapes {shapes}")
+    font = ImageFont.load_default(_FONT_SIZE)
+    framed = []
+    for tiles, (_, caption) in zip(all_tiles, entries, strict=True):
+        row = image_grid(tiles, columns=len(tiles), padding=padding // 2)
+        lines = wrap_caption(caption, row.shape[1], font.getlength, caption_lines)
+        label = Image.new("RGB", (row.shape[1], caption_lines * _LINE_HEIGHT), "white")
+        draw = ImageDraw.Draw(label)
+        for number, line in enumerate(lines):
+            left = (row.shape[1] - font.getlength(line)) / 2
+            draw.text((max(left, 0), number * _LINE_HEIGHT), line, font=font, fill="black")
+        framed.append(np.concatenate([row, np.asarray(label)]))
+    return image_grid(np.stack(framed), columns, padding)
+
+
+def wrap_caption(caption: str, width: float, measure: Callable[[str], float], max_lines: int) -> list[str]:
+    """Breaks `caption` into at most `max_lines` lines no wider than `width` as `measure(line)` says.
+
+    A word too wide for a line of its own, and the last line when words are left over, end in an ellipsis.
+    """
+    lines: list[str] = []
+    words = caption.split()
+    while words:
+        line = words.pop(0)
+        while words and measure(f"{line} {words[0]}") <= width:
+            line = f"{line} {words.pop(0)}"
+        left_over = bool(words) and len(lines) == max_lines - 1
+        if left_over or measure(line) > width:
+            while line and measure(line + _ELLIPSIS) > width:
+                line = line[:-1]
+            line = line.rstrip() + _ELLIPSIS
+        lines.append(line)
+        if len(lines) == max_lines:
+            break
+    return lines
+
+
+def false_colour(latents) -> np.ndarray:
+    """Latents f32[n, h, w, C] as pictures f32[n, h, w, 3] in [-1, 1]: channels 0, 1, 2 as red, green, blue.
+
+    Each channel is centred and spans two and a half standard deviations of the whole batch either way, so that pictures
+    of one batch compare. With fewer than three channels the last one is repeated.
+    """
+    latents = np.asarray(latents, np.float32)
+    channels = latents[..., [min(channel, latents.shape[-1] - 1) for channel in range(3)]]
+    mean, std = channels.mean(axis=(0, 1, 2)), channels.std(axis=(0, 1, 2))
+    return np.clip((channels - mean) / np.maximum(2.5 * std, 1e-6), -1.0, 1.0)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """Writes uint8[H, W, 3] as PNG, creating the folder; a reader sees the whole file or none.
+
+    Args:
+      path: file to write.
+      image: the pixels.
+      text: PNG text chunks by keyword (latin-1, 1 to 79 characters), such as the prompt and the seed.
+
+    Raises:
+      InputError: wrong shape or dtype.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+        raise InputError(f"save_png takes uint8[H, W, 3], got {image.dtype}{list(image.shape)}; see to_uint8")
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_text(keyword, value)
+    _write_atomically(path, lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=chunks))
+
+
+def loss_curve_png(
+    path: str | os.PathLike, steps: Sequence[int], losses_by_name: Mapping[str, Sequence[float]], smoothing: int = 1
+) -> None:
+    """Draws losses against training steps, logarithmic where all are positive.
+
+    Args:
+      path: PNG file to write, atomically.
+      steps: n step numbers.
+      losses_by_name: n losses for each name; the names make the legend.
+      smoothing: width, in points, of the trailing mean drawn over the faint raw curve; 1 draws the raw curve alone.
+
+    Raises:
+      InputError: no points, or a curve whose length is not that of `steps`.
+    """
+    # Only this function needs matplotlib, and importing it takes about a second. Figure without pyplot keeps no global
+    # state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lengths = {name: len(values) for name, values in losses_by_name.items()}
+    if not len(steps) or not lengths or any(length != len(steps) for length in lengths.values()) or smoothing < 1:
+        raise InputError(
+            f"loss_curve_png needs steps, as many losses as steps and smoothing >= 1; got {len(steps)} steps, losses "
+            f"{lengths}, smoothing {smoothing}"
+        )
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, values) in enumerate(losses_by_name.items()):
+        colour = f"C{number}"
+        if smoothing > 1:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, trailing_mean(values, smoothing), color=colour, linewidth=1.5, label=name)
+    if all(np.min(values) > 0 for values in losses_by_name.values()):
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _write_atomically(path, FigureCanvasAgg(figure).print_png)
+
+
+def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean of each value and up to width − 1 before it: f64[n]. The first points average what there is."""
+    values = np.asarray(values, np.float64)
+    total = np.convolve(values, np.ones(width))[: len(values)]
+    return total / np.minimum(np.arange(1, len(values) + 1), width)
+
+
+def _write_atomically(path: str | os.PathLike, write: Callable) -> None:
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

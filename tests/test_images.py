@@ -1,0 +1,225 @@
+"""Grids, captions, false colours, PNG files and loss curves."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixart_jax.errors import InputError
+from pixart_jax.images import (
+    false_colour,
+    image_grid,
+    labelled_grid,
+    loss_curve_png,
+    save_png,
+    to_uint8,
+    trailing_mean,
+    wrap_caption,
+)
+
+
+def colours(count, height=8, width=12):
+    """Tiles of one colour each, none of them white."""
+    values = np.arange(1, count + 1, dtype=np.uint8)[:, None, None, None] * 20
+    return np.broadcast_to(values, (count, height, width, 3)).copy()
+
+
+@pytest.mark.filterwarnings("error")
+def test_to_uint8():
+    values = np.array([-9.0, -1.0, 0.0, 1.0, 9.0, np.nan, np.inf, -np.inf], np.float32)
+    assert to_uint8(values).tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(levels.astype(np.float32) / 127.5 - 1), levels)
+
+
+def test_image_grid_places_tiles_row_by_row():
+    tiles = colours(5)
+    grid = image_grid(tiles, columns=3, padding=2)
+    assert grid.shape == (2 * 10 + 2, 3 * 14 + 2, 3) and grid.dtype == np.uint8
+    np.testing.assert_array_equal(grid[2:10, 2:14], tiles[0])
+    np.testing.assert_array_equal(grid[2:10, 30:42], tiles[2])
+    np.testing.assert_array_equal(grid[12:20, 16:28], tiles[4])
+    assert (grid[12:20, 30:42] == 255).all() and (grid[:2] == 255).all() and (grid[:, 14:16] == 255).all()
+    # Everything that is not a tile is white.
+    assert (grid != 255).sum() == tiles.size
+
+
+def test_image_grid_without_padding_is_a_reshape():
+    tiles = np.random.default_rng(0).integers(0, 255, (6, 4, 5, 3)).astype(np.uint8)
+    expected = tiles.reshape(2, 3, 4, 5, 3).transpose(0, 2, 1, 3, 4).reshape(8, 15, 3)
+    np.testing.assert_array_equal(image_grid(tiles, columns=3, padding=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "columns"), [(colours(2).astype(np.float32), 1), (colours(2)[0], 1), (colours(0), 1), (colours(2), 0)]
+)
+def test_image_grid_refuses(images, columns):
+    with pytest.raises(InputError, match="image_grid"):
+        image_grid(images, columns)
+
+
+def test_labelled_grid_keeps_tiles_and_draws_captions():
+    tiles = colours(4, 32, 40)
+    entries = [(tiles[:2], "red apple"), (tiles[2:], "")]
+    grid = labelled_grid(entries, columns=2, padding=4)
+    entry_width = 2 * 42 + 2
+    assert grid.shape[1] == 2 * (entry_width + 4) + 4
+    np.testing.assert_array_equal(grid[6:38, 6:46], tiles[0])
+    np.testing.assert_array_equal(grid[6:38, 48:88], tiles[1])
+    np.testing.assert_array_equal(grid[6:38, entry_width + 8 + 2 :][:, :40], tiles[2])
+    below = grid[40:]
+    ink = np.nonzero((below[:, : entry_width + 4] < 100).any(axis=2))[1]
+    assert len(ink) > 30 and abs(np.mean([ink.min(), ink.max()]) - (4 + entry_width / 2)) < 4  # centred
+    assert (below[:, entry_width + 8 :] == 255).all()  # the empty caption's absence
+
+
+def test_labelled_grid_takes_single_tiles_and_long_captions():
+    tile = colours(1, 32, 40)[0]
+    short, long = (labelled_grid([(tile, caption)]) for caption in ("apple", "apple " * 40))
+    assert short.shape == long.shape
+    assert (long < 100).sum() > (short < 100).sum() > (labelled_grid([(tile, "")]) < 100).sum()
+
+
+def test_labelled_grid_refuses_mixed_tiles():
+    with pytest.raises(InputError, match="one shape"):
+        labelled_grid([(colours(2), "a"), (colours(1), "b")])
+    with pytest.raises(InputError, match="at least one"):
+        labelled_grid([])
+
+
+@pytest.mark.parametrize(
+    ("caption", "lines"),
+    [
+        ("", []),
+        ("red apple", ["red apple"]),
+        ("smiling face with eyes", ["smiling", "face with", "eyes"]),
+        ("one two three four five six", ["one two", "three four", "five six"]),
+        ("one two three four five six seven", ["one two", "three four", "five si..."]),
+        ("extraterrestrial alien", ["extrate...", "alien"]),
+    ],
+)
+def test_wrap_caption(caption, lines):
+    assert wrap_caption(caption, width=10, measure=len, max_lines=3) == lines
+    assert all(len(line) <= 10 for line in lines)
+
+
+def test_false_colour():
+    latents = np.random.default_rng(0).normal([5.0, -3.0, 0.0, 99.0], [2.0, 0.1, 1.0, 9.0], (4, 16, 16, 4))
+    colour = false_colour(latents)
+    assert colour.shape == (4, 16, 16, 3) and colour.dtype == np.float32
+    assert np.abs(colour).max() == 1.0  # some values lie beyond 2.5 standard deviations
+    np.testing.assert_allclose(colour.mean(axis=(0, 1, 2)), 0, atol=0.02)
+    np.testing.assert_allclose(colour.std(axis=(0, 1, 2)), 0.4, atol=0.02)
+    changed = latents.copy()
+    changed[..., 3] = 0
+    np.testing.assert_array_equal(false_colour(changed), colour)
+
+
+def test_false_colour_of_few_channels_and_of_a_constant():
+    grey = false_colour(np.random.default_rng(0).normal(size=(2, 4, 4, 1)))
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    assert not false_colour(np.full((1, 4, 4, 3), 7.0)).any()
+
+
+def test_save_png_round_trip_with_text(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    path = tmp_path / "new" / "picture.png"
+    save_png(path, image, {"prompt": "a blue ♥", "seed": "3"})
+    with Image.open(path) as opened:
+        assert opened.text == {"prompt": "a blue ♥", "seed": "3"}
+        np.testing.assert_array_equal(np.asarray(opened), image)
+    assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
+
+
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    save_png(path, colours(1)[0])
+    before = path.read_bytes()
+
+    def broken(self, file, **options):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(path, colours(2)[1])
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), colours(2)])
+def test_save_png_refuses(tmp_path, image):
+    with pytest.raises(InputError, match="to_uint8"):
+        save_png(tmp_path / "picture.png", image)
+    assert not list(tmp_path.iterdir())
+
+
+def test_trailing_mean():
+    np.testing.assert_allclose(trailing_mean([4, 2, 6, 8], 2), [4, 3, 4, 7])
+    np.testing.assert_allclose(trailing_mean([4, 2, 6], 100), [4, 3, 4])
+    np.testing.assert_allclose(trailing_mean([4, 2, 6], 1), [4, 2, 6])
+
+
+def curve_pixels(tmp_path, **arguments):
+    path = tmp_path / "curve.png"
+    loss_curve_png(path, **arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+def test_loss_curve_draws_what_it_is_given(tmp_path):
+    steps = np.arange(50)
+    falling, rising = np.exp(-steps / 10), np.exp(steps / 10)
+    pictures = [
+        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling}),
+        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": rising}),
+        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling}, smoothing=10),
+        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling, "vlb": rising}),
+        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling - 0.5}),  # negative: a linear axis
+    ]
+    assert all(picture.shape == (450, 800, 3) for picture in pictures)
+    for number, picture in enumerate(pictures):
+        assert all(not np.array_equal(picture, other) for other in pictures[:number])
+
+
+def pixels_of(picture, colour):
+    return np.all(np.abs(picture.astype(int) - colour) < 12, axis=2)
+
+
+def test_loss_curve_axis_is_logarithmic_where_it_can_be(tmp_path):
+    blue = (31, 119, 180)
+    steps = np.arange(200)
+    losses = np.exp(-steps / 40)
+    bend = {}
+    for name, values in (("log", losses), ("linear", losses - 0.2)):
+        curve = pixels_of(curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": values}), blue)
+        curve[:60, 600:] = False  # the legend's sample of the line
+        columns = np.nonzero(curve.any(axis=0))[0]
+        first, middle, last = (
+            np.nonzero(curve[:, column])[0].mean()
+            for column in (columns[0], (columns[0] + columns[-1]) // 2, columns[-1])
+        )
+        bend[name] = abs(middle - (first + last) / 2)
+    assert bend["log"] < 5 < 50 < bend["linear"]  # an exponential is straight on a logarithmic axis alone
+
+
+def test_loss_curve_keeps_the_raw_curve_faintly(tmp_path):
+    losses = np.random.default_rng(0).uniform(1, 2, 50)
+    faint = (199, 221, 236)  # a quarter of the line's blue over white
+    raw, smoothed = (
+        curve_pixels(tmp_path, steps=np.arange(50), losses_by_name={"mse": losses}, smoothing=n) for n in (1, 10)
+    )
+    assert pixels_of(smoothed, faint).sum() > pixels_of(raw, faint).sum() + 500
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"steps": [], "losses_by_name": {"mse": []}},
+        {"steps": [1, 2], "losses_by_name": {"mse": [1.0]}},
+        {"steps": [1], "losses_by_name": {}},
+        {"steps": [1], "losses_by_name": {"mse": [1.0]}, "smoothing": 0},
+    ],
+)
+def test_loss_curve_refuses(tmp_path, arguments):
+    with pytest.raises(InputError, match="loss_curve_png"):
+        loss_curve_png(tmp_path / "curve.png", **arguments)

@@ -1,0 +1,180 @@
+"""Benchmarks. Each prints one JSON line per figure and runs on any device.
+
+    python -m tools.bench --what=train --config=configs/quickstart.py [--config.model.depth=12 ...] [--steps=20]
+
+Imports only jax, flax, optax, einops, numpy and this package's core, so that it runs on an accelerator image as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixart_jax.config import (
+    build_model,
+    check_batch,
+    check_config,
+    flatten,
+    optimizer_spec,
+    position_base,
+    read_config_file,
+    unknown_key_error,
+)
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.errors import InputError
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.optimizers import build_optimizer
+from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.tokens import block_order, grid_positions
+from pixart_jax.train_state import abstract_state, create_state
+from pixart_jax.train_step import make_train_step
+
+
+def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of random numbers with the shapes and dtypes of the config's real one; every image is the square."""
+    rng = np.random.default_rng(seed)
+    model, base, batch = build_model(config), position_base(config), config.data.batch_size
+    order = block_order((base, base), config.model.kv_compress_ratio)
+    side = float(config.model.resolution)
+    out = {
+        "tokens": rng.standard_normal((batch, base**2, model.patch_size**2 * model.latent_channels), dtype=np.float32),
+        "positions": np.tile(grid_positions((base, base), base, config.model.position_scale)[order], (batch, 1, 1)),
+        "num_tokens": np.full(batch, base**2, np.int32),
+        "image_size": np.full((batch, 2), side, np.float32),
+        "aspect_ratio": np.ones((batch, 1), np.float32),
+        "text_drop": rng.random(batch) < config.data.text_drop_prob,
+    }
+    if model.num_classes:
+        return out | {"label": rng.integers(model.num_classes, size=batch).astype(np.int32)}
+    text = rng.standard_normal((batch, model.max_text_tokens, model.text_dim), dtype=np.float32)
+    return out | {
+        "text": text.astype(jnp.float32 if config.dtype == "float32" else jnp.bfloat16),
+        "text_length": rng.integers(1, model.max_text_tokens + 1, batch).astype(np.int32),
+    }
+
+
+def bench_train(config, steps: int) -> dict:
+    """The training step that `pixart_jax.train` compiles, on a synthetic batch already on the devices.
+
+    FLOPs are those of the model's forward and backward pass, counted by XLA on the step with its loops unrolled and
+    nothing
+    recomputed: rematerialisation costs time but does not count as work.
+    """
+    check_config(config)
+    check_batch(config, jax.device_count())
+    mesh = make_mesh(config.mesh.fsdp)
+    model, schedule = build_model(config), linear_schedule()
+    tx = build_optimizer(optimizer_spec(config))
+    host_batch = synthetic_batch(config)
+    shapes = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=batch_sharding(mesh))
+        for name, value in host_batch.items()
+    }
+    abstract = abstract_state(model, tx, mesh)
+
+    def lower(model, accumulation_steps):
+        step = make_train_step(
+            diffusion_loss(model.apply, schedule, snr=config.train.snr_loss),
+            tx,
+            seed=config.seed,
+            ema_decay=config.train.ema_decay,
+            accumulation_steps=accumulation_steps,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(abstract, shapes)
+
+    flops = lower(model.clone(scan_unroll=model.depth, remat="none"), 1).cost_analysis()["flops"]
+    lowered = lower(model, config.train.accumulation_steps)
+    begin = time.perf_counter()
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - begin
+
+    state = create_state(model, tx, mesh, config.seed)
+    batch = put_batch(host_batch, mesh)
+    for _ in range(2):  # The first calls allocate.
+        state, metrics = compiled(state, batch)
+    jax.block_until_ready(state)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        state, metrics = compiled(state, batch)
+    loss = float(metrics["loss"])
+    jax.block_until_ready(state)
+    seconds = (time.perf_counter() - begin) / steps
+    memory = compiled.memory_analysis()
+    return {
+        "images_per_second": config.data.batch_size / seconds,
+        "seconds_per_step": seconds,
+        "model_flops_per_step": flops,
+        "model_flops_per_second": flops / seconds,
+        "compile_seconds": compile_seconds,
+        # Per device, from the compiler; absent where it does not say.
+        "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
+        "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
+        "batch_size": config.data.batch_size,
+        "tokens": position_base(config) ** 2,
+        "steps": steps,
+        "loss": loss,
+    }
+
+
+BENCHMARKS = {"train": bench_train}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--what", choices=BENCHMARKS, required=True)
+    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    args, rest = parser.parse_known_args(argv)
+    try:
+        config = read_config_file(args.config)
+        if args.steps < 1:
+            raise InputError(f"--steps={args.steps}: must be at least 1")
+        for setting in rest:
+            override(config, setting)
+        figures = BENCHMARKS[args.what](config, args.steps)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    device = jax.devices()[0]
+    where = {"device": device.device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
+    print(json.dumps({"what": args.what, "config": args.config, "overrides": rest, **figures, **where}))
+    return 0
+
+
+def override(config, setting: str) -> None:
+    """Applies one --config.key=value; the value must have the type that the key has."""
+    name, separator, text = setting.partition("=")
+    key = name.removeprefix("--config.")
+    if key == name or not separator:
+        raise InputError(f"what is {setting!r}? Settings are changed by --config.key=value")
+    known = flatten(config)
+    if key not in known:
+        raise unknown_key_error(key, config)
+    value = text
+    if not isinstance(known[key], str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if isinstance(known[key], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(known[key]):
+            raise InputError(f"config.{key} = {text!r}: must be of type {type(known[key]).__name__}")
+    *sections, last = key.split(".")
+    node = config
+    for section in sections:
+        node = node[section]
+    node[last] = value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
