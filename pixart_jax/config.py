@@ -1,0 +1,303 @@
+"""Every setting of a run with its default, the checks on them, and the typed objects they describe.
+
+A file in configs/ starts from `default_config()` and changes what is its own; `--config.key=value` changes it again.
+This module needs only the core's imports, so that a benchmark can read configs on a machine without ml_collections.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+
+import jax.numpy as jnp
+
+from pixart_jax.errors import InputError
+from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
+from pixart_jax.optimizers import SCHEDULES, OptimizerSpec
+from pixart_jax.samplers import SAMPLERS
+
+try:
+    from ml_collections import ConfigDict
+except ImportError:  # Accelerator images often lack it; a config file needs no more than attributes.
+
+    class ConfigDict(dict):  # type: ignore[no-redef]
+        """Nested dict with attribute access."""
+
+        def __init__(self, values):
+            super().__init__({k: ConfigDict(v) if isinstance(v, dict) else v for k, v in values.items()})
+
+        def __getattr__(self, key):
+            try:
+                return self[key]
+            except KeyError as error:
+                raise AttributeError(key) from error
+
+        def __setattr__(self, key, value):
+            if key not in self:
+                raise AttributeError(f"unknown config key {key}")
+            self[key] = value
+
+        def lock(self):
+            return self
+
+
+# Pixels per latent cell of every autoencoder PixArt has used.
+DOWNSAMPLE = 8
+
+
+def default_config() -> ConfigDict:
+    """All keys and their defaults; locked, so that a misspelt key is an error."""
+    config = ConfigDict(
+        {
+            # Of parameters, data order and noise; two runs with the same seed are bit-identical on the same machine.
+            "seed": 0,
+            # Of matrix products: "bfloat16" on accelerators, "float32" on CPU.
+            "dtype": "float32",
+            "model": {
+                # A key of models.pixart.SIZES; the four fields below it override the size where they are not 0.
+                "size": "XL/2",
+                "hidden_size": 0,
+                "depth": 0,
+                "num_heads": 0,
+                "patch_size": 0,
+                "latent_channels": 4,
+                # Pixels along one side of the resolution's square: fixes the number of tokens and the base of
+                # positions.
+                "resolution": 256,
+                # `lewei_scale` / `pe_interpolation` of the reference (spec §1.7).
+                "position_scale": 1.0,
+                "text_dim": 4096,
+                # 120 for α, 300 for Σ.
+                "max_text_tokens": 120,
+                # Above 0: class-conditional, for stage 1.
+                "num_classes": 0,
+                # α-1024's embedding of image size and aspect ratio.
+                "micro_condition": False,
+                # Σ's key/value compression: ratio, and the first block that has it.
+                "kv_compress_ratio": 1,
+                "kv_compress_from": 14,
+                "qk_norm": False,
+                # "single", or "full" for DiT and the paper's ablation.
+                "adaln": "single",
+                "learn_sigma": True,
+                # What the backward pass recomputes: a key of models.pixart.REMAT_POLICIES.
+                "remat": "none",
+                # "xla", or "cudnn" on NVIDIA GPUs in bfloat16.
+                "attention": "xla",
+            },
+            "data": {
+                # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT".
+                "sources": "",
+                # Global: over all devices and processes.
+                "batch_size": 256,
+                # Processes that read and assemble batches; 0 does it in threads of this one.
+                "num_workers": 0,
+                # Share of captions (or labels) replaced by the null embedding, for guidance.
+                "text_drop_prob": 0.1,
+            },
+            "optimizer": {
+                "learning_rate": 2e-5,
+                # "constant" or "cosine" after the warm-up, both counted in optimizer steps.
+                "schedule": "constant",
+                "warmup_steps": 1000,
+                "b1": 0.9,
+                "b2": 0.999,
+                # The reference's AdamW.
+                "eps": 1e-10,
+                "weight_decay": 0.03,
+                # Largest global gradient norm.
+                "grad_clip": 0.01,
+            },
+            "train": {
+                "num_steps": 100_000,
+                # Microbatches that one optimizer step is summed over.
+                "accumulation_steps": 1,
+                "ema_decay": 0.9999,
+                # The reference's `snr_loss`; no config it ships sets it.
+                "snr_loss": False,
+                "log_every": 100,
+                "checkpoint_every": 1000,
+                "keep_checkpoints": 2,
+            },
+            "mesh": {
+                # Devices that parameters and optimizer state are sharded over; the rest of the devices only split the
+                # batch.
+                "fsdp": 1,
+            },
+            "sample": {
+                # Steps between sample grids; 0 draws none.
+                "every": 5000,
+                "num_images": 16,
+                "sampler": "dpm-solver",
+                "num_steps": 20,
+                "guidance_scale": 4.5,
+                # Captions that the end of the run measures retrieval@1 over, for data sets small enough to know by
+                # heart; 0 skips it.
+                "retrieval_captions": 0,
+            },
+        }
+    )
+    config.lock()
+    return config
+
+
+def read_config_file(path: str) -> ConfigDict:
+    """The ConfigDict of a config file.
+
+    Raises:
+      InputError: no such file, or it sets a key that does not exist.
+    """
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--config={path}: no such file; see configs/")
+    module_spec = importlib.util.spec_from_file_location("run_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    try:
+        return module.get_config()
+    except AttributeError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config that a run recorded.
+
+    Raises:
+      InputError: no run has started there.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: {workdir} is not the workdir of a run")
+    return ConfigDict(json.loads(path.read_text()))
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+    """{"model.depth": 28, ...}: every key of a config by its dotted name."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return flat
+
+
+def unknown_key_error(key: str, config: ConfigDict) -> InputError:
+    """The error for a dotted key that is not in the config, with the nearest that is."""
+    known = list(flatten(config))
+    # Compare last parts as well: `lr` under the wrong section should still find its home.
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+        name for name in known if name.split(".")[-1] == key.split(".")[-1]
+    ]
+    hint = f"did you mean config.{near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return InputError(f"unknown config key config.{key}; {hint}")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises InputError for the first setting that cannot work; names the key, the value and the cure."""
+
+    def require(ok: bool, key: str, cure: str) -> None:
+        if not ok:
+            raise InputError(f"config.{key} = {flatten(config)[key]!r}: {cure}")
+
+    for key, choices in {
+        "dtype": ("float32", "bfloat16", "float16"),
+        "model.size": SIZES,
+        "model.adaln": ("single", "full"),
+        "model.remat": REMAT_POLICIES,
+        "model.attention": ("xla", "cudnn"),
+        "optimizer.schedule": SCHEDULES,
+        "sample.sampler": SAMPLERS,
+    }.items():
+        require(flatten(config)[key] in choices, key, f"must be one of {', '.join(choices)}")
+    for key in (
+        "data.batch_size", "train.num_steps", "train.accumulation_steps", "train.log_every", "train.checkpoint_every",
+        "train.keep_checkpoints", "model.latent_channels", "model.text_dim", "model.max_text_tokens",
+        "sample.num_images", "sample.num_steps", "model.kv_compress_ratio",
+    ):  # fmt: skip
+        require(flatten(config)[key] >= 1, key, "must be at least 1")
+    for key in ("data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps", "seed"):
+        require(flatten(config)[key] >= 0, key, "must not be negative")
+    for key in ("optimizer.learning_rate", "optimizer.grad_clip", "model.position_scale"):
+        require(flatten(config)[key] > 0, key, "must be positive")
+    for key in ("data.text_drop_prob", "train.ema_decay"):
+        require(0 <= flatten(config)[key] <= 1, key, "must lie in [0, 1]")
+    model = architecture(config)
+    hidden, heads, patch = (model[name] for name in ("hidden_size", "num_heads", "patch_size"))
+    require(hidden % heads == 0, "model.hidden_size", f"must be a multiple of the {heads} heads")
+    require(hidden % 4 == 0, "model.hidden_size", "must be a multiple of 4 for the 2-D position table")
+    require(
+        not config.model.micro_condition or hidden % 3 == 0,
+        "model.hidden_size",
+        "must be a multiple of 3 with micro_condition, which splits it between height, width and aspect ratio",
+    )
+    require(
+        config.model.resolution > 0 and config.model.resolution % (DOWNSAMPLE * patch) == 0,
+        "model.resolution",
+        f"must be a multiple of {DOWNSAMPLE * patch} pixels, the side of one token",
+    )
+    require(
+        (config.model.resolution // (DOWNSAMPLE * patch)) % config.model.kv_compress_ratio == 0,
+        "model.kv_compress_ratio",
+        f"must divide the {config.model.resolution // (DOWNSAMPLE * patch)} tokens along a side",
+    )
+    require(
+        config.sample.sampler != "iddpm" or config.model.learn_sigma,
+        "sample.sampler",
+        "needs the learned variance: set config.model.learn_sigma=True or another sampler",
+    )
+
+
+def architecture(config: ConfigDict) -> dict[str, int]:
+    """hidden_size, depth, num_heads and patch_size: those of the named size, with the config's own where it sets
+    them."""
+    return {name: config.model[name] or value for name, value in SIZES[config.model.size].items()}
+
+
+def build_model(config: ConfigDict) -> PixArt:
+    """The model a config describes."""
+    fields = architecture(config)
+    ratio, first = config.model.kv_compress_ratio, config.model.kv_compress_from
+    return PixArt(
+        **fields,
+        latent_channels=config.model.latent_channels,
+        text_dim=config.model.text_dim,
+        max_text_tokens=config.model.max_text_tokens,
+        num_classes=config.model.num_classes,
+        micro_condition=config.model.micro_condition,
+        kv_compress=tuple(ratio if i >= first else 1 for i in range(fields["depth"])) if ratio > 1 else (),
+        qk_norm=config.model.qk_norm,
+        adaln=config.model.adaln,
+        learn_sigma=config.model.learn_sigma,
+        remat=config.model.remat,
+        attention=config.model.attention,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def position_base(config: ConfigDict) -> int:
+    """Tokens along one side of the resolution's square; its square is the padded sequence length N."""
+    return config.model.resolution // (DOWNSAMPLE * architecture(config)["patch_size"])
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """The optimizer a config describes."""
+    return OptimizerSpec(**config.optimizer, num_steps=config.train.num_steps)
+
+
+def check_batch(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:
+    """Raises InputError unless devices, processes and accumulation steps split the global batch evenly."""
+    unit = math.lcm(num_devices, num_processes) * config.train.accumulation_steps
+    batch = config.data.batch_size
+    if batch % unit:
+        low = batch // unit * unit
+        near = f"{low} or {low + unit}" if low else f"{unit}"
+        raise InputError(
+            f"config.data.batch_size = {batch} cannot be split over {num_devices} device(s) in "
+            f"{config.train.accumulation_steps} accumulation step(s); the nearest that can: {near}"
+        )
+    if num_devices % config.mesh.fsdp:
+        raise InputError(
+            f"config.mesh.fsdp = {config.mesh.fsdp} must divide the number of devices, {num_devices}"
+            if config.mesh.fsdp > 0
+            else f"config.mesh.fsdp = {config.mesh.fsdp} must be at least 1"
+        )

@@ -1,0 +1,189 @@
+"""From conditions to pictures: the compiled sampling program, and the library call around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixart_jax.assembly import parse_sources
+from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.config import DOWNSAMPLE, build_model, load_config, position_base
+from pixart_jax.data.feature_shards import read_manifest
+from pixart_jax.diffusion.schedule import DiffusionSchedule, linear_schedule
+from pixart_jax.errors import InputError
+from pixart_jax.features import load_autoencoder, load_text_encoder
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import build_sampler
+from pixart_jax.samplers.guidance import guide, null_branch
+from pixart_jax.samplers.iddpm import per_sample_noise
+from pixart_jax.sharding import make_mesh
+from pixart_jax.tokens import block_order, grid_positions, unpatchify
+from pixart_jax.train_state import abstract_params
+
+# (params, conditions, keys [B], guidance_scale) -> tokens f32[B, N, p·p·C]
+SampleFn = Callable[[Any, dict[str, jax.Array], jax.Array, float], jax.Array]
+
+
+def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num_steps: int) -> SampleFn:
+    """The sampling program: one compilation per batch shape serves all prompts, seeds, guidance scales and aspect
+    ratios.
+
+    A picture depends on its own key only, not on the batch it is drawn in. `conditions` are the model's keyword
+    arguments, with `text_drop` False; `guidance_scale` is a traced scalar.
+    """
+    run = build_sampler(sampler, schedule, num_steps)
+    token_dim = model.patch_size**2 * model.latent_channels
+
+    def sample(params, conditions, keys, guidance_scale):
+        shape = (conditions["positions"].shape[1], token_dim)
+        start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        x = jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys)
+
+        def denoise(x, t, conditions):
+            return model.apply({"params": params}, x, t, **conditions)
+
+        denoiser = guide(denoise, conditions, null_branch(conditions), guidance_scale)
+        return run(denoiser, x, per_sample_noise(step_keys, shape))
+
+    return jax.jit(sample)
+
+
+def image_keys(seed: int, count: int) -> jax.Array:
+    """One key per picture; the first n are the same whatever `count` is."""
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
+
+
+def tokens_to_latents(
+    tokens: np.ndarray, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1
+) -> np.ndarray:
+    """One picture's tokens f32[N, p·p·C], padding included, back to unscaled latents f32[h, w, C]."""
+    tokens = np.asarray(tokens[: grid[0] * grid[1]], np.float32)
+    if block_ratio > 1:
+        tokens = tokens[np.argsort(block_order(grid, block_ratio))]
+    return unpatchify(tokens, grid, patch_size) / latent_scale
+
+
+def sample_in_batches(
+    sample_fn: SampleFn, params, conditions: dict[str, np.ndarray], keys, guidance_scale: float, batch_size: int
+) -> np.ndarray:
+    """Runs `sample_fn` over any number of pictures with one batch shape; the last batch is filled up and cut.
+
+    Args:
+      conditions: arrays of leading axis n.
+      keys: [n].
+
+    Returns:
+      tokens f32[n, N, p·p·C].
+    """
+    count = len(keys)
+    rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
+    parts = [
+        np.asarray(
+            sample_fn(params, {name: value[row] for name, value in conditions.items()}, keys[row], guidance_scale)
+        )
+        for row in rows
+    ]
+    return np.concatenate(parts)[:count]
+
+
+def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Conditions of several pictures side by side: everything of `data.pipeline.make_example` but the tokens."""
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToImage:
+    """Prompts to pictures with a trained model, its text encoder and its autoencoder.
+
+    Attributes:
+      position_base, position_scale: see `tokens.grid_positions`.
+      latent_scale: what latents were multiplied by in training.
+      text_encoder: has encode(prompts) -> (text [B, L, text_dim], length i32[B]).
+      autoencoder: has decode(latents [B, h, w, C]) -> pictures [B, H, W, 3] in [-1, 1].
+    """
+
+    model: PixArt
+    params: Any
+    position_base: int
+    position_scale: float
+    latent_scale: float
+    text_encoder: Any
+    autoencoder: Any
+
+    @classmethod
+    def from_workdir(cls, workdir: str, *, ema: bool = True) -> TextToImage:
+        """The newest checkpoint of a training run, with the encoders of its (first) data set.
+
+        Raises:
+          InputError: not a run, no checkpoint yet, a class-conditional model, or the data set is gone.
+        """
+        config = load_config(workdir)
+        model = build_model(config)
+        if model.num_classes:
+            raise InputError(f"{workdir}: the model knows {model.num_classes} classes and no captions")
+        directory = parse_sources(config.data.sources)[0][0]
+        manifest = read_manifest(directory)
+        checkpoints = Checkpoints(workdir, read_only=True)
+        return cls(
+            model=model,
+            params=checkpoints.restore_params(abstract_params(model, make_mesh(config.mesh.fsdp)), ema=ema),
+            position_base=position_base(config),
+            position_scale=config.model.position_scale,
+            latent_scale=manifest.latent_scale,
+            text_encoder=load_text_encoder(directory, manifest),
+            autoencoder=load_autoencoder(directory, manifest),
+        )
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance_scale: float = 4.5,
+        sampler: str = "dpm-solver",
+        num_steps: int = 20,
+        batch_size: int = 16,
+    ) -> np.ndarray:
+        """Draws one square picture per prompt: f32[n, H, W, 3] in [-1, 1].
+
+        The same seed and place in `prompts` give the same noise, whatever the batch size.
+
+        Raises:
+          InputError: unknown sampler or a number of steps it cannot take.
+        """
+        grid = (self.position_base, self.position_base)
+        block_ratio = max(self.model.kv_compress, default=1)
+        positions = grid_positions(grid, self.position_base, self.position_scale)[block_order(grid, block_ratio)]
+        count, side = len(prompts), self.position_base * self.model.patch_size * DOWNSAMPLE
+        text, text_length = self.text_encoder.encode(prompts)
+        conditions = {
+            "positions": np.tile(positions, (count, 1, 1)),
+            "num_tokens": np.full(count, len(positions), np.int32),
+            "text": text,
+            "text_length": text_length,
+            "text_drop": np.zeros(count, bool),
+            "image_size": np.full((count, 2), side, np.float32),
+            "aspect_ratio": np.ones((count, 1), np.float32),
+        }
+        tokens = sample_in_batches(
+            self._sample_fn(sampler, num_steps),
+            self.params,
+            conditions,
+            image_keys(seed, count),
+            guidance_scale,
+            min(batch_size, count),
+        )
+        latents = [
+            tokens_to_latents(row, grid, self.model.patch_size, self.latent_scale, block_ratio) for row in tokens
+        ]
+        return np.asarray(self.autoencoder.decode(np.stack(latents)))
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
+    def _sample_fn(self, sampler: str, num_steps: int) -> SampleFn:
+        return make_sample_fn(self.model, linear_schedule(), sampler, num_steps)

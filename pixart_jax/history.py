@@ -1,0 +1,44 @@
+"""The run's scalar metrics as `metrics.jsonl`: one JSON object per logged step, never one twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+class History:
+    """Appends logged metrics and reads them back, e.g. for the loss curve.
+
+    On resume, rows after the restored step are dropped: the run is about to write them again.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, start_step: int):
+        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = [row for row in _read(self._path) if row["step"] <= start_step]
+        beside = self._path.with_suffix(".partial")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        os.replace(beside, self._path)
+        self._file = self._path.open("a")
+
+    def append(self, step: int, scalars: dict[str, float]) -> None:
+        row = {"step": step, **scalars}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # The line that a killed process was writing; nothing follows it.
+    return rows

@@ -1,0 +1,80 @@
+"""What a run measures between two log steps, fetched from the devices without stalling them."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss was not finite. The message names the step and the last good checkpoint."""
+
+
+class MetricsWindow:
+    """Scalars of the steps since the last log step.
+
+    `add` keeps device arrays; `fetch` brings them over and checks the loss. What is fetched but not yet logged is
+    `pending`, which a checkpoint must carry so that a resumed run logs the same means.
+    """
+
+    # Steps that may be in flight before the host waits: enough to hide dispatch, few enough that batches do not pile
+    # up.
+    IN_FLIGHT = 3
+
+    def __init__(self, pending: list[dict[str, float]] | None = None):
+        self.pending = list(pending or [])
+        self._on_device: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._on_device.append((step, metrics))
+        if len(self._on_device) > self.IN_FLIGHT:
+            jax.block_until_ready(self._on_device[-1 - self.IN_FLIGHT])
+
+    def fetch(self) -> None:
+        """Raises TrainingDiverged at the first step whose loss is not finite."""
+        steps = [step for step, _ in self._on_device]
+        fetched = jax.device_get([metrics for _, metrics in self._on_device])
+        self._on_device = []
+        for step, metrics in zip(steps, fetched, strict=True):
+            if not np.isfinite(metrics["loss"]):
+                raise TrainingDiverged(f"the loss is {metrics['loss']} at step {step}")
+            self.pending.append({name: float(value) for name, value in metrics.items()})
+
+    def means(self) -> dict[str, float]:
+        """Means over the window, which starts anew; of the learning rate, the last value."""
+        rows, self.pending = self.pending, []
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        if "learning_rate" in means:
+            means["learning_rate"] = rows[-1]["learning_rate"]
+        return means
+
+
+class Stopwatch:
+    """Rate and remaining time of the training proper: what happens inside `paused()` does not count."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses taken out."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
+
+    @contextmanager
+    def paused(self):
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+
+def format_duration(seconds: float) -> str:
+    """ "1h02m", "3m05s" or "12s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

@@ -1,0 +1,264 @@
+"""The training loop, assembled from its parts and read top to bottom."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import jax
+import numpy as np
+from absl import logging
+from clu import metric_writers, parameter_overview
+
+from pixart_jax.assembly import batch_spec, parse_sources
+from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.config import (
+    ConfigDict,
+    build_model,
+    check_batch,
+    check_config,
+    flatten,
+    load_config,
+    optimizer_spec,
+)
+from pixart_jax.data.pipeline import check_sources, make_iterator
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.errors import InputError
+from pixart_jax.generate import make_sample_fn
+from pixart_jax.history import History
+from pixart_jax.images import loss_curve_png, save_png
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
+from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.previews import Previews
+from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.train_state import TrainState, abstract_state, create_state
+from pixart_jax.train_step import make_train_step
+
+# What a scheduler reads as "terminated, start me again".
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains until `config.train.num_steps`, going on from the workdir's newest checkpoint if it has one.
+
+    Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, samples/step_*.png, and at the
+    end samples.png and loss.png.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: configuration, data, workdir or checkpoint are unfit; before anything is compiled.
+      TrainingDiverged: a loss was not finite; no checkpoint was written since.
+      SystemExit: SIGTERM came; a checkpoint was written.
+    """
+    # ------------------------------------------------------------------ Checks: everything that can be wrong is wrong
+    # now.
+    check_config(config)
+    check_batch(config, jax.device_count(), jax.process_count())
+    sources = parse_sources(config.data.sources)
+    spec = batch_spec(config, jax.process_count())
+    check_sources(sources, spec)
+    workdir = open_workdir(workdir)
+
+    # ------------------------------------------------------------------------------------------------------- Assembly.
+    mesh = make_mesh(config.mesh.fsdp)
+    model, schedule = build_model(config), linear_schedule()
+    optimizer = optimizer_spec(config)
+    tx = build_optimizer(optimizer)
+    iterator = make_iterator(
+        sources,
+        spec,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    train_step = make_train_step(
+        diffusion_loss(model.apply, schedule, snr=config.train.snr_loss),
+        tx,
+        seed=config.seed,
+        ema_decay=config.train.ema_decay,
+        accumulation_steps=config.train.accumulation_steps,
+        learning_rate=learning_rate_schedule(optimizer),
+    )
+    previews = Previews(
+        directory=sources[0][0],
+        spec=spec,
+        sample_fn=make_sample_fn(model, schedule, config.sample.sampler, config.sample.num_steps),
+        guidance_scale=config.sample.guidance_scale,
+        seed=config.seed,
+        batch_size=config.sample.num_images,
+    )
+
+    # ----------------------------------------------------------------------------------------------- Birth or
+    # resumption.
+    batch_shapes = abstract_batch(iterator, mesh)
+    abstract = abstract_state(model, tx, mesh)
+    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+    if checkpoints.latest_step is None:
+        state, window = create_state(model, tx, mesh, config.seed), MetricsWindow()
+        logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
+    else:
+        state, progress = checkpoints.restore(abstract)
+        iterator.set_state(progress["iterator"])
+        window = MetricsWindow(progress["pending"])
+        logging.info("going on from step %d in %s", int(state.step), checkpoints.directory)
+    start, last = int(state.step), config.train.num_steps
+    first_process = jax.process_index() == 0
+    if first_process:
+        record_config(workdir, config)
+    writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
+    history = History(workdir, start) if first_process else None
+
+    begin = time.perf_counter()
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # Compiled ahead of the loop: a batch of another shape is then an error, not a silent second compilation.
+    compiled_step = (
+        jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+        .lower(abstract, batch_shapes)
+        .compile()
+    )
+    logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin))
+
+    def save_checkpoint(step: int) -> None:
+        window.fetch()  # A state that a non-finite loss has touched is never saved.
+        if checkpoints.latest_step != step:
+            checkpoints.save(state, {"iterator": iterator.get_state(), "pending": window.pending})
+
+    def log(step: int) -> None:
+        window.fetch()
+        steps = len(window.pending)
+        scalars = window.means()
+        steps_per_second = steps / stopwatch.lap()
+        rates = {"images_per_second": steps_per_second * config.data.batch_size}
+        writer.write_scalars(step, scalars | rates)
+        if history:
+            history.append(step, scalars | rates)
+        logging.info(
+            "step %d/%d, %.0f images/s, %s to go",
+            step,
+            last,
+            rates["images_per_second"],
+            format_duration((last - step) / steps_per_second),
+        )
+
+    def draw(step: int) -> None:
+        picture = previews.grid(state.ema_params, config.sample.num_images)
+        writer.write_images(step, {"samples": picture[None]})
+        if first_process:
+            save_png(workdir / "samples" / f"step_{step:07d}.png", picture)
+
+    # ------------------------------------------------------------------------------------------------------- The loop.
+    try:
+        with sigterm_flag() as terminated:
+            stopwatch = Stopwatch()
+            for step in range(start + 1, last + 1):
+                state, metrics = compiled_step(state, put_batch(next(iterator), mesh))
+                window.add(step, metrics)
+                if step % config.train.log_every == 0 or step == last:
+                    log(step)
+                if step % config.train.checkpoint_every == 0 or step == last or terminated():
+                    with stopwatch.paused():
+                        save_checkpoint(step)
+                if terminated():
+                    checkpoints.wait()
+                    logging.warning("SIGTERM: stopped after a checkpoint of step %d; the same command goes on", step)
+                    raise SystemExit(SIGTERM_EXIT_CODE)
+                if config.sample.every and step % config.sample.every == 0 and step != last:
+                    with stopwatch.paused():
+                        draw(step)
+        # ----------------------------------------------------------------------------------------------------- The end.
+        checkpoints.wait()
+        if config.sample.every:
+            picture = previews.grid(state.ema_params, config.sample.num_images)
+            if first_process:
+                save_png(workdir / "samples.png", picture)
+                logging.info("%s: real beside generated", workdir / "samples.png")
+        if config.sample.retrieval_captions:
+            score = previews.retrieval(state.ema_params, config.sample.retrieval_captions)
+            writer.write_scalars(last, {"retrieval_at_1": score})
+            logging.info("retrieval@1 over %d captions: %.3f", config.sample.retrieval_captions, score)
+        if history and history.rows:
+            draw_loss_curve(workdir, history)
+        return state
+    except TrainingDiverged as error:
+        checkpoints.wait()
+        kept = checkpoints.latest_step
+        raise TrainingDiverged(
+            f"{error}; "
+            + (f"the checkpoint of step {kept} is untouched" if kept else "there is no checkpoint yet")
+            + f" ({workdir}). Lower the learning rate, lengthen the warm-up, or look at the data of that step"
+        ) from None
+    finally:
+        writer.close()
+        if history:
+            history.close()
+        iterator.close()
+        checkpoints.close()
+
+
+def abstract_batch(iterator, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch; the iterator stays where it is."""
+    position = iterator.get_state()
+    batch = next(iterator)
+    iterator.set_state(position)
+    return {
+        name: jax.ShapeDtypeStruct(
+            (value.shape[0] * jax.process_count(), *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh)
+        )
+        for name, value in batch.items()
+    }
+
+
+def open_workdir(workdir: str) -> pathlib.Path:
+    """Makes the workdir; raises InputError if it cannot be written."""
+    path = pathlib.Path(workdir).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
+        ) from error
+    return path
+
+
+def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes workdir/config.json, which sampling reads; says what changed since the run started."""
+    path = workdir / "config.json"
+    if path.exists():
+        new = flatten(config)
+        for key, value in flatten(load_config(workdir)).items():
+            if key in new and new[key] != value:
+                logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(beside, path)
+
+
+def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
+    """workdir/loss.png from every row logged so far."""
+    names = [name for name in ("loss", "mse", "vb") if name in history.rows[0]]
+    curves = {name: [row[name] for row in history.rows] for name in names}
+    loss_curve_png(workdir / "loss.png", [row["step"] for row in history.rows], curves)
+    logging.info("%s: the loss curve", workdir / "loss.png")
+
+
+@contextmanager
+def sigterm_flag():
+    """Yields a function that says whether SIGTERM has come; the signal no longer kills meanwhile."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield partial(np.any, received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)

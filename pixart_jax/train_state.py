@@ -1,0 +1,72 @@
+"""Everything a run carries from step to step, and its birth directly on the mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.sharding import tree_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step i32[] counts optimizer steps done; params, ema_params and the moments in opt_state are float32."""
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+
+
+def init_params(model: PixArt, key: jax.Array):
+    """Fresh float32 parameters. Their shapes depend on neither the number of tokens nor the batch, so the inputs are
+    tiny."""
+    num_tokens = max(model.kv_compress, default=1) ** 2
+    return model.init(
+        key,
+        jnp.zeros((1, num_tokens, model.patch_size**2 * model.latent_channels)),
+        jnp.zeros(1),
+        positions=jnp.zeros((1, num_tokens, 2)),
+        num_tokens=jnp.full(1, num_tokens),
+        text=None if model.num_classes else jnp.zeros((1, 1, model.text_dim)),
+        label=jnp.zeros(1, jnp.int32) if model.num_classes else None,
+        image_size=jnp.zeros((1, 2)),
+        aspect_ratio=jnp.zeros((1, 1)),
+    )["params"]
+
+
+def _init_state(model: PixArt, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    params = init_params(model, key)
+    # The copy must not share buffers with params: both are donated to the step.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params))
+
+
+def _with_shardings(shapes, mesh: Mesh):
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def abstract_params(model: PixArt, mesh: Mesh):
+    """Shapes, dtypes and shardings of the parameters, as jax.ShapeDtypeStruct; allocates nothing."""
+    return _with_shardings(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)), mesh)
+
+
+def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state, as jax.ShapeDtypeStruct; allocates nothing."""
+    return _with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
+
+
+def create_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """A fresh state, each array made where it will live: no device ever holds all of it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
+    return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(jax.random.key(seed))

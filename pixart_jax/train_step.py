@@ -1,0 +1,70 @@
+"""One optimizer step: loss, gradient (accumulated), update and EMA, to be compiled once with donated state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pixart_jax.losses import Batch, LossFn
+from pixart_jax.train_state import TrainState
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
+    accumulation_steps: int = 1,
+    learning_rate: optax.Schedule | None = None,
+) -> TrainStep:
+    """Builds (state, batch) -> (state, metrics); metrics are f32[]: the loss's own, grad_norm before clipping,
+    learning_rate.
+
+    Every draw comes from fold_in(key(seed), step) split over the samples, so a step depends on nothing but the state
+    and its batch.
+
+    Args:
+      accumulation_steps: the batch is cut into this many microbatches, whose gradients are averaged in float32.
+      learning_rate: reported beside the metrics when given.
+    """
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradients(params, batch, keys):
+        if accumulation_steps == 1:
+            (_, metrics), grads = grad_fn(params, batch, keys)
+            return grads, metrics
+
+        def microbatches(x):
+            # Rows k, k + K, k + 2K, ... form microbatch k, so that each device keeps the rows it already holds.
+            return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(total, micro):
+            (_, metrics), grads = grad_fn(params, *micro)
+            return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+        micro = jax.tree.map(microbatches, (batch, keys))
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda p, m: (lambda out: (out[1], out[0][1]))(grad_fn(p, *m)), params, first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, micro)
+        return jax.tree.map(lambda x: x / accumulation_steps, total)
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        keys = jax.random.split(key, batch["tokens"].shape[0])
+        grads, metrics = gradients(state.params, batch, keys)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = jax.tree.map(lambda ema, p: ema + (1.0 - ema_decay) * (p - ema), state.ema_params, params)
+        metrics = metrics | {"grad_norm": optax.global_norm(grads)}
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step
