@@ -98,10 +98,9 @@ class Checkpoints:
             for path in sorted(stored.keys() | wanted.keys())
             if stored.get(path) != wanted.get(path)
         ]
-        shown = rows[:20] + ([f"... and {len(rows) - 20} more"] if len(rows) > 20 else [])
         raise InputError(
             f"{self.directory / str(step)} holds another model than the config describes; resume with the config it "
-            "was trained with (config.json in the workdir), or name another workdir:\n  " + "\n  ".join(shown)
+            "was trained with (config.json in the workdir), or name another workdir:\n  " + "\n  ".join(rows)
         )
 
     def wait(self) -> None:

@@ -26,22 +26,23 @@ from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import block_order, grid_positions, unpatchify
 from pixart_jax.train_state import abstract_params
 
-# (params, conditions, keys [B], guidance_scale) -> tokens f32[B, N, p·p·C]
-SampleFn = Callable[[Any, dict[str, jax.Array], jax.Array, float], jax.Array]
+# (params, conditions, seed, indices i32[B], guidance_scale) -> tokens f32[B, N, p·p·C]
+SampleFn = Callable[[Any, dict[str, jax.Array], int, jax.Array, float], jax.Array]
 
 
 def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num_steps: int) -> SampleFn:
     """The sampling program: one compilation per batch shape serves all prompts, seeds, guidance scales and aspect
     ratios.
 
-    A picture depends on its own key only, not on the batch it is drawn in. `conditions` are the model's keyword
-    arguments, with `text_drop` False; `guidance_scale` is a traced scalar.
+    A picture's noise depends on the seed and on its own index, not on the batch it is drawn in. `conditions` are the
+    model's keyword arguments, with `text_drop` False; seed and guidance_scale are traced scalars.
     """
     run = build_sampler(sampler, schedule, num_steps)
     token_dim = model.patch_size**2 * model.latent_channels
 
-    def sample(params, conditions, keys, guidance_scale):
+    def sample(params, conditions, seed, indices, guidance_scale):
         shape = (conditions["positions"].shape[1], token_dim)
+        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
         start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys)
 
@@ -52,11 +53,6 @@ def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num
         return run(denoiser, x, per_sample_noise(step_keys, shape))
 
     return jax.jit(sample)
-
-
-def image_keys(seed: int, count: int) -> jax.Array:
-    """One key per picture; the first n are the same whatever `count` is."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(count))
 
 
 def tokens_to_latents(
@@ -70,26 +66,32 @@ def tokens_to_latents(
 
 
 def sample_in_batches(
-    sample_fn: SampleFn, params, conditions: dict[str, np.ndarray], keys, guidance_scale: float, batch_size: int
+    sample_fn: SampleFn,
+    params,
+    conditions: dict[str, np.ndarray],
+    *,
+    seed: int,
+    indices: np.ndarray,
+    guidance_scale: float,
+    batch_size: int,
 ) -> np.ndarray:
     """Runs `sample_fn` over any number of pictures with one batch shape; the last batch is filled up and cut.
 
     Args:
       conditions: arrays of leading axis n.
-      keys: [n].
+      indices: i[n], which picture of the seed each one is.
 
     Returns:
       tokens f32[n, N, p·p·C].
     """
-    count = len(keys)
+    count = len(indices)
+    indices = np.asarray(indices, np.int32)
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
     parts = [
-        np.asarray(
-            sample_fn(params, {name: value[row] for name, value in conditions.items()}, keys[row], guidance_scale)
-        )
+        sample_fn(params, {name: value[row] for name, value in conditions.items()}, seed, indices[row], guidance_scale)
         for row in rows
     ]
-    return np.concatenate(parts)[:count]
+    return np.concatenate(jax.device_get(parts))[:count]
 
 
 def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -175,9 +177,10 @@ class TextToImage:
             self._sample_fn(sampler, num_steps),
             self.params,
             conditions,
-            image_keys(seed, count),
-            guidance_scale,
-            min(batch_size, count),
+            seed=seed,
+            indices=np.arange(count),
+            guidance_scale=guidance_scale,
+            batch_size=min(batch_size, count),
         )
         latents = [
             tokens_to_latents(row, grid, self.model.patch_size, self.latent_scale, block_ratio) for row in tokens

@@ -31,6 +31,8 @@ def main(argv: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags parsed by absl, after a check of our own that says which config key was meant."""
+    if any(arg.lstrip("-").startswith("help") for arg in argv[1:]):
+        return flags.FLAGS(argv)  # absl prints the help and exits.
     settings = [arg.lstrip("-") for arg in argv[1:] if arg.startswith(("--config.", "-config."))]
     files = [arg.split("=", 1)[1] for arg in argv[1:] if arg.lstrip("-").startswith("config=")]
     if not files:
@@ -43,7 +45,10 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise unknown_key_error(key, config)
     if not any(arg.lstrip("-").startswith("workdir") for arg in argv[1:]):
         raise InputError("--workdir is missing: name a directory for checkpoints, metrics and pictures")
-    return flags.FLAGS(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(error) from error
 
 
 def run() -> None:

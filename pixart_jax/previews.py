@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -13,7 +12,7 @@ from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.features import load_autoencoder
-from pixart_jax.generate import SampleFn, image_keys, sample_in_batches, stack_examples, tokens_to_latents
+from pixart_jax.generate import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
 from pixart_jax.images import false_colour, labelled_grid, to_uint8
 
 
@@ -68,9 +67,15 @@ class Previews:
         scale = read_manifest(self.directory).latent_scale
         samples = self._samples(indices)
         conditions = stack_examples([make_example(sample, scale, self.spec) for sample in samples])
-        # Keyed by the caption's place in the data set, so that a picture is the same in any selection.
-        keys = image_keys(self.seed, self._size)[jax.numpy.asarray(indices)]
-        tokens = sample_in_batches(self.sample_fn, params, conditions, keys, self.guidance_scale, self.batch_size)
+        tokens = sample_in_batches(
+            self.sample_fn,
+            params,
+            conditions,
+            seed=self.seed,
+            indices=indices,  # Places in the data set, so that a picture is the same in any selection.
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
         latents = [
             tokens_to_latents(
                 row,

@@ -29,45 +29,45 @@ def _copy(array):
 
 
 # (PyTorch name, our path, how the array changes), after the block's prefix where there is one.
-_Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
+Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
 
 
-def _linear(source: str, target: str) -> list[_Rule]:
+def linear(source: str, target: str) -> list[Rule]:
     return [(rf"{source}\.weight", f"{target}/kernel", _transpose), (rf"{source}\.bias", f"{target}/bias", _copy)]
 
 
-def _norm(source: str, target: str) -> list[_Rule]:
+def _norm(source: str, target: str) -> list[Rule]:
     return [(rf"{source}\.weight", f"{target}/scale", _copy), (rf"{source}\.bias", f"{target}/bias", _copy)]
 
 
-BLOCK_RULES: list[_Rule] = [
+BLOCK_RULES: list[Rule] = [
     ("scale_shift_table", "scale_shift_table", _copy),
-    *_linear(r"adaLN_modulation\.1", "adaLN_modulation"),
-    *_linear(r"(attn|cross_attn)\.(qkv|q_linear|kv_linear|proj)", r"\1/\2"),
-    *_linear(r"mlp\.(fc1|fc2)", r"mlp/\1"),
+    *linear(r"adaLN_modulation\.1", "adaLN_modulation"),
+    *linear(r"(attn|cross_attn)\.(qkv|q_linear|kv_linear|proj)", r"\1/\2"),
+    *linear(r"mlp\.(fc1|fc2)", r"mlp/\1"),
     *_norm(r"attn\.(norm|q_norm|k_norm)", r"attn/\1"),
     (r"attn\.sr\.weight", "attn/sr_kernel", _depthwise_kernel),
     (r"attn\.sr\.bias", "attn/sr_bias", _copy),
 ]
 
-MODEL_RULES: list[_Rule] = [
+MODEL_RULES: list[Rule] = [
     (r"x_embedder\.proj\.weight", "x_embedder/kernel", _patch_kernel),
     (r"x_embedder\.proj\.bias", "x_embedder/bias", _copy),
-    *_linear(r"(t|csize|ar)_embedder\.mlp\.(0|2)", r"\1_embedder/mlp_\2"),
-    *_linear(r"t_block\.1", "t_block"),
-    *_linear(r"y_embedder\.y_proj\.(fc1|fc2)", r"y_embedder/y_proj_\1"),
+    *linear(r"(t|csize|ar)_embedder\.mlp\.(0|2)", r"\1_embedder/mlp_\2"),
+    *linear(r"t_block\.1", "t_block"),
+    *linear(r"y_embedder\.y_proj\.(fc1|fc2)", r"y_embedder/y_proj_\1"),
     (r"y_embedder\.y_embedding", "y_embedder/y_embedding", _copy),
     (r"y_embedder\.embedding_table\.weight", "y_embedder/embedding_table", _copy),
     (r"final_layer\.scale_shift_table", "final_layer/scale_shift_table", _copy),
-    *_linear(r"final_layer\.linear", "final_layer/linear"),
-    *_linear(r"final_layer\.adaLN_modulation\.1", "final_layer/adaLN_modulation"),
+    *linear(r"final_layer\.linear", "final_layer/linear"),
+    *linear(r"final_layer\.adaLN_modulation\.1", "final_layer/adaLN_modulation"),
 ]
 
 # A table that the model computes from the positions.
 DROPPED = {"pos_embed"}
 
 
-def _apply(rules: list[_Rule], name: str) -> tuple[str, Callable] | None:
+def _apply(rules: list[Rule], name: str) -> tuple[str, Callable] | None:
     for pattern, target, transform in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(target), transform
@@ -91,35 +91,50 @@ def convert_pixart(
       InputError: lists every source key that no rule or parameter takes, every parameter left empty, and every wrong
       shape.
     """
+    stacks = {f"blocks_{first}": range(first, first + length) for first, length, _ in segments}
+    kept = {name: array for name, array in state_dict.items() if name not in DROPPED}
+    return convert(kept, MODEL_RULES, r"blocks\.(\d+)\.(.+)", BLOCK_RULES, stacks, expected)
+
+
+def convert(
+    state_dict: Mapping[str, np.ndarray],
+    rules: list[Rule],
+    block_pattern: str,
+    block_rules: list[Rule],
+    stacks: Mapping[str, range],
+    expected: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """A state dict by tables of rules, with the arrays of equal blocks stacked.
+
+    Args:
+      rules: for names outside the blocks.
+      block_pattern: matches a name inside a block; its groups are the block's index and the name that `block_rules`
+        take.
+      stacks: our name of each stack to the indices of its blocks.
+      state_dict, expected: as in `convert_pixart`, which also says what is returned and raised.
+    """
     params: dict[str, np.ndarray] = {}
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    by_index: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     unused = []
     for name, array in state_dict.items():
-        if name in DROPPED:
-            continue
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-        rule = _apply(BLOCK_RULES, block[2]) if block else _apply(MODEL_RULES, name)
-        if rule is None:
+        block = re.fullmatch(block_pattern, name)
+        rule = _apply(block_rules, block[2]) if block else _apply(rules, name)
+        stack = next((stack for stack, indices in stacks.items() if block and int(block[1]) in indices), None)
+        if rule is None or (block and stack is None):
             unused.append(name)
             continue
         target, transform = rule
         array = transform(np.asarray(array, np.float32))
-        if not block:
+        if block:
+            by_index.setdefault((stack, target), {})[int(block[1])] = array
+        else:
             params[target] = array
-            continue
-        index = int(block[1])
-        first = next((first for first, length, _ in segments if first <= index < first + length), None)
-        if first is None:
-            unused.append(name)
-        else:
-            stacks.setdefault(f"blocks_{first}/{target}", {})[index] = array
-    lengths = {f"blocks_{first}": length for first, length, _ in segments}
     incomplete = []
-    for target, by_index in stacks.items():
-        if len(by_index) < lengths[target.split("/")[0]]:
-            incomplete.append(f"{target} (only of blocks {sorted(by_index)})")
+    for (stack, target), arrays in by_index.items():
+        if len(arrays) < len(stacks[stack]):
+            incomplete.append(f"{stack}/{target} (only of blocks {sorted(arrays)})")
         else:
-            params[target] = np.stack([by_index[i] for i in sorted(by_index)])
+            params[f"{stack}/{target}"] = np.stack([arrays[i] for i in stacks[stack]])
     problems = [f"no parameter takes: {name}" for name in unused]
     problems += [f"no parameter takes: {path} {params[path].shape}" for path in sorted(params.keys() - expected.keys())]
     problems += [f"not filled: {path} {expected[path]}" for path in sorted(expected.keys() - params.keys())]

@@ -7,6 +7,7 @@ DiT (Peebles & Xie 2022) for class conditioning and full adaLN.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -110,6 +111,14 @@ class Block(nn.Module):
         return x + (gate_mlp * hidden).astype(x.dtype), None
 
 
+def rematerialized(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The block class with a policy of REMAT_POLICIES, to be scanned."""
+    if policy == "none":
+        return block
+    # Inside a scan the loop itself already keeps XLA from merging the two forward passes.
+    return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=False)
+
+
 class FinalLayer(nn.Module):
     """Modulated LayerNorm and the projection to patches. adaLN-single adds the raw t (no SiLU, no linear) to both
     rows."""
@@ -182,7 +191,24 @@ class PixArt(nn.Module):
     dtype: Any = jnp.float32
     scan_unroll: int = 1
 
-    @nn.compact
+    def setup(self):
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        width = self.patch_size**2 * self.latent_channels
+        self.x_embedder = dense(self.hidden_size, kernel_init=xavier, bias_init=patch_bias_init(width))
+        self.t_embedder = ScalarEmbedder(self.hidden_size, self.dtype)
+        if self.micro_condition:
+            self.csize_embedder = ScalarEmbedder(self.hidden_size // 3, self.dtype)
+            self.ar_embedder = ScalarEmbedder(self.hidden_size // 3, self.dtype)
+        if self.num_classes:
+            self.y_embedder = LabelEmbedder(self.num_classes, self.hidden_size)
+        else:
+            self.y_embedder = CaptionEmbedder(self.hidden_size, self.text_dim, self.max_text_tokens, self.dtype)
+        if self.adaln == "single":
+            self.t_block = dense(6 * self.hidden_size, kernel_init=normal_002)
+        # Flax names each stack after its first block: blocks_0, blocks_14 ...
+        self.blocks = {str(first): self._block_stack(length, ratio) for first, length, ratio in self.segments()}
+        self.final_layer = FinalLayer(width * (2 if self.learn_sigma else 1), self.adaln, self.dtype)
+
     def __call__(
         self,
         tokens,
@@ -212,49 +238,62 @@ class PixArt(nn.Module):
           label: i32[B], class label, where num_classes > 0.
           image_size: f32[B, 2], original (height, width) in pixels; used where micro_condition is set.
           aspect_ratio: f32[B, 1], height/width; likewise.
-          block_residuals: [depth, B, N, D] added to the blocks' inputs, or None.
+          block_residuals: [depth, B, N, D] added to the blocks' inputs, or None; see `pixart_jax.models.controlnet`.
 
         Returns:
           ModelOutput in float32; rows of padded tokens are finite and meaningless.
         """
-        x = nn.Dense(
-            self.hidden_size,
-            kernel_init=xavier,
-            bias_init=patch_bias_init(tokens.shape[-1]),
-            dtype=self.dtype,
-            name="x_embedder",
-        )(tokens)
-        x = x + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+        x = self.embed_tokens(tokens, positions)
+        cond = self.embed_conditions(
+            t,
+            num_tokens=num_tokens,
+            text=text,
+            text_length=text_length,
+            text_drop=text_drop,
+            label=label,
+            image_size=image_size,
+            aspect_ratio=aspect_ratio,
+        )
+        for first, length, _ in self.segments():
+            residuals = None if block_residuals is None else block_residuals[first : first + length]
+            x, _ = self.blocks[str(first)](x, residuals, cond)
 
-        temb = ScalarEmbedder(self.hidden_size, self.dtype, name="t_embedder")(t)
+        out = self.final_layer(x, cond.t).astype(jnp.float32)
+        parts = 2 if self.learn_sigma else 1
+        out = out.reshape(*out.shape[:2], self.patch_size**2, parts * self.latent_channels)
+        eps, *v = (part.reshape(tokens.shape) for part in jnp.split(out, parts, axis=-1))
+        return ModelOutput(eps, v[0] if v else None)
+
+    def embed_tokens(self, tokens, positions):
+        """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `dtype`."""
+        return self.x_embedder(tokens) + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+
+    def embed_conditions(
+        self,
+        t,
+        *,
+        num_tokens=None,
+        text=None,
+        text_length=None,
+        text_drop=None,
+        label=None,
+        image_size=None,
+        aspect_ratio=None,
+    ) -> BlockConditions:
+        """What every block is conditioned on; arguments as in `__call__`."""
+        temb = self.t_embedder(t)
         if self.micro_condition:
-            third = self.hidden_size // 3
-            sizes = ScalarEmbedder(third, self.dtype, name="csize_embedder")(image_size)
-            ratio = ScalarEmbedder(third, self.dtype, name="ar_embedder")(aspect_ratio)
+            sizes, ratio = self.csize_embedder(image_size), self.ar_embedder(aspect_ratio)
             temb = temb + jnp.concatenate([sizes, ratio], axis=1).reshape(-1, self.hidden_size)
         y = None
         if self.num_classes:
-            temb = temb + LabelEmbedder(self.num_classes, self.hidden_size, name="y_embedder")(label, text_drop).astype(
-                self.dtype
-            )
+            temb = temb + self.y_embedder(label, text_drop).astype(self.dtype)
         else:
-            y = CaptionEmbedder(self.hidden_size, self.text_dim, self.max_text_tokens, self.dtype, name="y_embedder")(
-                text, text_drop
-            )
-        t0 = None
-        if self.adaln == "single":
-            t0 = nn.Dense(6 * self.hidden_size, kernel_init=normal_002, dtype=self.dtype, name="t_block")(nn.silu(temb))
+            y = self.y_embedder(text, text_drop)
+        t0 = self.t_block(nn.silu(temb)) if self.adaln == "single" else None
+        return BlockConditions(t=temb, t0=t0, text=y, text_length=text_length, num_tokens=num_tokens)
 
-        cond = BlockConditions(t=temb, t0=t0, text=y, text_length=text_length, num_tokens=num_tokens)
-        for first, length, ratio in self.segments():
-            x = self._scan_blocks(x, cond, block_residuals, first, length, ratio)
-
-        out_channels = self.latent_channels * (2 if self.learn_sigma else 1)
-        out = FinalLayer(self.patch_size**2 * out_channels, self.adaln, self.dtype, name="final_layer")(x, temb)
-        out = out.astype(jnp.float32).reshape(*out.shape[:2], self.patch_size**2, out_channels)
-        eps, *v = (part.reshape(tokens.shape) for part in jnp.split(out, out_channels // self.latent_channels, axis=-1))
-        return ModelOutput(eps, v[0] if v else None)
-
+    @nn.nowrap
     def segments(self) -> list[tuple[int, int, int]]:
         """(first block, number of blocks, kv ratio) of each run of equal blocks; parameters of a run are stacked."""
         ratios = self.kv_compress or (1,) * self.depth
@@ -264,29 +303,26 @@ class PixArt(nn.Module):
         starts = itertools.accumulate((length for _, length in runs), initial=0)
         return [(start, length, ratio) for start, (ratio, length) in zip(starts, runs, strict=False)]
 
-    def _scan_blocks(self, x, cond, block_residuals, first, length, ratio):
-        block = Block
-        if self.remat != "none":
-            # Inside a scan the loop itself already keeps XLA from merging the two forward passes.
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        residuals = None if block_residuals is None else block_residuals[first : first + length]
-        stack = nn.scan(
-            block,
+    @nn.nowrap
+    def block_fields(self, kv_compress: int) -> dict[str, Any]:
+        """The fields of a `Block` of this model."""
+        return {
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "kv_compress": kv_compress,
+            "qk_norm": self.qk_norm,
+            "adaln": self.adaln,
+            "cross_attention": not self.num_classes,
+            "implementation": self.attention,
+            "dtype": self.dtype,
+        }
+
+    def _block_stack(self, length: int, kv_compress: int):
+        return nn.scan(
+            rematerialized(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast if residuals is None else 0, nn.broadcast),
+            in_axes=(0, nn.broadcast),
             length=length,
             unroll=min(self.scan_unroll, length),
-        )(
-            self.num_heads,
-            self.mlp_ratio,
-            ratio,
-            self.qk_norm,
-            self.adaln,
-            not self.num_classes,
-            self.attention,
-            self.dtype,
-            name=f"blocks_{first}",
-        )
-        x, _ = stack(x, residuals, cond)
-        return x
+        )(**self.block_fields(kv_compress))

@@ -52,6 +52,31 @@ def test_every_text_token_without_a_mask():
     check(config, forward(model, params, tokens, arrays["in/t"], conditions), arrays["out/eps_sigma_nomask"])
 
 
+def test_both_branches_of_guidance():
+    """The reference guides three channels; channel 3 and the variance are the conditional branch's in row 0, the null
+    branch's in row 1. So both branches are seen, and our null caption is attended to at the prompt's length, as theirs.
+
+    The case does not record its call; this is the one that matches, found by search, and to float precision: sample 0
+    twice, sample 1's mask for both rows, t = 400, scale 4.5.
+    """
+    config, arrays = load_config("alpha_single_scale"), load_arrays("alpha_single_scale")
+    expected = arrays["out/cfg_eps3"]
+    model = build_model(config)
+    tokens, conditions = model_inputs(config, arrays["in/x"][[0, 0]])
+    conditions |= {
+        "text": arrays["in/y"][[0, 0], 0],
+        "text_length": arrays["in/mask"][[1, 1]].sum(-1).astype(np.int32),
+        "text_drop": np.array([False, True]),
+    }
+    params = load_params(model, load_state_dict("alpha_single_scale"), conditions, tokens)
+    output = forward(model, params, tokens, np.full(2, 400), conditions)
+    branches = np.concatenate([to_nchw(part, config, expected.shape) for part in output], axis=1)
+    np.testing.assert_allclose(branches[:, 3:], expected[:, 3:], rtol=0, atol=TOLERANCE)
+    cond, null = branches[:, :3]
+    guided = null + 4.5 * (cond - null)
+    np.testing.assert_allclose([guided, guided], expected[:, :3], rtol=0, atol=TOLERANCE)
+
+
 def test_mixed_aspect_ratios_in_one_padded_batch():
     """Two checkpoints' grids (32 and 40 tokens) in one batch of one model give what each grid gives alone."""
     wide, tall = load_arrays("alpha_multi_scale"), load_arrays("alpha_multi_scale_tall")

@@ -1,0 +1,193 @@
+"""The real loop on a tiny config: what it writes, how often it compiles, and what it refuses."""
+
+import logging
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
+
+from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.errors import InputError
+from pixart_jax.metrics import TrainingDiverged
+from pixart_jax.train import train_and_evaluate
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("train") / "data")
+
+
+@pytest.fixture
+def compilations():
+    """Names of the programs that XLA compiles during a test."""
+    names = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            if match := re.match(r"Finished XLA compilation of (\S+)", record.getMessage()):
+                names.append(match[1])
+
+    handler = Handler()
+    logger = logging.getLogger("jax._src")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield names
+    logger.removeHandler(handler)
+
+
+def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilations):
+    state = train_and_evaluate(tiny_config(data), str(tmp_path))
+    assert int(state.step) == 12
+    # Batches mix three aspect ratios; 12 steps, a sample grid on the way and one at the end.
+    assert compilations.count("jit(train_step)") == 1, compilations
+    assert compilations.count("jit(sample)") == 1, compilations
+    # After the step only the sampler is compiled: no stray operation runs, let alone compiles, between the steps.
+    assert compilations[compilations.index("jit(train_step)") + 1 :] == ["jit(sample)"]
+
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert rows[0].keys() == {"step", "loss", "mse", "vb", "grad_norm", "learning_rate"}
+    for picture in ("samples.png", "loss.png", "samples/step_0000006.png"):
+        assert np.asarray(Image.open(tmp_path / picture)).std() > 0
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [8, 12]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model.num_classes": 3},
+        {"model.num_classes": 3, "model.adaln": "full", "model.micro_condition": False},
+        {"model.adaln": "full"},
+        {"model.qk_norm": True, "model.remat": "full", "train.accumulation_steps": 2, "dtype": "bfloat16"},
+        {"model.learn_sigma": False, "sample.sampler": "ddim"},
+        {"train.snr_loss": True, "sample.sampler": "iddpm", "data.num_workers": 2},
+    ],
+    ids=lambda settings: ",".join(settings),
+)
+def test_options_train(data, tmp_path, settings):
+    config = tiny_config(data)
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        (config[section] if section else config)[name] = value
+    config.train.num_steps = 4
+    train_and_evaluate(config, str(tmp_path))
+    assert np.isfinite(read_metrics(tmp_path)[-1]["loss"])
+    assert (tmp_path / "samples.png").exists()
+
+
+def test_key_value_compression_trains(tmp_path):
+    data = write_data(tmp_path / "data", buckets=((64, 64), (32, 128), (32, 64)))  # 4x4, 2x8 and 2x4 tokens
+    config = tiny_config(data)
+    config.model.update({"resolution": 64, "kv_compress_ratio": 2, "kv_compress_from": 1})
+    config.train.num_steps = 4
+    train_and_evaluate(config, str(tmp_path / "run"))
+    assert np.isfinite(read_metrics(tmp_path / "run")[-1]["loss"])
+
+
+def test_it_learns(data, tmp_path):
+    config = tiny_config(data)
+    config.train.update({"num_steps": 300, "log_every": 50, "checkpoint_every": 300})
+    config.sample.every = 0
+    train_and_evaluate(config, str(tmp_path))
+    losses = [row["mse"] for row in read_metrics(tmp_path)]
+    assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_non_finite_loss_stops_the_run_and_spares_the_checkpoint(data, tmp_path):
+    config = tiny_config(data)
+    config.train.update({"num_steps": 5, "checkpoint_every": 5})
+    config.sample.every = 0
+    train_and_evaluate(config, str(tmp_path))
+    config.optimizer.learning_rate = 1e30
+    config.train.num_steps = 40
+    with pytest.raises(TrainingDiverged, match=r"nan at step \d+; the checkpoint of step 5 is untouched"):
+        train_and_evaluate(config, str(tmp_path))
+    assert Checkpoints(tmp_path, read_only=True).latest_step == 5
+    assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
+
+
+def set_key(key, value):
+    def change(config):
+        *sections, name = key.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        node[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (set_key("data.sources", ""), r"config.data.sources is empty"),
+        (set_key("data.sources", "/nowhere/at/all"), r"/nowhere/at/all.*make_quickstart_data"),
+        (set_key("model.text_dim", TEXT_DIM + 1), r"text_dim"),
+        (set_key("model.latent_channels", 5), r"latent_channels"),
+        (set_key("model.max_text_tokens", 2), r"max_text_tokens"),
+        (set_key("model.resolution", 16), r"num_tokens"),
+        (set_key("model.kv_compress_ratio", 2), r"block"),
+        (set_key("model.num_classes", 7), r"num_classes"),
+        (set_key("model.num_heads", 5), r"config.model.hidden_size"),
+        (set_key("model.remat", "some"), r"config.model.remat = 'some': must be one of none, full, dots"),
+        (set_key("model.resolution", 40), r"config.model.resolution = 40: must be a multiple of 16"),
+        (set_key("train.accumulation_steps", 3), r"batch_size = 8 cannot be split.*nearest that can: 6 or 9"),
+        (set_key("mesh.fsdp", 3), r"config.mesh.fsdp = 3 must divide"),
+        (set_key("sample.sampler", "euler"), r"config.sample.sampler = 'euler'"),
+        (set_key("train.num_steps", 0), r"config.train.num_steps = 0: must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(data, tmp_path, change, message):
+    config = tiny_config(data)
+    change(config)
+    with pytest.raises(InputError, match=message):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--workdir=.*file/run: cannot write there"):
+        train_and_evaluate(tiny_config(data), str(tmp_path / "file" / "run"))
+
+
+def test_truncated_shard_is_named_with_its_records(data, tmp_path):
+    broken = write_data(tmp_path / "data")
+    shard = sorted(broken.glob("*.array_record"))[1]
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    with pytest.raises(InputError, match=rf"{shard.name}.*10.*19"):
+        train_and_evaluate(tiny_config(broken), str(tmp_path / "run"))
+
+
+def test_checkpoint_of_another_model_lists_both_shapes(data, tmp_path):
+    config = tiny_config(data)
+    config.train.num_steps = 2
+    config.sample.every = 0
+    train_and_evaluate(config, str(tmp_path))
+    recorded = (tmp_path / "config.json").read_text()
+    config.model.hidden_size = 48
+    with pytest.raises(InputError, match=r"x_embedder/kernel: checkpoint \(16, 24\), model \(16, 48\)"):
+        train_and_evaluate(config, str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == recorded
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--config.optimizer.learnin_rate=1"], "unknown config key config.optimizer.learnin_rate; did you mean "),
+        (["--config.train.num_steps=many"], "config.train.num_steps"),
+        (["stray"], "what is 'stray'"),
+    ],
+)
+def test_command_line_errors_are_one_line(data, tmp_path, arguments, message):
+    config = write_config(tmp_path / "config.py", data)
+    output = finish(start_main(config, tmp_path / "run", *arguments), expected_code=2)
+    lines = [line for line in output.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+    assert "Traceback" not in output
+
