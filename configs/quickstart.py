@@ -19,6 +19,8 @@ def get_config():
             "resolution": 64,
             "text_dim": 128,
             "max_text_tokens": 12,
+            # All six at once: a fifth faster on CPU.
+            "scan_unroll": 6,
         }
     )
     config.data.sources = "data/quickstart"

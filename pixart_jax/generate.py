@@ -19,6 +19,7 @@ from pixart_jax.diffusion.schedule import DiffusionSchedule, linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import load_autoencoder, load_text_encoder
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.rng import stream_key
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import guide, null_branch
 from pixart_jax.samplers.iddpm import per_sample_noise
@@ -42,7 +43,7 @@ def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num
 
     def sample(params, conditions, seed, indices, guidance_scale):
         shape = (conditions["positions"].shape[1], token_dim)
-        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
+        keys = jax.vmap(lambda index: jax.random.fold_in(stream_key(seed, "sample"), index))(indices)
         start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         x = jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys)
 
@@ -108,6 +109,7 @@ class TextToImage:
       latent_scale: what latents were multiplied by in training.
       text_encoder: has encode(prompts) -> (text [B, L, text_dim], length i32[B]).
       autoencoder: has decode(latents [B, h, w, C]) -> pictures [B, H, W, 3] in [-1, 1].
+      sampler, num_steps, guidance_scale: what a call uses unless it says otherwise.
     """
 
     model: PixArt
@@ -117,6 +119,9 @@ class TextToImage:
     latent_scale: float
     text_encoder: Any
     autoencoder: Any
+    sampler: str
+    num_steps: int
+    guidance_scale: float
 
     @classmethod
     def from_workdir(cls, workdir: str, *, ema: bool = True) -> TextToImage:
@@ -131,15 +136,22 @@ class TextToImage:
             raise InputError(f"{workdir}: the model knows {model.num_classes} classes and no captions")
         directory = parse_sources(config.data.sources)[0][0]
         manifest = read_manifest(directory)
+        # One device: sampling a batch does not need the mesh the model was trained on.
+        mesh = make_mesh(1, jax.devices()[:1])
         checkpoints = Checkpoints(workdir, read_only=True)
+        params = checkpoints.restore_params(abstract_params(model, mesh), ema=ema)
+        checkpoints.close()
         return cls(
             model=model,
-            params=checkpoints.restore_params(abstract_params(model, make_mesh(config.mesh.fsdp)), ema=ema),
+            params=params,
             position_base=position_base(config),
             position_scale=config.model.position_scale,
             latent_scale=manifest.latent_scale,
             text_encoder=load_text_encoder(directory, manifest),
             autoencoder=load_autoencoder(directory, manifest),
+            sampler=config.sample.sampler,
+            num_steps=config.sample.num_steps,
+            guidance_scale=config.sample.guidance_scale,
         )
 
     def __call__(
@@ -147,9 +159,9 @@ class TextToImage:
         prompts: Sequence[str],
         *,
         seed: int = 0,
-        guidance_scale: float = 4.5,
-        sampler: str = "dpm-solver",
-        num_steps: int = 20,
+        sampler: str | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
         batch_size: int = 16,
     ) -> np.ndarray:
         """Draws one square picture per prompt: f32[n, H, W, 3] in [-1, 1].
@@ -174,12 +186,12 @@ class TextToImage:
             "aspect_ratio": np.ones((count, 1), np.float32),
         }
         tokens = sample_in_batches(
-            self._sample_fn(sampler, num_steps),
+            self._sample_fn(sampler or self.sampler, self.num_steps if num_steps is None else num_steps),
             self.params,
             conditions,
             seed=seed,
             indices=np.arange(count),
-            guidance_scale=guidance_scale,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             batch_size=min(batch_size, count),
         )
         latents = [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the TensorBoard files.
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,7 +21,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(lambda record: record.levelno > 20 or "orbax" not in record.pathname)
+    # What JAX and Orbax say on the way is not about the run.
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > 20 or "pixart_jax" in record.pathname or "clu" in record.pathname
+    )
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate

@@ -7,12 +7,11 @@ import os
 import pathlib
 import signal
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 
 import jax
-import numpy as np
 from absl import logging
 from clu import metric_writers, parameter_overview
 
@@ -65,7 +64,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     check_batch(config, jax.device_count(), jax.process_count())
     sources = parse_sources(config.data.sources)
     spec = batch_spec(config, jax.process_count())
-    check_sources(sources, spec)
+    manifests = check_sources(sources, spec)
+    if config.sample.retrieval_captions and len(manifests[0].bucket_histogram) > 1:
+        raise InputError(
+            f"config.sample.retrieval_captions = {config.sample.retrieval_captions}: pictures are compared pixel by "
+            f"pixel, and {sources[0][0]} holds {len(manifests[0].bucket_histogram)} sizes; set it to 0"
+        )
     workdir = open_workdir(workdir)
 
     # ------------------------------------------------------------------------------------------------------- Assembly.
@@ -165,10 +169,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 window.add(step, metrics)
                 if step % config.train.log_every == 0 or step == last:
                     log(step)
-                if step % config.train.checkpoint_every == 0 or step == last or terminated():
+                stop = terminated()
+                if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with stopwatch.paused():
                         save_checkpoint(step)
-                if terminated():
+                if stop:
                     checkpoints.wait()
                     logging.warning("SIGTERM: stopped after a checkpoint of step %d; the same command goes on", step)
                     raise SystemExit(SIGTERM_EXIT_CODE)
@@ -188,6 +193,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             logging.info("retrieval@1 over %d captions: %.3f", config.sample.retrieval_captions, score)
         if history and history.rows:
             draw_loss_curve(workdir, history)
+            rates = [row["images_per_second"] for row in history.rows]
+            logging.info("%.0f images/s over the whole run", len(rates) / sum(1 / rate for rate in rates))
+        if manifests[0].text_encoder == "words":
+            logging.info('draw anything: python -m tools.sample --workdir %s --prompt "blue heart"', workdir)
         return state
     except TrainingDiverged as error:
         checkpoints.wait()
@@ -255,10 +264,10 @@ def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
 
 @contextmanager
 def sigterm_flag():
-    """Yields a function that says whether SIGTERM has come; the signal no longer kills meanwhile."""
-    received = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    """Yields a function that says whether SIGTERM has come; the signal does not kill meanwhile."""
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield partial(np.any, received)
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.rng import stream_key
 from pixart_jax.sharding import tree_shardings
 
 
@@ -69,4 +70,4 @@ def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh) 
 def create_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
     """A fresh state, each array made where it will live: no device ever holds all of it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
-    return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(stream_key(seed, "init"))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from pixart_jax.losses import Batch, LossFn
+from pixart_jax.rng import stream_key
 from pixart_jax.train_state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -26,8 +27,8 @@ def make_train_step(
     """Builds (state, batch) -> (state, metrics); metrics are f32[]: the loss's own, grad_norm before clipping,
     learning_rate.
 
-    Every draw comes from fold_in(key(seed), step) split over the samples, so a step depends on nothing but the state
-    and its batch.
+    Every draw comes from the seed's "train" stream folded with the step and split over the samples, so a step depends
+    on nothing but the state and its batch.
 
     Args:
       accumulation_steps: the batch is cut into this many microbatches, whose gradients are averaged in float32.
@@ -56,7 +57,7 @@ def make_train_step(
         return jax.tree.map(lambda x: x / accumulation_steps, total)
 
     def train_step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(stream_key(seed, "train"), state.step)
         keys = jax.random.split(key, batch["tokens"].shape[0])
         grads, metrics = gradients(state.params, batch, keys)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

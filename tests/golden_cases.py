@@ -11,6 +11,7 @@ import torch
 from pixart_jax.conversion.pixart import convert_pixart
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.tokens import block_order, grid_positions, patchify, unpatchify
+from pixart_jax.train_state import init_params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -48,15 +49,14 @@ def build_model(config: dict) -> PixArt:
     )
 
 
-def abstract_params(model: PixArt, conditions: dict, tokens: np.ndarray) -> dict:
-    return jax.eval_shape(
-        lambda: model.init(jax.random.key(0), tokens, np.zeros(len(tokens), np.float32), **conditions)
-    )["params"]
+def abstract_params(model: PixArt) -> dict:
+    """Shapes of the model's parameters."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
-def load_params(model: PixArt, state_dict: dict, conditions: dict, tokens: np.ndarray) -> dict:
+def load_params(model: PixArt, state_dict: dict) -> dict:
     """The case's weights as the model's parameters."""
-    expected = flax.traverse_util.flatten_dict(abstract_params(model, conditions, tokens), sep="/")
+    expected = flax.traverse_util.flatten_dict(abstract_params(model), sep="/")
     flat = convert_pixart(state_dict, model.segments(), {path: leaf.shape for path, leaf in expected.items()})
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 

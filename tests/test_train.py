@@ -137,6 +137,8 @@ def set_key(key, value):
         (set_key("model.resolution", 40), r"config.model.resolution = 40: must be a multiple of 16"),
         (set_key("train.accumulation_steps", 3), r"batch_size = 8 cannot be split.*nearest that can: 6 or 9"),
         (set_key("mesh.fsdp", 3), r"config.mesh.fsdp = 3 must divide"),
+        (set_key("mesh.fsdp", 0), r"config.mesh.fsdp = 0 must divide"),
+        (set_key("sample.retrieval_captions", 4), r"retrieval_captions = 4: .* holds 3 sizes"),
         (set_key("sample.sampler", "euler"), r"config.sample.sampler = 'euler'"),
         (set_key("train.num_steps", 0), r"config.train.num_steps = 0: must be at least 1"),
     ],
@@ -190,4 +192,3 @@ def test_command_line_errors_are_one_line(data, tmp_path, arguments, message):
     lines = [line for line in output.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in output
-

@@ -73,14 +73,14 @@ def tiny_config(data: pathlib.Path) -> ConfigDict:
     return config
 
 
-CONFIG_FILE = '''
+CONFIG_FILE = """
 import sys
 sys.path.insert(0, {tests!r})
 from tiny_run import tiny_config
 
 def get_config():
     return tiny_config({data!r})
-'''
+"""
 
 
 def write_config(path: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
@@ -97,9 +97,7 @@ def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devi
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     command = [sys.executable, "-m", "pixart_jax.main", f"--config={config}", f"--workdir={workdir}", *settings]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 240) -> str:

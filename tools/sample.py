@@ -27,11 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "generated")
         pipeline = TextToImage.from_workdir(args.workdir, ema=args.ema)
         begin = time.perf_counter()
-        settings = {
-            "seed": args.seed,
-            "guidance_scale": args.guidance_scale,
-            "sampler": args.sampler,
-            "num_steps": args.num_steps,
+        settings = {"seed": args.seed} | {
+            name: getattr(pipeline if getattr(args, name) is None else args, name)
+            for name in ("sampler", "num_steps", "guidance_scale")
         }
         images = to_uint8(pipeline(prompts, batch_size=args.batch_size, **settings))
     except InputError as error:
@@ -59,9 +57,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="folder for the pictures (default: WORKDIR/generated)")
     parser.add_argument("--num-images", type=int, default=1, help="per prompt")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", choices=SAMPLERS, default="dpm-solver")
-    parser.add_argument("--num-steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=4.5)
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the run's")
+    parser.add_argument("--num-steps", type=int, help="default: the run's")
+    parser.add_argument("--guidance-scale", type=float, help="default: the run's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="the averaged weights, or the raw ones"

@@ -129,16 +129,19 @@ def convert(
             by_index.setdefault((stack, target), {})[int(block[1])] = array
         else:
             params[target] = array
-    incomplete = []
+    unstacked = []
     for (stack, target), arrays in by_index.items():
         if len(arrays) < len(stacks[stack]):
-            incomplete.append(f"{stack}/{target} (only of blocks {sorted(arrays)})")
+            unstacked.append(f"incomplete: {stack}/{target} is there only for blocks {sorted(arrays)}")
+        elif len({array.shape for array in arrays.values()}) > 1:
+            shapes = {index: arrays[index].shape for index in sorted(arrays)}
+            unstacked.append(f"wrong shape: {stack}/{target} differs between the blocks: {shapes}")
         else:
             params[f"{stack}/{target}"] = np.stack([arrays[i] for i in stacks[stack]])
     problems = [f"no parameter takes: {name}" for name in unused]
     problems += [f"no parameter takes: {path} {params[path].shape}" for path in sorted(params.keys() - expected.keys())]
     problems += [f"not filled: {path} {expected[path]}" for path in sorted(expected.keys() - params.keys())]
-    problems += [f"incomplete: {path}" for path in incomplete]
+    problems += unstacked
     problems += [
         f"wrong shape: {path} is {params[path].shape}, the model has {tuple(expected[path])}"
         for path in sorted(params.keys() & expected.keys())

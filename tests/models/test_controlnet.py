@@ -36,8 +36,7 @@ def inputs(pad_to=None):
 
 
 def base_params():
-    tokens, conditions, _ = inputs()
-    return load_params(CONTROLNET.base, BASE_STATE, conditions, tokens)
+    return load_params(CONTROLNET.base, BASE_STATE)
 
 
 def initialized(controlnet):
@@ -129,7 +128,7 @@ def test_conversion_is_strict():
     with pytest.raises(InputError, match=r"(?s)no parameter takes: 3\.after_proj.*takes: 1\.before_proj"):
         convert_controlnet(extra, CONTROLNET.num_copies, expected_shapes())
     missing = {name: array for name, array in CONTROL_STATE.items() if name != "1.copied_block.attn.qkv.weight"}
-    with pytest.raises(InputError, match=r"copies/attn/qkv/kernel \(only of blocks \[0, 2\]\)"):
+    with pytest.raises(InputError, match=r"copies/attn/qkv/kernel is there only for blocks \[0, 2\]"):
         convert_controlnet(missing, CONTROLNET.num_copies, expected_shapes())
     with pytest.raises(InputError, match=r"pos_embed"):
         split_controlnet({"pos_embed": np.zeros(1)})

@@ -39,7 +39,7 @@ def test_caption_model(case, padding):
     if padding:
         tokens, conditions = model_inputs(config, arrays["in/x"], pad_to=tokens.shape[1] + padding)
     conditions |= text_conditions(arrays)
-    params = load_params(model, load_state_dict(case), conditions, tokens)
+    params = load_params(model, load_state_dict(case))
     check(config, forward(model, params, tokens, arrays["in/t"], conditions), arrays["out/eps_sigma"])
 
 
@@ -48,7 +48,7 @@ def test_every_text_token_without_a_mask():
     model = build_model(config)
     tokens, conditions = model_inputs(config, arrays["in/x"])
     conditions |= text_conditions(arrays) | {"text_length": None, "num_tokens": None}
-    params = load_params(model, load_state_dict("alpha_single_scale"), conditions, tokens)
+    params = load_params(model, load_state_dict("alpha_single_scale"))
     check(config, forward(model, params, tokens, arrays["in/t"], conditions), arrays["out/eps_sigma_nomask"])
 
 
@@ -68,7 +68,7 @@ def test_both_branches_of_guidance():
         "text_length": arrays["in/mask"][[1, 1]].sum(-1).astype(np.int32),
         "text_drop": np.array([False, True]),
     }
-    params = load_params(model, load_state_dict("alpha_single_scale"), conditions, tokens)
+    params = load_params(model, load_state_dict("alpha_single_scale"))
     output = forward(model, params, tokens, np.full(2, 400), conditions)
     branches = np.concatenate([to_nchw(part, config, expected.shape) for part in output], axis=1)
     np.testing.assert_allclose(branches[:, 3:], expected[:, 3:], rtol=0, atol=TOLERANCE)
@@ -93,7 +93,7 @@ def test_mixed_aspect_ratios_in_one_padded_batch():
         ("alpha_multi_scale", slice(0, 2), wide),
         ("alpha_multi_scale_tall", slice(2, 4), tall),
     ):
-        params = load_params(model, load_state_dict(case), mixed, tokens)
+        params = load_params(model, load_state_dict(case))
         output = [part[rows, : mixed["num_tokens"][rows.start]] for part in forward(model, params, tokens, t, mixed)]
         check(config, output, arrays["out/eps_sigma"])
 
@@ -105,7 +105,7 @@ def test_dit_unconditional(t):
     tokens, conditions = model_inputs(config, arrays["in/x"])
     batch = len(tokens)
     conditions |= {"label": np.zeros(batch, np.int32), "text_drop": np.ones(batch, bool)}
-    params = load_params(model, load_state_dict("dit"), conditions, tokens)
+    params = load_params(model, load_state_dict("dit"))
     check(config, forward(model, params, tokens, np.full(batch, t), conditions), arrays[f"out/uncond_t{t}"])
 
 
@@ -116,5 +116,5 @@ def test_dit_with_classes():
     model = build_model(config)
     tokens, conditions = model_inputs(config, arrays["in/x"])
     conditions |= {"label": np.array([0, 3, 9], np.int32)}
-    params = load_params(model, load_state_dict("dit"), conditions, tokens)
+    params = load_params(model, load_state_dict("dit"))
     check(config, forward(model, params, tokens, np.full(3, 500), conditions), arrays["out/class_t500"])

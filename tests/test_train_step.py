@@ -1,0 +1,106 @@
+"""One optimizer step: accumulation, EMA, warm-up, what is trained and what is not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_run import tiny_config
+
+from pixart_jax.config import build_model, optimizer_spec
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.optimizers import OptimizerSpec, build_optimizer, learning_rate_schedule
+from pixart_jax.sharding import make_mesh
+from pixart_jax.train_state import create_state
+from pixart_jax.train_step import make_train_step
+from tools.bench import synthetic_batch
+
+
+@functools.cache
+def setup(**optimizer):
+    """(state, batch, step) of a tiny model; a step's program is compiled once for all tests that use it."""
+    config = tiny_config("unused")
+    config.optimizer.update({"warmup_steps": 0} | optimizer)
+    model, tx = build_model(config), build_optimizer(optimizer_spec(config))
+    state = create_state(model, tx, make_mesh(1), seed=0)
+    # Cross-attention starts at zero; nudge every parameter so that all of them matter.
+    state = state.replace(params=jax.tree.map(lambda p: p + 0.02, state.params))
+
+    @functools.cache
+    def compiled(**kwargs):
+        loss_fn = diffusion_loss(model.apply, linear_schedule())
+        schedule = learning_rate_schedule(optimizer_spec(config))
+        kwargs = {"seed": 5, "ema_decay": 0.9, "learning_rate": schedule} | kwargs
+        return jax.jit(make_train_step(loss_fn, tx, **kwargs))
+
+    return state, synthetic_batch(config), lambda state, batch, **kwargs: compiled(**kwargs)(state, batch)
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("accumulation_steps", [2, 8])
+def test_accumulation_changes_nothing_but_rounding(accumulation_steps):
+    state, batch, step = setup()
+    whole, whole_metrics = step(state, batch)
+    parts, parts_metrics = step(state, batch, accumulation_steps=accumulation_steps)
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-5, err_msg=name)
+    # Adam's first moment is the gradient: parameters themselves would hide an error behind Adam's normalisation.
+    for (name, moment), other in zip(flat(whole.opt_state).items(), flat(parts.opt_state).values(), strict=True):
+        np.testing.assert_allclose(other, moment, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_ema_follows_the_new_parameters():
+    state, batch, step = setup()
+    new, _ = step(state, batch)
+    expected = jax.tree.map(lambda ema, p: 0.9 * ema + 0.1 * p, state.ema_params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), new.ema_params, expected)
+
+
+def test_everything_is_trained_but_the_null_caption():
+    state, batch, step = setup(weight_decay=0.5)
+    new, _ = step(state, batch)
+    before, after = flat(state.params), flat(new.params)
+    unchanged = {name for name in before if np.array_equal(before[name], after[name])}
+    assert unchanged == {"['y_embedder']['y_embedding']"}
+
+
+def test_a_step_depends_on_state_and_batch_alone():
+    state, batch, step = setup()
+    first, again = step(state, batch), step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    later = step(state.replace(step=jnp.int32(1)), batch)
+    assert later[1]["loss"] != first[1]["loss"]
+    other_seed = step(state, batch, seed=6)
+    assert other_seed[1]["loss"] != first[1]["loss"]
+
+
+def test_warm_up_starts_at_zero():
+    state, batch, step = setup(warmup_steps=4, learning_rate=1e-3)
+    new, metrics = step(state, batch)
+    assert metrics["learning_rate"] == 0
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+    newer, metrics = step(new, batch)
+    assert metrics["learning_rate"] == pytest.approx(1e-3 / 4)
+    assert not np.array_equal(newer.params["x_embedder"]["kernel"], new.params["x_embedder"]["kernel"])
+
+
+def test_clipping_bounds_the_update_but_not_the_reported_norm():
+    state, batch, step = setup(grad_clip=1e-3)
+    new, metrics = step(state, batch)
+    assert metrics["grad_norm"] > 1e-2
+    first_moment = [leaf for name, leaf in flat(new.opt_state).items() if ".mu" in name]
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in first_moment)) / (1 - 0.9)
+    assert norm == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_schedules():
+    fields = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "grad_clip": 1.0, "learning_rate": 2.0}
+    cosine = learning_rate_schedule(OptimizerSpec(schedule="cosine", warmup_steps=10, num_steps=110, **fields))
+    assert [float(cosine(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+    constant = learning_rate_schedule(OptimizerSpec(schedule="constant", warmup_steps=0, num_steps=5, **fields))
+    assert float(constant(0)) == float(constant(10**6)) == 2.0
