@@ -36,7 +36,7 @@ def get_config():
         }
     )
     config.train.update(
-        {"num_steps": 5000, "ema_decay": 0.995, "log_every": 100, "checkpoint_every": 500, "keep_checkpoints": 2}
+        {"num_steps": 8000, "ema_decay": 0.995, "log_every": 100, "checkpoint_every": 500, "keep_checkpoints": 2}
     )
-    config.sample.update({"every": 1000, "num_images": 64, "guidance_scale": 3.0, "retrieval_captions": 64})
+    config.sample.update({"every": 2000, "num_images": 64, "guidance_scale": 3.0, "retrieval_captions": 64})
     return config

@@ -28,6 +28,9 @@ _TOKENIZER_FILE = "tokenizer.json"
 _EMBEDDING_FILE = "word_embeddings.npz"
 _UNKNOWN = "[unk]"
 _END = "[end]"
+# Of a word vector's components. The model's caption MLP starts with small weights, made for features as wide as T5's: with
+# a standard deviation of 1 the quickstart's retrieval@1 after 1,500 steps was 0.19, with 5 it was 0.38.
+_EMBEDDING_STD = 5.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,8 +44,8 @@ class WordEncoder:
 
     Attributes:
       tokenizer: word-level tokenizer that appends the end token and truncates to `max_tokens`, the end token included.
-      embedding: f32[V, dim], each component drawn from N(0, 1): words are nearly orthogonal and of length about
-        sqrt(dim).
+      embedding: f32[V, dim], each component drawn from N(0, 5²): words are nearly orthogonal and of length
+        about 5·sqrt(dim).
       max_tokens: text positions of every encoded caption.
     """
 
@@ -80,7 +83,7 @@ class WordEncoder:
         tokenizer.enable_truncation(max_tokens)
         tokenizer.encode_special_tokens = True  # a caption that spells "[end]" means the letters, not the token
         shape = (tokenizer.get_vocab_size(), dim)
-        embedding = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+        embedding = np.float32(_EMBEDDING_STD) * np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
         return cls(tokenizer, embedding, max_tokens)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

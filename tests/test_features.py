@@ -72,10 +72,10 @@ def test_truncation_keeps_the_end_token(encoder):
     np.testing.assert_array_equal(text[0, -2], vectors(encoder, "face")[0])
 
 
-def test_embedding_is_standard_normal():
+def test_embedding_is_normal_with_standard_deviation_five():
     embedding = WordEncoder.train([f"word{i}" for i in range(200)], dim=128, max_tokens=4).embedding
     assert embedding.shape == (202, 128)
-    assert abs(embedding.mean()) < 0.02 and abs(embedding.std() - 1) < 0.02
+    assert abs(embedding.mean()) < 0.1 and abs(embedding.std() - 5) < 0.1
 
 
 def test_deterministic(encoder):

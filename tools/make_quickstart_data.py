@@ -35,9 +35,8 @@ from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
-RECIPE_VERSION = (
-    1  # raise it when the choice, the drawing or the encoders change, so that old data is not taken for new
-)
+# Raise it when the choice, the drawing or the encoders change, so that old data is not taken for new.
+RECIPE_VERSION = 2
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 12
