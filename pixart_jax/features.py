@@ -28,8 +28,8 @@ _TOKENIZER_FILE = "tokenizer.json"
 _EMBEDDING_FILE = "word_embeddings.npz"
 _UNKNOWN = "[unk]"
 _END = "[end]"
-# Of a word vector's components. The model's caption MLP starts with small weights, made for features as wide as T5's: with
-# a standard deviation of 1 the quickstart's retrieval@1 after 1,500 steps was 0.19, with 5 it was 0.38.
+# Of a word vector's components. The model's caption MLP starts with small weights, made for features as wide as T5's:
+# with a standard deviation of 1 the quickstart's retrieval@1 after 1,500 steps was 0.19, with 5 it was 0.38.
 _EMBEDDING_STD = 5.0
 
 

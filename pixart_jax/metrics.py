@@ -53,16 +53,17 @@ class MetricsWindow:
 
 
 class Stopwatch:
-    """Rate and remaining time of the training proper: what happens inside `paused()` does not count."""
+    """Rate of the training proper: what happens inside `paused()` does not count."""
 
-    def __init__(self):
-        self._start = time.perf_counter()
+    def __init__(self, step: int):
+        self._step, self._start = step, time.perf_counter()
 
-    def lap(self) -> float:
-        """Seconds since the last lap, pauses taken out."""
+    def steps_per_second(self, step: int) -> float:
+        """Steps per second since the last call, pauses taken out."""
         now = time.perf_counter()
-        seconds, self._start = now - self._start, now
-        return seconds
+        rate = (step - self._step) / (now - self._start)
+        self._step, self._start = step, now
+        return rate
 
     @contextmanager
     def paused(self):

@@ -58,8 +58,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       TrainingDiverged: a loss was not finite; no checkpoint was written since.
       SystemExit: SIGTERM came; a checkpoint was written.
     """
-    # ------------------------------------------------------------------ Checks: everything that can be wrong is wrong
-    # now.
+    # ------------------------------------------------------------------------------ What can be refused is refused now.
     check_config(config)
     check_batch(config, jax.device_count(), jax.process_count())
     sources = parse_sources(config.data.sources)
@@ -72,7 +71,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         )
     workdir = open_workdir(workdir)
 
-    # ------------------------------------------------------------------------------------------------------- Assembly.
+    # -------------------------------------------------------------------------------------------------------- Assembly.
     mesh = make_mesh(config.mesh.fsdp)
     model, schedule = build_model(config), linear_schedule()
     optimizer = optimizer_spec(config)
@@ -102,8 +101,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         batch_size=config.sample.num_images,
     )
 
-    # ----------------------------------------------------------------------------------------------- Birth or
-    # resumption.
+    # --------------------------------------------------------------------------------------------- Birth or resumption.
     batch_shapes = abstract_batch(iterator, mesh)
     abstract = abstract_state(model, tx, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
@@ -139,9 +137,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     def log(step: int) -> None:
         window.fetch()
-        steps = len(window.pending)
         scalars = window.means()
-        steps_per_second = steps / stopwatch.lap()
+        steps_per_second = stopwatch.steps_per_second(step)
         rates = {"images_per_second": steps_per_second * config.data.batch_size}
         writer.write_scalars(step, scalars | rates)
         if history:
@@ -160,10 +157,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         if first_process:
             save_png(workdir / "samples" / f"step_{step:07d}.png", picture)
 
-    # ------------------------------------------------------------------------------------------------------- The loop.
+    # -------------------------------------------------------------------------------------------------------- The loop.
     try:
         with sigterm_flag() as terminated:
-            stopwatch = Stopwatch()
+            stopwatch = Stopwatch(start)
             for step in range(start + 1, last + 1):
                 state, metrics = compiled_step(state, put_batch(next(iterator), mesh))
                 window.add(step, metrics)
