@@ -100,7 +100,7 @@ def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.nd
     return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TextToImage:
     """Prompts to pictures with a trained model, its text encoder and its autoencoder.
 

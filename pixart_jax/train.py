@@ -120,15 +120,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
     history = History(workdir, start) if first_process else None
 
-    begin = time.perf_counter()
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # Compiled ahead of the loop: a batch of another shape is then an error, not a silent second compilation.
-    compiled_step = (
-        jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
-        .lower(abstract, batch_shapes)
-        .compile()
-    )
-    logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin))
+    if start < last:
+        begin = time.perf_counter()
+        state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        # Compiled ahead of the loop: a batch of another shape is then an error, not a silent second compilation.
+        compiled_step = (
+            jax.jit(train_step, donate_argnums=0, out_shardings=(state_shardings, None))
+            .lower(abstract, batch_shapes)
+            .compile()
+        )
+        logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin))
 
     def save_checkpoint(step: int) -> None:
         window.fetch()  # A state that a non-finite loss has touched is never saved.
