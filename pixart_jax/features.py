@@ -9,19 +9,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shutil
 import zipfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from pixart_jax.data.manifest import MANIFEST_FILE, Manifest
 from pixart_jax.errors import InputError
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-
-if TYPE_CHECKING:
-    from pixart_jax.data.manifest import Manifest
 
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
 _TOKENIZER_FILE = "tokenizer.json"
@@ -142,6 +140,32 @@ class WordEncoder:
                 f"{embedding.shape}: the files are of different encoders; make the data set again"
             )
         return cls(tokenizer, embedding, max_tokens)
+
+
+def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str | os.PathLike) -> None:
+    """Puts a data set's manifest and the files of its encoders into the folder `target`.
+
+    A run keeps them in its workdir: data can move or be made anew, and features of another encoder that fits in shape
+    draw nothing but noise.
+
+    Raises:
+      InputError: `target` has the files of another encoder; nothing is changed.
+    """
+    data_dir, target = pathlib.Path(data_dir), pathlib.Path(target)
+    files = [LINEAR_AUTOENCODER_FILE] if manifest.autoencoder == "linear" else []
+    files += [_TOKENIZER_FILE, _EMBEDDING_FILE] if manifest.text_encoder == "words" else []
+    files = [file for file in files if (data_dir / file).exists()]
+    for file in files:
+        if (target / file).exists() and (target / file).read_bytes() != (data_dir / file).read_bytes():
+            raise InputError(
+                f"{data_dir / file} is not the one this run started with ({target / file}): the data were made anew; "
+                "name another workdir"
+            )
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (*files, MANIFEST_FILE):
+        beside = target / f"{file}.partial"
+        shutil.copyfile(data_dir / file, beside)
+        os.replace(beside, target / file)
 
 
 def load_autoencoder(data_dir: str | os.PathLike, manifest: Manifest) -> LinearAutoencoder:

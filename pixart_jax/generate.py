@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.assembly import parse_sources
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import DOWNSAMPLE, build_model, load_config, position_base
 from pixart_jax.data.feature_shards import read_manifest
@@ -26,6 +26,9 @@ from pixart_jax.samplers.iddpm import per_sample_noise
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import block_order, grid_positions, unpatchify
 from pixart_jax.train_state import abstract_params
+
+# Where a run keeps the encoders of its (first) data set, below its workdir.
+ENCODERS = "encoders"
 
 # (params, conditions, seed, indices i32[B], guidance_scale) -> tokens f32[B, N, p·p·C]
 SampleFn = Callable[[Any, dict[str, jax.Array], int, jax.Array, float], jax.Array]
@@ -125,16 +128,16 @@ class TextToImage:
 
     @classmethod
     def from_workdir(cls, workdir: str, *, ema: bool = True) -> TextToImage:
-        """The newest checkpoint of a training run, with the encoders of its (first) data set.
+        """The newest checkpoint of a training run, with the encoders it was trained with.
 
         Raises:
-          InputError: not a run, no checkpoint yet, a class-conditional model, or the data set is gone.
+          InputError: not a run, no checkpoint yet, a class-conditional model, or an encoder is unknown.
         """
         config = load_config(workdir)
         model = build_model(config)
         if model.num_classes:
             raise InputError(f"{workdir}: the model knows {model.num_classes} classes and no captions")
-        directory = parse_sources(config.data.sources)[0][0]
+        directory = pathlib.Path(workdir) / ENCODERS
         manifest = read_manifest(directory)
         # One device: sampling a batch does not need the mesh the model was trained on.
         mesh = make_mesh(1, jax.devices()[:1])

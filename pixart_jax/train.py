@@ -29,7 +29,8 @@ from pixart_jax.config import (
 from pixart_jax.data.pipeline import check_sources, make_iterator
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.generate import make_sample_fn
+from pixart_jax.features import copy_encoders
+from pixart_jax.generate import ENCODERS, make_sample_fn
 from pixart_jax.history import History
 from pixart_jax.images import loss_curve_png, save_png
 from pixart_jax.losses import diffusion_loss
@@ -116,6 +117,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     start, last = int(state.step), config.train.num_steps
     first_process = jax.process_index() == 0
     if first_process:
+        copy_encoders(sources[0][0], manifests[0], workdir / ENCODERS)
         record_config(workdir, config)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
     history = History(workdir, start) if first_process else None

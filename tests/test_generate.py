@@ -1,13 +1,15 @@
 """From a trained workdir to pictures, as a library call and on the command line."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import tiny_config
 
-from pixart_jax.data.feature_shards import FeatureShardWriter, Sample
+from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, read_manifest
 from pixart_jax.errors import InputError
-from pixart_jax.features import LINEAR_AUTOENCODER_FILE, WordEncoder
+from pixart_jax.features import LINEAR_AUTOENCODER_FILE, WordEncoder, copy_encoders
 from pixart_jax.generate import TextToImage
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.samplers import SAMPLERS
@@ -39,6 +41,7 @@ def workdir(tmp_path_factory):
     config.model.update({"kv_compress_ratio": 2, "kv_compress_from": 1})
     config.sample.retrieval_captions = 4
     train_and_evaluate(config, str(root / "run"))
+    shutil.rmtree(root / "data")  # A run must be able to draw without the data it learnt from.
     return root / "run"
 
 
@@ -84,5 +87,18 @@ def test_errors(workdir, tmp_path, capsys):
     assert sample.main(["--workdir", str(workdir), "--prompt", "x", "--num-steps", "0"]) == 2
     assert "num_steps = 0" in capsys.readouterr().err
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
+    shutil.copytree(workdir / "encoders", tmp_path / "encoders")
     with pytest.raises(InputError, match="no checkpoint yet"):
         TextToImage.from_workdir(tmp_path)
+
+
+def test_data_made_anew_do_not_mix_with_the_run(workdir, tmp_path):
+    """Word vectors drawn from another seed fit in every shape, and would teach the model another language."""
+    manifest = read_manifest(workdir / "encoders")
+    copy_encoders(workdir / "encoders", manifest, tmp_path / "kept")
+    copy_encoders(workdir / "encoders", manifest, tmp_path / "kept")
+    other = tmp_path / "other"
+    shutil.copytree(workdir / "encoders", other)
+    WordEncoder.train(CAPTIONS, dim=8, max_tokens=5, seed=1).save(other)
+    with pytest.raises(InputError, match=r"is not the one this run started with.*name another workdir"):
+        copy_encoders(other, manifest, tmp_path / "kept")
