@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from absl import logging
+
 from pixart_jax.errors import InputError
 from pixart_jax.generate import TextToImage
 from pixart_jax.images import labelled_grid, save_png, to_uint8
@@ -20,6 +22,7 @@ from pixart_jax.samplers import SAMPLERS
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint opened for reading is opened for reading.
     try:
         prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
         if args.num_images < 1 or args.batch_size < 1:
