@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 
 import einops
 import flax.linen as nn
@@ -12,13 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.models.attention import attention
+from pixart_jax.models.timestep_freqs import TIMESTEP_FREQS
 
 Dtype = jnp.dtype
-
-# The reference's 128 sinusoid frequencies are a float32 `exp` that no other library reproduces to the last bit, and
-# one ulp moves cos/sin by 6e-5 at t = 999. So the table is data, not a formula.
-with resources.files(__package__).joinpath("timestep_freqs.npy").open("rb") as _file:
-    TIMESTEP_FREQS: np.ndarray = np.load(_file)
 
 xavier = nn.initializers.xavier_uniform()
 normal_002 = nn.initializers.normal(0.02)
