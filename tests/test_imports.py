@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng"],
+    ["errors", "tokens", "rng", "captions"],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images"],
     ["losses", "train_step", "features", "evaluators", "checkpoints", "config", "history", "metrics"],

@@ -1,0 +1,96 @@
+"""The parameter names and the configuration of diffusers' `PixArtTransformer2DModel`. numpy only.
+
+diffusers keeps neither the position table, which the model computes, nor the null caption, which its pipelines take
+from the text encoder; and it knows neither key/value compression nor qk-norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pixart_jax.conversion.pixart import PATCH_KERNEL, Segments, stacks
+from pixart_jax.conversion.rules import COPY, Rule, convert, fused_linear, linear, revert
+
+BLOCK_RULES: list[Rule] = [
+    ("scale_shift_table", "scale_shift_table", COPY),
+    *fused_linear([r"attn1\.to_q", r"attn1\.to_k", r"attn1\.to_v"], "attn/qkv"),
+    *linear(r"attn1\.to_out\.0", "attn/proj"),
+    *linear(r"attn2\.to_q", "cross_attn/q_linear"),
+    *fused_linear([r"attn2\.to_k", r"attn2\.to_v"], "cross_attn/kv_linear"),
+    *linear(r"attn2\.to_out\.0", "cross_attn/proj"),
+    *linear(r"ff\.net\.0\.proj", "mlp/fc1"),
+    *linear(r"ff\.net\.2", "mlp/fc2"),
+]
+
+_EMBEDDER = r"adaln_single\.emb"
+
+MODEL_RULES: list[Rule] = [
+    (r"pos_embed\.proj\.weight", "x_embedder/kernel", PATCH_KERNEL),
+    (r"pos_embed\.proj\.bias", "x_embedder/bias", COPY),
+    *linear(rf"{_EMBEDDER}\.timestep_embedder\.linear_1", "t_embedder/mlp_0"),
+    *linear(rf"{_EMBEDDER}\.timestep_embedder\.linear_2", "t_embedder/mlp_2"),
+    *linear(rf"{_EMBEDDER}\.resolution_embedder\.linear_1", "csize_embedder/mlp_0"),
+    *linear(rf"{_EMBEDDER}\.resolution_embedder\.linear_2", "csize_embedder/mlp_2"),
+    *linear(rf"{_EMBEDDER}\.aspect_ratio_embedder\.linear_1", "ar_embedder/mlp_0"),
+    *linear(rf"{_EMBEDDER}\.aspect_ratio_embedder\.linear_2", "ar_embedder/mlp_2"),
+    *linear(r"adaln_single\.linear", "t_block"),
+    *linear(r"caption_projection\.linear_(1|2)", r"y_embedder/y_proj_fc\1"),
+    ("scale_shift_table", "final_layer/scale_shift_table", COPY),
+    *linear("proj_out", "final_layer/linear"),
+]
+
+_BLOCK = r"transformer_blocks\.(\d+)\.(.+)"
+
+# The only parameter of a caption-conditional PixArt that diffusers has no place for.
+NULL_TEXT = "y_embedder/y_embedding"
+
+
+def convert_diffusers(
+    state_dict: Mapping[str, np.ndarray], segments: Segments, expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Our parameters, all but NULL_TEXT, from a state dict of diffusers.
+
+    Args, returns and errors as `pixart.convert_pixart`; `expected` may name NULL_TEXT or not.
+    """
+    expected = {path: shape for path, shape in expected.items() if path != NULL_TEXT}
+    return convert(state_dict, MODEL_RULES, _BLOCK, BLOCK_RULES, stacks(segments), expected)
+
+
+def revert_diffusers(
+    paths: Iterable[str], read: Callable[[str], np.ndarray], segments: Segments, patch_size: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of diffusers' state dict from our parameters; NULL_TEXT is left out.
+
+    Args, returns and errors as `pixart.revert_pixart`.
+    """
+    paths = [path for path in paths if path != NULL_TEXT]
+    return revert(paths, read, MODEL_RULES, _BLOCK, BLOCK_RULES, stacks(segments), patch_size=patch_size)
+
+
+# What diffusers' class can vary and PixArt does not. A missing key means this value.
+FIXED_FIELDS: dict[str, Any] = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_type": "default",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+    "norm_type": "ada_norm_single",
+}
+
+# The class's own defaults of the fields that PixArts differ in.
+DEFAULT_FIELDS: dict[str, Any] = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "num_layers": 28,
+    "in_channels": 4,
+    "out_channels": 8,
+    "patch_size": 2,
+    "sample_size": 128,
+    "caption_channels": None,
+    "cross_attention_dim": 1152,
+    "interpolation_scale": None,
+    "use_additional_conditions": None,
+}

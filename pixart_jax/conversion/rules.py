@@ -1,0 +1,271 @@
+"""Tables of rules between a reference's parameter names and ours: strict, and read in either direction. numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from pixart_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an array changes between the reference and us; its values never do.
+
+    Attributes:
+      ours: the reference's array to ours.
+      reference: ours and the model's patch size, which only the patch kernel needs, to the reference's.
+      part, parts: the reference's array is this part of so many of ours, split along the last axis, which is the
+        output features of kernels and biases alike.
+    """
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    reference: Callable[[np.ndarray, int], np.ndarray]
+    part: int = 0
+    parts: int = 1
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return self.ours(array)
+
+    def cut(self, ours: np.ndarray) -> np.ndarray:
+        """The view of our array that this layout's part is."""
+        width = ours.shape[-1] // self.parts
+        return ours if self.parts == 1 else ours[..., self.part * width : (self.part + 1) * width]
+
+
+COPY = Layout(lambda array: array, lambda array, _: array)
+TRANSPOSE = Layout(lambda weight: weight.T, lambda kernel, _: kernel.T)
+
+# (the reference's name as a pattern, our path as a template, how the array changes), after the block's prefix where
+# there is one. A rule whose layout is a plain function, or whose groups are not all plain (…) and in the template,
+# converts to ours only.
+Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
+_GROUP = re.compile(r"\([^()]*\)")
+
+
+def linear(source: str, target: str) -> list[Rule]:
+    """Of a Linear."""
+    return [(rf"{source}\.weight", f"{target}/kernel", TRANSPOSE), (rf"{source}\.bias", f"{target}/bias", COPY)]
+
+
+def fused_linear(sources: Iterable[str], target: str) -> list[Rule]:
+    """Of Linears of one size that are one Dense of ours, side by side."""
+    sources = list(sources)
+    return [
+        (name, path, dataclasses.replace(layout, part=part, parts=len(sources)))
+        for part, source in enumerate(sources)
+        for name, path, layout in linear(source, target)
+    ]
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """Of a LayerNorm with scale and bias."""
+    return [(rf"{source}\.weight", f"{target}/scale", COPY), (rf"{source}\.bias", f"{target}/bias", COPY)]
+
+
+def convert(
+    state_dict: Mapping[str, np.ndarray],
+    rules: list[Rule],
+    block_pattern: str,
+    block_rules: list[Rule],
+    stacks: Mapping[str, range],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    dropped: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """Our parameters from a reference's, with the arrays of equal blocks stacked.
+
+    Each array is asked of `state_dict` once and copied to its place at once, so a mapping that reads when asked keeps
+    no more than one of them in memory.
+
+    Args:
+      state_dict: the reference's names to arrays.
+      rules: for names outside the blocks; of several that match, the first.
+      block_pattern: matches a name inside a block; its groups are the block's index and the name that `block_rules`
+        take.
+      block_rules: likewise for names inside the blocks.
+      stacks: our name of each stack to the indices of its blocks.
+      expected: '/'-joined path to shape of each parameter of the model.
+      dropped: the reference's names that are left out on purpose.
+
+    Returns:
+      '/'-joined path to f32 array.
+
+    Raises:
+      InputError: lists every source key that no rule or parameter takes or that another has filled, every parameter
+        left empty, and every wrong shape.
+    """
+    names = [name for name in state_dict if name not in dropped]
+    slots, problems = _assign(names, rules, block_pattern, block_rules, stacks)
+    params: dict[str, np.ndarray] = {}
+    for path, sources in slots.items():
+        blocks = stacks.get(path.split("/")[0], [None])
+        parts = getattr(next(iter(sources.values()))[1], "parts", 1)
+        wanted = [(block, part) for part in range(parts) for block in blocks]
+        if path not in expected:
+            name, layout = next(iter(sources.values()))
+            found = np.shape(_ours(state_dict[name], layout))
+            shape = found if blocks == [None] else (len({block for block, _ in sources}), *found)
+            problems.append(f"no parameter takes: {path} {shape}")
+        elif missing := [key for key in wanted if key not in sources]:
+            if parts == 1:
+                where = f"is there only for blocks {sorted(block for block, _ in sources)}"
+            else:
+                names = _sources(path, rules, block_pattern, block_rules, stacks)
+                where = f"lacks {', '.join(name for block, name, layout in names if (block, layout.part) in missing)}"
+            problems.append(f"incomplete: {path} {where}")
+        else:
+            params[path] = np.empty(expected[path], np.float32)
+            problems += _fill(params[path], path, state_dict, sources, blocks)
+    problems += [f"not filled: {path} {tuple(expected[path])}" for path in sorted(expected.keys() - slots.keys())]
+    if problems:
+        raise InputError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
+    return params
+
+
+# Our path to what fills it: (block, part) to (the reference's name, layout).
+_Slots = dict[str, dict[tuple[int | None, int], tuple[str, Callable]]]
+
+
+def _assign(names, rules, block_pattern, block_rules, stacks) -> tuple[_Slots, list[str]]:
+    slots: _Slots = {}
+    problems = []
+    for name in names:
+        block = re.fullmatch(block_pattern, name)
+        index = int(block[1]) if block else None
+        stack = next((stack for stack, indices in stacks.items() if index in indices), None)
+        rule = _apply(block_rules, block[2]) if block else _apply(rules, name)
+        if rule is None or (block and stack is None):
+            problems.append(f"no parameter takes: {name}")
+            continue
+        target, layout = rule
+        sources = slots.setdefault(f"{stack}/{target}" if block else target, {})
+        first, _ = sources.setdefault((index, getattr(layout, "part", 0)), (name, layout))
+        if first != name:
+            problems.append(f"no parameter takes: {name}, because {first} has filled it")
+    return slots, problems
+
+
+def _apply(rules: list[Rule], name: str) -> tuple[str, Callable] | None:
+    for pattern, target, layout in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(target), layout
+    return None
+
+
+def _ours(array, layout) -> np.ndarray:
+    array = np.asarray(array, np.float32)
+    try:
+        return layout(array)
+    except ValueError:  # Too few axes; the comparison of shapes reports it.
+        return array
+
+
+def _fill(param, path, state_dict, sources, blocks) -> list[str]:
+    """Copies the sources to their places in `param`; returns what does not fit."""
+    shapes = {}
+    wrong_parts = []
+    for (block, part), (name, layout) in sources.items():
+        place = param if block is None else param[blocks.index(block)]
+        parts = getattr(layout, "parts", 1)
+        if parts > 1:
+            place = layout.cut(place)
+        array = _ours(state_dict[name], layout)
+        if array.shape == place.shape:
+            place[...] = array
+        elif parts > 1:
+            wrong_parts.append(
+                f"wrong shape: {name} is {array.shape} as part {part} of {path}, which takes {place.shape}"
+            )
+        shapes[block] = array.shape
+    if wrong_parts or parts > 1:
+        return wrong_parts
+    if len(set(shapes.values())) > 1:
+        return [f"wrong shape: {path} differs between the blocks: {dict(sorted(shapes.items()))}"]
+    found = array.shape if block is None else (len(shapes), *array.shape)
+    return [] if found == param.shape else [f"wrong shape: {path} is {found}, the model has {param.shape}"]
+
+
+def revert(
+    paths: Iterable[str],
+    read: Callable[[str], np.ndarray],
+    rules: list[Rule],
+    block_pattern: str,
+    block_rules: list[Rule],
+    stacks: Mapping[str, range],
+    *,
+    patch_size: int,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The reference's parameters from ours: the rules of `convert`, read from right to left.
+
+    Args:
+      paths: '/'-joined path of each parameter.
+      read: the parameter of a path, f32. Called once for each, when its turn comes, so a `dict.pop` or a reader of
+        files keeps little in memory.
+      rules, block_pattern, block_rules, stacks: as in `convert`.
+      patch_size: the model's.
+
+    Returns:
+      Pairs of the reference's name and f32 array, C-contiguous, blocks unstacked.
+
+    Raises:
+      InputError: before anything is read; lists every parameter that the reference has no name for.
+    """
+    plan = {path: _sources(path, rules, block_pattern, block_rules, stacks) for path in paths}
+    if unnamed := sorted(path for path, names in plan.items() if not names):
+        raise InputError("the format has no name for these parameters of the model:\n  " + "\n  ".join(unnamed))
+
+    def generate():
+        for path, names in plan.items():
+            array = read(path)
+            first = names[0][0]
+            for block, name, layout in names:
+                ours = layout.cut(array if block is None else array[block - first])
+                yield name, np.ascontiguousarray(layout.reference(ours, patch_size))
+
+    return generate()
+
+
+def _sources(path, rules, block_pattern, block_rules, stacks) -> list[tuple[int | None, str, Layout]]:
+    """(block, the reference's name, layout) of all that fills a parameter, block by block; empty where nothing can."""
+    stack, _, rest = path.partition("/")
+    if stack not in stacks:
+        return [(None, name, layout) for name, layout in _flip_all(rules, path)]
+    found = _flip_all(block_rules, rest)
+    return [
+        (block, _substitute(block_pattern, [str(block), name]), layout)
+        for block in stacks[stack]
+        for name, layout in found
+    ]
+
+
+def _flip_all(rules: list[Rule], path: str) -> list[tuple[str, Layout]]:
+    found = [(name, rule[2]) for rule in rules if (name := _flip(rule, path)) is not None]
+    # All parts of the parameter, each once.
+    complete = found and sorted(layout.part for _, layout in found) == list(range(found[0][1].parts))
+    return found if complete else []
+
+
+def _flip(rule: Rule, path: str) -> str | None:
+    """The reference's name of our path by one rule, or None: pattern and template with their roles exchanged."""
+    source, target, _ = rule
+    groups = _GROUP.findall(source)
+    # Literal text and numbers of groups take turns.
+    literals, numbers = (re.split(r"\\(\d)", target)[i::2] for i in (0, 1))
+    patterns = (groups[int(number) - 1] for number in numbers)
+    pattern = "".join(a + b for a, b in itertools.zip_longest(map(re.escape, literals), patterns, fillvalue=""))
+    match = re.fullmatch(pattern, path)
+    if match is None:
+        return None
+    values = dict(zip(map(int, numbers), match.groups(), strict=True))
+    return _substitute(source, [values[number] for number in range(1, len(groups) + 1)])
+
+
+def _substitute(pattern: str, values: list[str]) -> str:
+    """The one name that a pattern matches with these values for its groups."""
+    remaining = iter(values)
+    return _GROUP.sub(lambda _: next(remaining), pattern).replace("\\.", ".")

@@ -1,0 +1,248 @@
+"""Opens weights of any format that we know, without reading them: what is there, under which names, of which shapes.
+
+Nothing from outside is ever unpickled beyond tensors: PyTorch files are opened with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy, and with it safetensors, bfloat16
+import numpy as np
+import safetensors
+
+from pixart_jax.errors import InputError
+
+# In files that hold more than one set of weights: (the trained ones, their average, which of the two the format's own
+# tools load).
+_WRAPPERS = (("state_dict", "state_dict_ema", "state_dict"), ("model", "ema", "ema"))
+
+WEIGHTS = "diffusion_pytorch_model"
+
+# A name that each format has and no other; the first that fits decides.
+_MARKS = {
+    "controlnet": r"(base_model|controlnet)\..+",
+    "dit": r"y_embedder\.embedding_table\.weight",
+    "pixart": r"t_block\.1\.weight",
+    "diffusers": r"adaln_single\.linear\.weight",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights, opened.
+
+    Attributes:
+      path: the file or the folder that holds them.
+      kind: "pixart" or "dit" (their own checkpoints), "controlnet" (a PixArt and its ControlNet), "diffusers", or
+        "orbax": a directory of `conversion.stored`.
+      arrays: name to array, in float32 or less, each read when it is asked for; None for "orbax".
+      shapes: name to shape.
+      weights: which of several sets of weights these are, as the file calls it; "" where there is one set.
+      config: diffusers' config.json, or None.
+      pipeline: {"family": "alpha" or "sigma", "latent_scale": ...}, whatever of it the pipeline around a diffusers
+        transformer tells.
+    """
+
+    path: pathlib.Path
+    kind: str
+    arrays: Mapping[str, np.ndarray] | None
+    shapes: Mapping[str, tuple[int, ...]]
+    weights: str = ""
+    config: dict[str, Any] | None = None
+    pipeline: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_source(path: str | pathlib.Path, *, ema: bool | None = None) -> Source:
+    """Recognises and opens a file or a folder.
+
+    Args:
+      path: a PyTorch file (`.pth`, `.pt`, `.bin`) or safetensors file with PixArt's, DiT's or diffusers' names; a
+        diffusers transformer folder; a whole pipeline's folder, of which `transformer/` is meant; or a directory of
+        ours.
+      ema: the averaged weights, or not, where a file has both; None takes what the format's own tools take:
+        `state_dict` of PixArt's checkpoints, `ema` of DiT's.
+
+    Raises:
+      InputError: there is nothing, it is damaged, it is something else, it holds objects that are not tensors, or it
+        has no weights of the kind that `ema` asks for.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            return _open_directory(path, ema)
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return _open_weights(path, path, ema)
+
+
+def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
+    if (path / "model.json").exists():
+        if ema is not None:
+            raise InputError(f"{path} holds one set of weights; leave out --ema and --no-ema")
+        return Source(path, "orbax", None, {})
+    folder = path / "transformer" if (path / "model_index.json").exists() else path
+    for weights in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}.bin"):
+        if (folder / weights).exists():
+            return _open_weights(folder, folder / weights, ema)
+    raise InputError(
+        f"{path} is neither a model of ours (model.json), nor a diffusers transformer ({WEIGHTS}.safetensors) or a "
+        "pipeline (model_index.json) with one in transformer/"
+    )
+
+
+def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> Source:
+    weights = ""
+    if file.name.endswith(".json"):
+        arrays = _Safetensors(_sharded(file))
+    elif file.suffix == ".safetensors":
+        arrays = _Safetensors([file])
+    else:
+        arrays, weights = _open_torch(file, ema)
+    if ema is not None and not weights:
+        raise InputError(f"{file} holds one set of weights; leave out --ema and --no-ema")
+    kind = next((kind for kind, mark in _MARKS.items() if any(re.fullmatch(mark, name) for name in arrays)), None)
+    if kind is None:
+        names = ", ".join(sorted(arrays)[:4])
+        raise InputError(f"{file} holds neither a PixArt nor a DiT; its arrays are called {names} ...")
+    source = Source(path, kind, arrays, arrays.shapes, weights)
+    if kind != "diffusers":
+        return source
+    config = file.with_name("config.json")
+    return dataclasses.replace(
+        source, config=read_json(config) if config.exists() else None, pipeline=_read_pipeline(file.parent)
+    )
+
+
+def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
+    """What the pipeline that a `transformer/` folder may be part of tells of it."""
+    found = {}
+    index, vae = (folder.resolve().parent / name for name in ("model_index.json", "vae/config.json"))
+    if folder.resolve().name == "transformer" and index.exists():
+        families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
+        if family := families.get(read_json(index).get("_class_name")):
+            found["family"] = family
+        if vae.exists() and (scale := read_json(vae).get("scaling_factor")):
+            found["latent_scale"] = float(scale)
+    return found
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError if it is none."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged or cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: it should hold a JSON object")
+    return value
+
+
+def _sharded(index: pathlib.Path) -> list[pathlib.Path]:
+    files = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
+    # Names, not paths: the files lie beside their index.
+    paths = [index.with_name(pathlib.PurePath(name).name) for name in files]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise InputError(f"{index} names files that are not there: {', '.join(missing)}; download them")
+    return paths
+
+
+class _Safetensors(Mapping[str, np.ndarray]):
+    """The arrays of safetensors files, each read when it is asked for."""
+
+    def __init__(self, paths: list[pathlib.Path]):
+        self._files = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for path in paths:
+            try:
+                file = safetensors.safe_open(path, "numpy")
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged, or no safetensors file: {error}; download it again") from error
+            if twice := sorted(shapes.keys() & self.shapes.keys()):
+                raise InputError(f"{path}: {twice[0]} is in another of the files too")
+            self._files |= dict.fromkeys(shapes, file)
+            self.shapes |= shapes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32."""
+
+    def __init__(self, tensors: Mapping[str, Any]):
+        self._tensors = tensors
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name].detach()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def load_torch(path: pathlib.Path) -> Any:
+    """What a PyTorch file holds, memory-mapped where its format allows it.
+
+    Raises:
+      InputError: it is damaged, it holds objects other than tensors, or PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"{path} can only be opened with PyTorch: pip install torch") from error
+    with path.open("rb") as file:
+        # The other format, of PyTorch before 1.6, is a plain pickle.
+        zipped = file.read(4) == b"PK\x03\x04"
+    # DiT's trainer adds its command line, which is harmless.
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
+    try:
+        with allowed, warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks to run {name[1]}" if name else "it is no checkpoint of PyTorch's"
+        raise InputError(f"{path} is refused, because {what}; only files of plain tensors are loaded") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged, or no PyTorch file: {str(error).splitlines()[:1]}") from error
+
+
+def _open_torch(path: pathlib.Path, ema: bool | None) -> tuple[_Tensors, str]:
+    """The tensors, and which of several sets they are or ""."""
+    checkpoint = load_torch(path)
+    weights = ""
+    for raw, averaged, default in _WRAPPERS:
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(raw, checkpoint.get(averaged)), dict):
+            weights = {None: default, True: averaged, False: raw}[ema]
+            if ema is None and weights not in checkpoint:
+                weights = raw if raw in checkpoint else averaged
+            if not isinstance(checkpoint.get(weights), dict):
+                raise InputError(f"{path} has no {weights}; leave out --ema and --no-ema")
+            checkpoint = checkpoint[weights]
+            break
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        raise InputError(f"{path} holds no dict of tensors")
+    if odd := [str(name) for name, value in checkpoint.items() if not hasattr(value, "shape")]:
+        raise InputError(f"{path} holds no state dict: these are not tensors: {', '.join(odd[:5])}")
+    return _Tensors(checkpoint), weights

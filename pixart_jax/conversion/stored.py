@@ -1,0 +1,211 @@
+"""A model on disk in our own format: a directory with `params/`, written by Orbax, and `model.json`, which says what
+model they belong to and how it is to be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+
+from pixart_jax.errors import InputError
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.train_state import init_params
+
+FORMAT_VERSION = 1
+
+# Pixels per latent cell of every autoencoder PixArt has used.
+DOWNSAMPLE = 8
+
+# The fields of PixArt that say what it computes; the others say how, and are not stored.
+ARCHITECTURE = (
+    "hidden_size", "depth", "num_heads", "mlp_ratio", "patch_size", "latent_channels", "text_dim", "max_text_tokens",
+    "num_classes", "micro_condition", "kv_compress", "qk_norm", "adaln", "learn_sigma",
+)  # fmt: skip
+
+NULL_TEXT = ("stored", "missing", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """What `model.json` says.
+
+    Attributes:
+      model: its architecture; remat, attention, dtype and scan_unroll are left at their defaults.
+      position_base: tokens along one side of the resolution's square; see `tokens.grid_positions`.
+      position_scale: likewise.
+      latent_scale: what the autoencoder's latents are multiplied by.
+      null_text: "stored": the null caption is among the parameters. "missing": its place there is filled with NaN,
+        because the weights come from a format that does not keep it; guidance then needs the text encoder's features
+        of the empty caption. "none": the model has classes instead of captions.
+      provenance: where the weights come from, for people.
+    """
+
+    model: PixArt
+    position_base: int
+    position_scale: float
+    latent_scale: float
+    null_text: str
+    provenance: dict[str, str]
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along one side of the resolution's square."""
+        return self.position_base * self.model.patch_size * DOWNSAMPLE
+
+    def to_json(self) -> str:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields["model"] = {name: getattr(self.model, name) for name in ARCHITECTURE}
+        return json.dumps({"format_version": FORMAT_VERSION} | fields, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> StoredModel:
+        """Raises InputError, beginning with `where`, unless the text is exactly what `to_json` writes."""
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{where} is not JSON: {error}") from error
+        if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
+            raise InputError(f"{where} is not of format_version {FORMAT_VERSION}, the only one this version reads")
+        model = fields.get("model") if isinstance(fields.get("model"), dict) else {}
+        wanted = {field.name for field in dataclasses.fields(cls)} | {f"model.{name}" for name in ARCHITECTURE}
+        if odd := sorted(wanted ^ (fields.keys() | {f"model.{name}" for name in model})):
+            raise InputError(f"{where}: missing or unknown fields: {', '.join(odd)}; convert the weights again")
+        kv_compress = tuple(model["kv_compress"])
+        stored = cls(**fields | {"model": PixArt(**model | {"kv_compress": kv_compress})})
+        if stored.null_text not in NULL_TEXT:
+            raise InputError(f"{where}: null_text = {stored.null_text!r} must be one of {', '.join(NULL_TEXT)}")
+        return stored
+
+
+def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
+    """'/'-joined path to shape of each parameter; allocates nothing."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
+def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[str, np.ndarray]) -> None:
+    """Writes a new directory.
+
+    Uncompressed, which trained weights hardly gain from, and without Orbax's defensive copy: so that no second copy of
+    the model is ever in memory. `ocp.StandardCheckpointer` restores it.
+
+    Args:
+      params: '/'-joined path to f32 array of each parameter.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
+    registry = type_handlers.create_type_handler_registry(
+        (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        # Orbax warns where it is absent.
+        (jax.Array, type_handlers.ArrayHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    directory.mkdir()
+    tree = flax.traverse_util.unflatten_dict(dict(params), sep="/")
+    with ocp.Checkpointer(handler) as checkpointer:
+        try:
+            checkpointer.save(directory.absolute() / "params", tree)
+        except ValueError as error:  # TensorStore's for a full disk.
+            raise OSError(str(error).splitlines()[0]) from error
+    (directory / "model.json").write_text(stored.to_json())
+
+
+def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
+    """What `model.json` of a directory says.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    path = pathlib.Path(directory) / "model.json"
+    try:
+        return StoredModel.from_json(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; {directory} is no model that tools.convert wrote") from error
+
+
+class StoredParams(Mapping[str, np.ndarray]):
+    """Parameters that Orbax has written, '/'-joined path to f32 array, each read when it is asked for.
+
+    Args:
+      path: `params/` of a directory of ours, or an item of a training run's checkpoint.
+      model: whose parameters they should be.
+
+    Raises:
+      InputError: they are another model's, or damaged.
+    """
+
+    def __init__(self, path: str | pathlib.Path, model: PixArt):
+        self._path = pathlib.Path(path).absolute()
+        self._checkpointer = ocp.PyTreeCheckpointer()
+        self.shapes = parameter_shapes(model)
+        check_shapes(self._path, self.shapes)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        def leaf(value):
+            return flax.traverse_util.unflatten_dict({path: value}, sep="/")
+
+        # A run has saved jax arrays, which would come back as such.
+        args = ocp.args.PyTreeRestore(
+            leaf(np.zeros(0)), restore_args=leaf(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True
+        )
+        try:
+            tree = self._checkpointer.restore(self._path, args=args)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self._path}: {path} is damaged: {str(error).splitlines()[0]}") from error
+        return flax.traverse_util.flatten_dict(tree, sep="/")[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def restore_params(directory: str | pathlib.Path, abstract: Any):
+    """The parameters of a directory as jax arrays.
+
+    Args:
+      abstract: tree of jax.ShapeDtypeStruct with shardings: `train_state.abstract_params`.
+
+    Returns:
+      A tree like `abstract`.
+
+    Raises:
+      InputError: the parameters are not those that `abstract` describes.
+    """
+    path = pathlib.Path(directory).absolute() / "params"
+    flat = flax.traverse_util.flatten_dict(abstract, sep="/")
+    check_shapes(path, {name: leaf.shape for name, leaf in flat.items()})
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, abstract)
+
+
+def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError unless the parameters stored at `path` have exactly these paths and shapes."""
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(path).item_metadata
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
+    if metadata is None:  # Orbax has logged why.
+        raise InputError(f"{path} is no Orbax checkpoint, or a damaged one; convert the weights again")
+    leaves = flax.traverse_util.flatten_dict(metadata.tree, sep="/")
+    found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    if rows := [
+        f"{name}: stored {found.get(name, 'nothing')}, the model has {wanted.get(name, 'no such parameter')}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]:
+        raise InputError(
+            f"{path} holds another model than its model.json, or its run's config.json, describes:\n  "
+            + "\n  ".join(rows)
+        )

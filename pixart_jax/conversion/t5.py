@@ -1,0 +1,62 @@
+"""Hugging Face transformers' T5 checkpoints to `T5Encoder`, strict in both directions. numpy only.
+
+Takes encoders (T5EncoderModel) and whole models (T5ForConditionalGeneration) alike. Of a whole model the decoder and
+the output head are left out on purpose: PixArt reads the encoder's last hidden states and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from pixart_jax.conversion.rules import COPY, TRANSPOSE, Rule, convert
+from pixart_jax.errors import InputError
+
+_DROPPED = r"decoder\..+|lm_head\.weight"
+# Two names of one array; files hold either or both.
+_TABLE, _TABLE_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
+# Block 0 holds the position biases of all.
+_BIAS = r"layer\.0\.SelfAttention\.relative_attention_bias\.weight"
+
+_RULES: list[Rule] = [
+    (r"(?:shared|encoder\.embed_tokens)\.weight", "shared/embedding_table", COPY),
+    (rf"encoder\.block\.0\.{_BIAS}", "relative_attention_bias/embedding_table", COPY),
+    (r"encoder\.final_layer_norm\.weight", "final_layer_norm/scale", COPY),
+]
+_BLOCK = rf"encoder\.block\.(\d+)\.(?!{_BIAS})(.+)"
+_BLOCK_RULES: list[Rule] = [
+    (r"layer\.0\.layer_norm\.weight", "SelfAttention/layer_norm/scale", COPY),
+    (r"layer\.0\.SelfAttention\.([qkvo])\.weight", r"SelfAttention/\1/kernel", TRANSPOSE),
+    (r"layer\.1\.layer_norm\.weight", "DenseReluDense/layer_norm/scale", COPY),
+    (r"layer\.1\.DenseReluDense\.(wi_0|wi_1|wo)\.weight", r"DenseReluDense/\1/kernel", TRANSPOSE),
+]
+
+
+def convert_t5(
+    state_dict: Mapping[str, np.ndarray], num_layers: int, expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Parameters of a `T5Encoder`.
+
+    Args:
+      state_dict: PyTorch names to arrays, of T5EncoderModel or T5ForConditionalGeneration. What is left out is never
+        read, and the rest one array at a time, as `pixart_jax.conversion.rules.convert` does.
+      num_layers: the encoder's.
+      expected: '/'-joined path to shape of each parameter of the encoder.
+
+    Returns:
+      '/'-joined path to f32 array.
+
+    Raises:
+      InputError: the two names of the embedding table hold different arrays; else as `convert`.
+    """
+    dropped = {name for name in state_dict if re.fullmatch(_DROPPED, name)}
+    if _TABLE in state_dict and _TABLE_AGAIN in state_dict:
+        if not np.array_equal(state_dict[_TABLE], state_dict[_TABLE_AGAIN]):
+            raise InputError(
+                f"{_TABLE} and {_TABLE_AGAIN} differ, but are one array in T5: the checkpoint is damaged, or another "
+                "model's; download it again"
+            )
+        dropped.add(_TABLE_AGAIN)
+    return convert(state_dict, _RULES, _BLOCK, _BLOCK_RULES, {"block": range(num_layers)}, expected, dropped=dropped)

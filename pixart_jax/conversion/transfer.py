@@ -1,0 +1,179 @@
+"""Weights of any format in, and out to any format, without ever holding the model twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
+from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_TEXT, convert_diffusers, revert_diffusers
+from pixart_jax.conversion.pixart import convert_pixart, position_table, revert_pixart
+from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
+from pixart_jax.conversion.stored import StoredModel, StoredParams, parameter_shapes, write_model
+from pixart_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model with its parameters, about to be written.
+
+    Attributes:
+      stored: what the model is.
+      paths: '/'-joined path of each parameter.
+      read: f32 array of a path; call it once for each, because it may let go of what it gives.
+    """
+
+    stored: StoredModel
+    paths: list[str]
+    read: Callable[[str], np.ndarray]
+
+
+def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray | None = None) -> Weights:
+    """Our parameters from an opened source.
+
+    Args:
+      hints: see `describe`.
+      null_text: f32[max_text_tokens, text_dim], the text encoder's features of the empty caption; takes the place of
+        the null caption, whether the source has one or not.
+
+    Raises:
+      InputError: as `describe` and `pixart.convert_pixart`; null_text is of another shape; the source is damaged.
+    """
+    stored = describe(source, hints)
+    model = stored.model
+    expected = parameter_shapes(model)
+    if source.kind == "orbax":
+        params = StoredParams(source.path / "params", model)
+        paths, read = list(params), params.__getitem__
+    else:
+        try:
+            if source.kind == "diffusers":
+                params = convert_diffusers(source.arrays, model.segments(), expected)
+            elif stored.null_text == "missing":
+                without = {path: shape for path, shape in expected.items() if path != NULL_TEXT}
+                params = convert_pixart(source.arrays, model.segments(), without)
+            else:
+                params = convert_pixart(source.arrays, model.segments(), expected)
+        except InputError as error:
+            raise InputError(f"{source.path}: {error}") from error
+        if stored.null_text == "missing":
+            # Not zeros: those would make pictures, only worse ones. A NaN reaches every pixel of whoever forgot.
+            params[NULL_TEXT] = np.full(expected[NULL_TEXT], np.nan, np.float32)
+        paths, read = list(params), params.pop
+    if null_text is None:
+        return Weights(stored, paths, read)
+    if stored.null_text == "none":
+        raise InputError(f"{source.path}: a class-conditional model has no null caption; leave --null-text out")
+    if null_text.shape != expected[NULL_TEXT]:
+        raise InputError(
+            f"the null caption has shape {null_text.shape}, the model takes {expected[NULL_TEXT]}: the text encoder's "
+            "features of the empty caption, padded to as many tokens as captions have"
+        )
+    return Weights(
+        dataclasses.replace(stored, null_text="stored"),
+        paths,
+        lambda path: null_text if path == NULL_TEXT else read(path),
+    )
+
+
+def read_null_text(path: pathlib.Path) -> np.ndarray:
+    """Features f32[L, text_dim] of the empty caption.
+
+    Args:
+      path: a `.npy` of [L, text_dim] or [1, L, text_dim]; or a PyTorch file of such a tensor, alone or under
+        `uncond_prompt_embeds`, as in PixArt-Σ's `null_embed_diffusers_300token.pth`.
+
+    Raises:
+      InputError: it is neither.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path)
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path} is damaged, or no .npy: {error}") from error
+    else:
+        found = load_torch(path)
+        tensor = found.get("uncond_prompt_embeds") if isinstance(found, dict) else found
+        if not hasattr(tensor, "numpy"):
+            raise InputError(f"{path} holds neither a tensor nor `uncond_prompt_embeds`")
+        array = tensor.float().numpy()
+    return np.asarray(array.reshape(array.shape[-2:]) if array.ndim == 3 and len(array) == 1 else array, np.float32)
+
+
+def write_orbax(target: pathlib.Path, weights: Weights) -> None:
+    """A directory of `conversion.stored`."""
+    write_model(target, weights.stored, {path: weights.read(path) for path in weights.paths})
+
+
+def write_pixart(target: pathlib.Path, weights: Weights) -> None:
+    """A PixArt's own checkpoint, {"state_dict": ...}, or the flat one of a DiT; of float32 tensors.
+
+    Raises:
+      InputError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("a .pth can only be written with PyTorch: pip install torch") from error
+    stored, model = weights.stored, weights.stored.model
+    table = position_table(stored.position_base, stored.position_scale, model.hidden_size)
+    state_dict = {"pos_embed": torch.from_numpy(table)}
+    paths = _with_null_text(weights)
+    for name, array in revert_pixart(paths, weights.read, model.segments(), model.patch_size):
+        state_dict[name] = torch.from_numpy(array)
+    torch.save(state_dict if model.num_classes else {"state_dict": state_dict}, target)
+
+
+def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
+    """A transformer folder that `diffusers.PixArtTransformer2DModel.from_pretrained` opens; of float32.
+
+    Raises:
+      InputError: the model has parameters or settings that diffusers does not.
+    """
+    import safetensors.numpy
+
+    model = weights.stored.model
+    arrays = revert_diffusers(weights.paths, weights.read, model.segments(), model.patch_size)
+    config = diffusers_config(weights.stored)
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    safetensors.numpy.save_file(dict(arrays), target / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+
+
+def diffusers_config(stored: StoredModel) -> dict[str, object]:
+    """The config.json of a model.
+
+    Raises:
+      InputError: a setting that diffusers' class does not have.
+    """
+    model = stored.model
+    if model.mlp_ratio != 4:
+        raise InputError(f"diffusers has no mlp_ratio but 4; this model's is {model.mlp_ratio}")
+    scale = stored.position_scale
+    own = {
+        "num_attention_heads": model.num_heads,
+        "attention_head_dim": model.hidden_size // model.num_heads,
+        "num_layers": model.depth,
+        "in_channels": model.latent_channels,
+        "out_channels": model.latent_channels * (2 if model.learn_sigma else 1),
+        "patch_size": model.patch_size,
+        "sample_size": stored.position_base * model.patch_size,
+        "caption_channels": model.text_dim,
+        "cross_attention_dim": model.hidden_size,
+        "interpolation_scale": int(scale) if scale == int(scale) else scale,
+        "use_additional_conditions": model.micro_condition,
+    }
+    others = {"dropout": 0.0, "norm_num_groups": 32, "num_embeds_ada_norm": 1000, "upcast_attention": False}
+    return {"_class_name": "PixArtTransformer2DModel", **FIXED_FIELDS, **DEFAULT_FIELDS, **others, **own}
+
+
+def _with_null_text(weights: Weights) -> Iterable[str]:
+    """The parameters that are there: all, or all but the null caption."""
+    missing = weights.stored.null_text == "missing"
+    return [path for path in weights.paths if not (missing and path == NULL_TEXT)]
