@@ -1,4 +1,4 @@
-"""The image autoencoder of Stable Diffusion and SDXL: pictures to latents and back, whole or in overlapping tiles.
+"""The image autoencoder of Stable Diffusion and SDXL: pictures to latents and back.
 
 Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G. The
 architecture and the fields are those of diffusers' `AutoencoderKL`. PixArt-α uses `sd-vae-ft-ema`, PixArt-Σ the SDXL
@@ -7,15 +7,13 @@ VAE: one architecture, two sets of weights, two scaling factors. Submodule names
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import attention
@@ -342,110 +340,3 @@ class AutoencoderKL(nn.Module):
 
 def _is_count(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def decode_tiled(decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25) -> np.ndarray:
-    """Pictures of latents, one picture and one tile at a time, so that memory does not grow with either.
-
-    The tiles are diffusers' `tiled_decode`'s: squares of `tile_size` cells, `overlap` of a side in common, one fading
-    into the next. All tiles of a picture have one shape, so all pictures at least as large as a tile share one compiled
-    program, whatever their aspect ratio. To that end the last tile is not cut off at the border, as in diffusers, but
-    moved inwards: padding it would change the statistics of its GroupNorms and give its attention cells that do not
-    exist. The last seam then lies in the middle of the larger overlap, as far as can be from the tiles' borders, where
-    they are least reliable. The other seams are diffusers', but for the corners where four tiles meet: diffusers blends
-    in place and so applies a ramp twice there. With random weights and 52×52 random latents in tiles of 32, the mean
-    distance from the whole decode (of std 0.70) is 0.043, diffusers' 0.062; in the last 32 pixels, 0.039 and 0.121.
-
-    In float32, XLA plans 3.5 GiB of activations for a tile of 128 cells (1024 px), 0.9 for one of 64, and would need 14
-    for a whole 2K picture and four times that for 4K (compiled for a CPU).
-
-    Args:
-      decode: f32[1, h, w, C] → [1, h·s, w·s, c] for a fixed scale s, compiled:
-        `functools.partial(jax.jit(functools.partial(model.apply, method="decode")), {"params": params})`.
-      latents: f32[B, h, w, C], unscaled.
-      tile_size: in cells. The smaller, the more the tiles' GroupNorm statistics and colours differ. A picture no larger
-        than a tile is decoded whole, and equals what `decode` gives.
-      overlap: share of a tile's side, in (0, 1).
-
-    Returns:
-      f32[B, h·s, w·s, c].
-
-    Raises:
-      InputError: `tile_size` and `overlap` leave no overlap, or nothing else.
-    """
-    return _apply_tiled(decode, np.asarray(latents), tile_size, overlap, downsample=1)
-
-
-def encode_tiled(
-    encode: Callable, images, *, downsample: int = 8, tile_size: int = 128, overlap: float = 0.25
-) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior of pictures, one picture and one tile at a time; tiles and seams are `decode_tiled`'s.
-
-    Means and stds are blended, where diffusers blends means and log variances.
-
-    Args:
-      encode: f32[1, H, W, c] → (mean, std) [1, H/downsample, W/downsample, C] each, compiled as for `decode_tiled`.
-      images: f32[B, H, W, c] in [-1, 1]; H and W are multiples of `downsample`.
-      downsample: pixels per latent cell.
-      tile_size: in latent cells.
-      overlap: share of a tile's side, in (0, 1).
-
-    Returns:
-      (mean, std), f32[B, H/downsample, W/downsample, C] each.
-
-    Raises:
-      InputError: as `decode_tiled`, or H or W is not a multiple of `downsample`.
-    """
-    images = np.asarray(images)
-    if any(side % downsample for side in images.shape[1:3]):
-        raise InputError(f"images of {images.shape} are not whole cells of {downsample}×{downsample} pixels")
-    moments = _apply_tiled(lambda tile: np.concatenate(encode(tile), -1), images, tile_size, overlap, downsample)
-    mean, std = np.split(moments, 2, axis=-1)
-    return mean, std
-
-
-def _apply_tiled(apply: Callable, inputs: np.ndarray, tile: int, overlap: float, downsample: int) -> np.ndarray:
-    """Blended outputs of `apply` on tiles of `tile`·`downsample` inputs a side."""
-    blend = int(tile * overlap)
-    if not 0 < blend < tile:
-        raise InputError(f"tile_size={tile} with overlap={overlap}: at least one cell must overlap, and one must not")
-    grid = [side // downsample for side in inputs.shape[1:3]]
-    sizes = [min(tile, side) for side in grid]
-    starts = [_tile_starts(side, tile, blend) for side in grid]
-    outputs = weights = upsample = None
-    for image, i, j in itertools.product(range(len(inputs)), range(len(starts[0])), range(len(starts[1]))):
-        corner = starts[0][i], starts[1][j]
-        output = np.asarray(apply(inputs[image : image + 1][_window(corner, sizes, downsample)]), np.float32)
-        if outputs is None:
-            upsample = output.shape[1] // sizes[0]
-            weights = [_tile_weights(*along, blend, upsample) for along in zip(starts, sizes, strict=True)]
-            outputs = np.zeros((len(inputs), *(side * upsample for side in grid), output.shape[-1]), np.float32)
-        weight = weights[0][i][:, None, None] * weights[1][j][:, None]
-        outputs[image : image + 1][_window(corner, sizes, upsample)] += weight * output
-    return outputs
-
-
-def _window(corner, sizes, unit: int) -> tuple[slice, ...]:
-    """Index of a tile in [B, H, W, C], of `unit` entries per cell."""
-    return slice(None), *(slice(c * unit, (c + size) * unit) for c, size in zip(corner, sizes, strict=True))
-
-
-def _tile_starts(side: int, tile: int, blend: int) -> list[int]:
-    """First cell of each tile along one axis: regular steps, and the last moved inwards to end at the border."""
-    count = 1 + max(0, math.ceil((side - tile) / (tile - blend)))
-    return [max(0, min(i * (tile - blend), side - tile)) for i in range(count)]
-
-
-def _tile_weights(starts: list[int], size: int, blend: int, unit: int) -> np.ndarray:
-    """f32[len(starts), size·unit]: weight of each entry of each tile; those of one entry of the output sum to 1.
-
-    Each tile fades in as the one before fades out, over `blend` cells in the middle of their overlap.
-    """
-    begins, size, blend = np.asarray(starts) * unit, size * unit, blend * unit
-    seams = (begins[:-1] + begins[1:] + size - blend) // 2
-    entries = begins[:, None] + np.arange(size)
-    fade_in, fade_out = np.ones(entries.shape), np.zeros(entries.shape)
-    fade_in[1:] = np.clip((entries[1:] - seams[:, None]) / blend, 0, 1)
-    fade_out[:-1] = np.clip((entries[:-1] - seams[:, None]) / blend, 0, 1)
-    # Not a product: where three tiles overlap, only the differences sum to 1.
-    return (fade_in - fade_out).astype(np.float32)

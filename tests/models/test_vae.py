@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL as Reference
 from pixart_jax.conversion.vae import convert_vae
 from pixart_jax.errors import InputError
 from pixart_jax.models import vae
-from pixart_jax.models.vae import AutoencoderKL, decode_tiled, encode_tiled
+from pixart_jax.models.tiles import decode_tiled, encode_tiled
+from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.sharding import PARTITION_RULES, make_mesh, tree_shardings
 
 
