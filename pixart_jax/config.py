@@ -18,6 +18,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
 from pixart_jax.optimizers import SCHEDULES, OptimizerSpec
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.tokens import DOWNSAMPLE
 
 try:
     from ml_collections import ConfigDict
@@ -42,10 +43,6 @@ except ImportError:  # Accelerator images often lack it; a config file needs no 
 
         def lock(self):
             return self
-
-
-# Pixels per latent cell of every autoencoder PixArt has used.
-DOWNSAMPLE = 8
 
 
 def default_config() -> ConfigDict:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.checkpoints import Checkpoints
-from pixart_jax.config import DOWNSAMPLE, build_model, load_config, position_base
+from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.data.feature_shards import read_manifest
 from pixart_jax.diffusion.schedule import DiffusionSchedule, linear_schedule
 from pixart_jax.errors import InputError
@@ -24,7 +24,7 @@ from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import guide, null_branch
 from pixart_jax.samplers.iddpm import per_sample_noise
 from pixart_jax.sharding import make_mesh
-from pixart_jax.tokens import block_order, grid_positions, unpatchify
+from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, unpatchify
 from pixart_jax.train_state import abstract_params
 
 # Where a run keeps the encoders of its (first) data set, below its workdir.

@@ -11,6 +11,9 @@ import numpy as np
 
 from pixart_jax.errors import InputError
 
+# Pixels per latent cell of every autoencoder PixArt has used.
+DOWNSAMPLE = 8
+
 
 def patchify(latents, patch_size: int):
     """Cuts latents [..., H, W, C] into row-major tokens [..., (H/p)(W/p), p·p·C]."""

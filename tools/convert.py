@@ -5,6 +5,9 @@ python -m tools.convert PixArt-Sigma-XL-2-512-MS/ models/sigma-512 --family sigm
 python -m tools.convert models/alpha-1024 out.pth --to pixart                # and back
 python -m tools.convert models/alpha-1024 out/transformer --to diffusers
 python -m tools.convert runs/mine out/transformer --to diffusers             # a run's newest checkpoint
+python -m tools.convert PixArt-Sigma-pipeline/ models/sigma     # with its T5, autoencoder and tokenizer
+python -m tools.convert sd-vae-ft-ema/ models/vae               # either of the two by itself
+python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500   # stage 2 starts at stage 1's weights
 """
 
 from __future__ import annotations
@@ -23,6 +26,17 @@ from safetensors import SafetensorError
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
+from pixart_jax.conversion.encoders import (
+    TOKENIZER,
+    EncoderSource,
+    copy_tokenizer,
+    encoder_kind,
+    open_encoder,
+    open_pipeline,
+    write_encoder,
+)
+from pixart_jax.conversion.from_dit import with_captions
+from pixart_jax.conversion.reparameterize import UNCONDITIONAL, format_error_table
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import (
@@ -39,16 +53,28 @@ from pixart_jax.generate import ENCODERS
 
 WRITERS = {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_diffusers}
 
+ENCODER_NAMES = {"text_encoder": "a T5 encoder", "vae": "an image autoencoder"}
+
+# Options that only --reparameterize heeds.
+REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     begin = time.perf_counter()
     try:
         refuse_existing(args.target)
-        weights = load(args)
-        print(summary(weights.stored), flush=True)
-        with published(args.target) as temporary:
-            WRITERS[args.to](temporary, weights)
+        if kind := encoder_kind(args.source):
+            lone = load_encoder(args, kind)
+            with published(args.target) as temporary:
+                write_encoder(temporary, lone)
+        else:
+            encoders = load_encoders(args)
+            weights = load(args)
+            print(summary(weights.stored), flush=True)
+            with published(args.target) as temporary:
+                WRITERS[args.to](temporary, weights)
+                write_encoders(temporary, encoders, args.source)
         num_bytes = size(args.target)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,9 +83,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def load_encoder(args: argparse.Namespace, kind: str) -> EncoderSource:
+    """SRC, a text encoder or an autoencoder by itself."""
+    options = (value for name, value in vars(args).items() if name not in ("source", "target", "to"))
+    if args.to != "orbax" or any(value is not None and value is not False for value in options):
+        raise InputError(f"{args.source} is no transformer: it can only become a directory for JAX, without options")
+    encoder = open_encoder(args.source, kind)
+    print(f"{args.source}: {ENCODER_NAMES[kind]}, {len(encoder.arrays)} arrays", flush=True)
+    return encoder
+
+
+def load_encoders(args: argparse.Namespace) -> list[EncoderSource]:
+    """What is beside the transformer where SRC is a whole pipeline; other formats than ours have no place for it."""
+    if args.to != "orbax" or args.no_encoders or not (args.source / "model_index.json").exists():
+        return []
+    try:
+        encoders = open_pipeline(args.source)
+    except InputError as error:
+        raise InputError(f"{error}\nwith --no-encoders the transformer is converted by itself") from error
+    for encoder in encoders:
+        print(f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays", flush=True)
+    if absent := [kind for kind in ENCODER_NAMES if kind not in {encoder.kind for encoder in encoders}]:
+        print(f"{args.source}: without {' and '.join(absent)}, which are not in it", flush=True)
+    return encoders
+
+
+def write_encoders(target: pathlib.Path, encoders: list[EncoderSource], source: pathlib.Path) -> None:
+    """Beside the transformer, under the names that they have in a pipeline."""
+    for encoder in encoders:
+        write_encoder(target / encoder.kind, encoder)
+        if encoder.kind == "text_encoder" and (source / TOKENIZER).is_dir():
+            copy_tokenizer(source / TOKENIZER, target / TOKENIZER)
+
+
 def load(args: argparse.Namespace) -> Weights:
     """SRC with the options that say what it does not; prints what it is."""
-    hints = Hints(args.family, args.num_heads, args.resolution, args.position_scale)
+    given = {name: value for name in REPARAMETERIZE_OPTIONS if (value := getattr(args, name)) is not None}
+    if args.reparameterize is None:
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"without --reparameterize nothing heeds {options}; leave it out")
+        return load_source(args, args.family)
+    # The family is what it becomes; a DiT is of none.
+    weights = load_source(args, None)
+    try:
+        weights, errors = with_captions(weights, method=args.reparameterize, family=args.family, **given)
+    except InputError as error:
+        raise InputError(f"{args.source}: {error}") from error
+    print("error of the modulation, ‖PixArt − DiT‖/‖DiT‖, by timestep:")
+    print(format_error_table(errors), flush=True)
+    return weights
+
+
+def load_source(args: argparse.Namespace, family: str | None) -> Weights:
+    """SRC as it is."""
+    hints = Hints(family, args.num_heads, args.resolution, args.position_scale)
     null_text = read_null_text(args.null_text) if args.null_text else None
     if (args.source / "checkpoints").is_dir():
         if hints != NO_HINTS or null_text is not None:
@@ -69,6 +147,9 @@ def load(args: argparse.Namespace) -> Weights:
         return weights
     source = open_source(args.source, ema=args.ema)
     print(f"{args.source}: {what(source)}")
+    if args.reparameterize and source.kind not in ("dit", "orbax"):
+        # Before it is read, and before its other questions are asked.
+        raise InputError(f"{args.source} is {what(source)}; only a DiT can be re-parameterized")
     return load_weights(source, hints, null_text)
 
 
@@ -208,6 +289,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=pathlib.Path,
         help="features of the empty caption, to be the null caption: a .npy, or PixArt-Σ's null_embed_diffusers_*.pth",
     )
+    parser.add_argument(
+        "--no-encoders",
+        action="store_true",
+        help="of a pipeline, the transformer only, without its text encoder, autoencoder and tokenizer",
+    )
+    group = parser.add_argument_group(
+        "re-parameterization",
+        "from a class-conditional DiT to a PixArt with captions, for the second stage of training",
+    )
+    group.add_argument(
+        "--reparameterize",
+        metavar="METHOD",
+        help="t500 equals the DiT at t = 500, likewise any tN; mean is closest over all timesteps",
+    )
+    group.add_argument(
+        "--unconditional",
+        choices=UNCONDITIONAL,
+        help="what the DiT is without a class: the null class of its guidance, or no vector at all (default: null)",
+    )
+    group.add_argument("--text-dim", type=int, help="width of the text features (default: 4096)")
+    group.add_argument("--max-text-tokens", type=int, help="longest caption (default: the family's; 120 without one)")
+    group.add_argument("--seed", type=int, help="of the parameters that a DiT lacks (default: 0)")
     return parser.parse_args(argv)
 
 

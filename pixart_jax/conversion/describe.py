@@ -12,9 +12,10 @@ import numpy as np
 from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS
 from pixart_jax.conversion.pixart import position_table
 from pixart_jax.conversion.sources import Source
-from pixart_jax.conversion.stored import DOWNSAMPLE, StoredModel, read_stored_model
+from pixart_jax.conversion.stored import StoredModel, read_stored_model
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.tokens import DOWNSAMPLE
 
 # What α and Σ differ in that no transformer's file tells: the autoencoder's scale and, in diffusers' files, the tokens
 # of a caption.

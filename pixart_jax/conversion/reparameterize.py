@@ -58,7 +58,8 @@ _COMPUTED = {
 }
 _ZERO = {"blocks_0/cross_attn/proj/kernel", "blocks_0/cross_attn/proj/bias"}
 _PIXART_ONLY = _COMPUTED | _ZERO | {"y_embedder/y_embedding"}
-_FRESH = ("blocks_0/cross_attn/", "y_embedder/")
+# What is taken from the freshly initialised target; of its other parameters only the shapes are looked at.
+FRESH = ("blocks_0/cross_attn/", "y_embedder/")
 
 # A tree of parameters, nested or '/'-joined, and what `_flatten` makes of it.
 Params = Mapping[str, Any]
@@ -95,7 +96,7 @@ def reparameterize(
     dit, target = _flatten(dit), _flatten(target)
     _check(dit, target)
 
-    params = {path: target[path] if path.startswith(_FRESH) else dit[path] for path in target.keys() - _COMPUTED}
+    params = {path: target[path] if path.startswith(FRESH) else dit[path] for path in target.keys() - _COMPUTED}
     params["t_embedder/mlp_2/bias"] = dit["t_embedder/mlp_2/bias"] + _no_class(dit, unconditional)
     for name in ("kernel", "bias"):
         params[f"t_block/{name}"] = np.mean(dit[f"blocks_0/adaLN_modulation/{name}"], axis=0, dtype=np.float64)
@@ -195,7 +196,7 @@ def _check(dit: Flat, target: Flat, *, fresh: bool = True) -> None:
     ):
         if missing := sorted(needed - params.keys()):
             raise InputError(f"{kind}; it lacks\n  " + "\n  ".join(missing))
-    copied = {path for path in target.keys() - _COMPUTED if not path.startswith(_FRESH)}
+    copied = {path for path in target.keys() - _COMPUTED if not path.startswith(FRESH)}
     problems = [f"the DiT has nothing for: {path}" for path in sorted(copied - dit.keys())]
     problems += [f"the target does not take: {path}" for path in sorted(dit.keys() - copied - _DIT_ONLY)]
 

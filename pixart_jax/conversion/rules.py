@@ -76,6 +76,7 @@ def convert(
     expected: Mapping[str, tuple[int, ...]],
     *,
     dropped: Collection[str] = (),
+    dtype: np.dtype | type = np.float32,
 ) -> dict[str, np.ndarray]:
     """Our parameters from a reference's, with the arrays of equal blocks stacked.
 
@@ -91,9 +92,10 @@ def convert(
       stacks: our name of each stack to the indices of its blocks.
       expected: '/'-joined path to shape of each parameter of the model.
       dropped: the reference's names that are left out on purpose.
+      dtype: of our parameters.
 
     Returns:
-      '/'-joined path to f32 array.
+      '/'-joined path to array of `dtype`.
 
     Raises:
       InputError: lists every source key that no rule or parameter takes or that another has filled, every parameter
@@ -119,7 +121,7 @@ def convert(
                 where = f"lacks {', '.join(name for block, name, layout in names if (block, layout.part) in missing)}"
             problems.append(f"incomplete: {path} {where}")
         else:
-            params[path] = np.empty(expected[path], np.float32)
+            params[path] = np.empty(expected[path], dtype)
             problems += _fill(params[path], path, state_dict, sources, blocks)
     problems += [f"not filled: {path} {tuple(expected[path])}" for path in sorted(expected.keys() - slots.keys())]
     if problems:
@@ -158,7 +160,7 @@ def _apply(rules: list[Rule], name: str) -> tuple[str, Callable] | None:
 
 
 def _ours(array, layout) -> np.ndarray:
-    array = np.asarray(array, np.float32)
+    array = np.asarray(array)
     try:
         return layout(array)
     except ValueError:  # Too few axes; the comparison of shapes reports it.

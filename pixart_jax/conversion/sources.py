@@ -102,13 +102,7 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
 
 
 def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> Source:
-    weights = ""
-    if file.name.endswith(".json"):
-        arrays = _Safetensors(_sharded(file))
-    elif file.suffix == ".safetensors":
-        arrays = _Safetensors([file])
-    else:
-        arrays, weights = _open_torch(file, ema)
+    arrays, weights = _open_arrays(file, ema)
     if ema is not None and not weights:
         raise InputError(f"{file} holds one set of weights; leave out --ema and --no-ema")
     kind = next((kind for kind, mark in _MARKS.items() if any(re.fullmatch(mark, name) for name in arrays)), None)
@@ -122,6 +116,29 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
     return dataclasses.replace(
         source, config=read_json(config) if config.exists() else None, pipeline=_read_pipeline(file.parent)
     )
+
+
+def open_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
+    """Any model's names to arrays, each read when it is asked for.
+
+    Args:
+      file: safetensors, the index of several of them, or PyTorch's.
+
+    Returns:
+      A mapping with two attributes: `shapes`, and `bfloat16`, whether all arrays come as that.
+
+    Raises:
+      InputError: it is damaged, or a file that it names is not there.
+    """
+    return _open_arrays(file, None)[0]
+
+
+def _open_arrays(file: pathlib.Path, ema: bool | None) -> tuple[_Safetensors | _Tensors, str]:
+    if file.name.endswith(".json"):
+        return _Safetensors(_sharded(file)), ""
+    if file.suffix == ".safetensors":
+        return _Safetensors([file]), ""
+    return _open_torch(file, ema)
 
 
 def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
@@ -163,16 +180,20 @@ class _Safetensors(Mapping[str, np.ndarray]):
     def __init__(self, paths: list[pathlib.Path]):
         self._files = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        dtypes = set()
         for path in paths:
             try:
                 file = safetensors.safe_open(path, "numpy")
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
+                dtypes |= {found.get_dtype() for found in slices.values()}
             except (safetensors.SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged, or no safetensors file: {error}; download it again") from error
             if twice := sorted(shapes.keys() & self.shapes.keys()):
                 raise InputError(f"{path}: {twice[0]} is in another of the files too")
             self._files |= dict.fromkeys(shapes, file)
             self.shapes |= shapes
+        self.bfloat16 = dtypes == {"BF16"}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._files[name].get_tensor(name)
@@ -186,6 +207,8 @@ class _Safetensors(Mapping[str, np.ndarray]):
 
 class _Tensors(Mapping[str, np.ndarray]):
     """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32."""
+
+    bfloat16 = False
 
     def __init__(self, tensors: Mapping[str, Any]):
         self._tensors = tensors

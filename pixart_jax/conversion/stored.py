@@ -17,12 +17,10 @@ from orbax.checkpoint import type_handlers
 
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.train_state import init_params
 
 FORMAT_VERSION = 1
-
-# Pixels per latent cell of every autoencoder PixArt has used.
-DOWNSAMPLE = 8
 
 # The fields of PixArt that say what it computes; the others say how, and are not stored.
 ARCHITECTURE = (
@@ -94,11 +92,25 @@ def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
 def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[str, np.ndarray]) -> None:
     """Writes a new directory.
 
-    Uncompressed, which trained weights hardly gain from, and without Orbax's defensive copy: so that no second copy of
-    the model is ever in memory. `ocp.StandardCheckpointer` restores it.
-
     Args:
       params: '/'-joined path to f32 array of each parameter.
+
+    Raises:
+      OSError: as `write_params`.
+    """
+    directory.mkdir()
+    write_params(directory / "params", params)
+    (directory / "model.json").write_text(stored.to_json())
+
+
+def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
+    """Writes a new Orbax checkpoint, which `ocp.StandardCheckpointer` restores.
+
+    Uncompressed, which trained weights hardly gain from, and without Orbax's defensive copy: so that no second copy of
+    the model is ever in memory.
+
+    Args:
+      params: '/'-joined path to array of each parameter.
 
     Raises:
       OSError: the disk is full, or cannot be written.
@@ -109,14 +121,12 @@ def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[st
         (jax.Array, type_handlers.ArrayHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-    directory.mkdir()
     tree = flax.traverse_util.unflatten_dict(dict(params), sep="/")
     with ocp.Checkpointer(handler) as checkpointer:
         try:
-            checkpointer.save(directory.absolute() / "params", tree)
+            checkpointer.save(path.absolute(), tree)
         except ValueError as error:  # TensorStore's for a full disk.
             raise OSError(str(error).splitlines()[0]) from error
-    (directory / "model.json").write_text(stored.to_json())
 
 
 def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
@@ -189,8 +199,12 @@ def restore_params(directory: str | pathlib.Path, abstract: Any):
         return checkpointer.restore(path, abstract)
 
 
-def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises InputError unless the parameters stored at `path` have exactly these paths and shapes."""
+def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
+    """'/'-joined path to metadata, with shape and dtype, of each parameter stored at `path`.
+
+    Raises:
+      InputError: there is no Orbax checkpoint, or a damaged one.
+    """
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
@@ -198,14 +212,17 @@ def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> N
         raise InputError(f"{path} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
     if metadata is None:  # Orbax has logged why.
         raise InputError(f"{path} is no Orbax checkpoint, or a damaged one; convert the weights again")
-    leaves = flax.traverse_util.flatten_dict(metadata.tree, sep="/")
-    found = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    return flax.traverse_util.flatten_dict(metadata.tree, sep="/")
+
+
+def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError unless the parameters stored at `path` have exactly these paths and shapes."""
+    found = {name: tuple(leaf.shape) for name, leaf in stored_leaves(path).items()}
     if rows := [
         f"{name}: stored {found.get(name, 'nothing')}, the model has {wanted.get(name, 'no such parameter')}"
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]:
         raise InputError(
-            f"{path} holds another model than its model.json, or its run's config.json, describes:\n  "
-            + "\n  ".join(rows)
+            f"{path} holds another model than its model.json or config.json describes:\n  " + "\n  ".join(rows)
         )

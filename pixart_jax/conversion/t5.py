@@ -35,7 +35,11 @@ _BLOCK_RULES: list[Rule] = [
 
 
 def convert_t5(
-    state_dict: Mapping[str, np.ndarray], num_layers: int, expected: Mapping[str, tuple[int, ...]]
+    state_dict: Mapping[str, np.ndarray],
+    num_layers: int,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: np.dtype | type = np.float32,
 ) -> dict[str, np.ndarray]:
     """Parameters of a `T5Encoder`.
 
@@ -44,9 +48,10 @@ def convert_t5(
         read, and the rest one array at a time, as `pixart_jax.conversion.rules.convert` does.
       num_layers: the encoder's.
       expected: '/'-joined path to shape of each parameter of the encoder.
+      dtype: of our parameters: bfloat16 is exact where the source has it.
 
     Returns:
-      '/'-joined path to f32 array.
+      '/'-joined path to array of `dtype`.
 
     Raises:
       InputError: the two names of the embedding table hold different arrays; else as `convert`.
@@ -59,4 +64,5 @@ def convert_t5(
                 "model's; download it again"
             )
         dropped.add(_TABLE_AGAIN)
-    return convert(state_dict, _RULES, _BLOCK, _BLOCK_RULES, {"block": range(num_layers)}, expected, dropped=dropped)
+    stacks = {"block": range(num_layers)}
+    return convert(state_dict, _RULES, _BLOCK, _BLOCK_RULES, stacks, expected, dropped=dropped, dtype=dtype)
