@@ -1,7 +1,9 @@
-"""A small PixArt learns to draw emoji from their Unicode names, on two CPU cores.
+"""A small PixArt learns to draw emoji from their Unicode names.
 
 Data: python -m tools.make_quickstart_data --out data/quickstart
 Run:  python -m pixart_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+Cost: eleven minutes on two CPU cores.
+Expected: retrieval@1 of 1.0 (at least 0.8), and most glyphs recognisable in samples.png.
 """
 
 from pixart_jax.config import default_config
