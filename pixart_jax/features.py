@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shutil
 import zipfile
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from pixart_jax.data.manifest import MANIFEST_FILE, Manifest
 from pixart_jax.errors import InputError
+from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
@@ -163,9 +163,8 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
             )
     target.mkdir(parents=True, exist_ok=True)
     for file in (*files, MANIFEST_FILE):
-        beside = target / f"{file}.partial"
-        shutil.copyfile(data_dir / file, beside)
-        os.replace(beside, target / file)
+        content = (data_dir / file).read_bytes()
+        write_atomically(target / file, lambda copy, content=content: copy.write(content))
 
 
 def load_autoencoder(data_dir: str | os.PathLike, manifest: Manifest) -> LinearAutoencoder:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import Any
+
+from pixart_jax.files import write_atomically
 
 
 class History:
@@ -17,9 +18,8 @@ class History:
     def __init__(self, workdir: str | pathlib.Path, start_step: int):
         self._path = pathlib.Path(workdir) / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = [row for row in _read(self._path) if row["step"] <= start_step]
-        beside = self._path.with_suffix(".partial")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        os.replace(beside, self._path)
+        kept = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(self._path, lambda file: file.write(kept.encode()))
         self._file = self._path.open("a")
 
     def append(self, step: int, scalars: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from pixart_jax.errors import InputError
+from pixart_jax.files import write_atomically
 
 _FONT_SIZE = 11
 _LINE_HEIGHT = 13
@@ -132,7 +133,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str]
     chunks = PngImagePlugin.PngInfo()
     for keyword, value in (text or {}).items():
         chunks.add_text(keyword, value)
-    _write_atomically(path, lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=chunks))
+    _write(path, lambda file: Image.fromarray(image).save(file, format="PNG", pnginfo=chunks))
 
 
 def loss_curve_png(
@@ -173,7 +174,7 @@ def loss_curve_png(
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    _write_atomically(path, FigureCanvasAgg(figure).print_png)
+    _write(path, FigureCanvasAgg(figure).print_png)
 
 
 def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
@@ -183,13 +184,6 @@ def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
     return total / np.minimum(np.arange(1, len(values) + 1), width)
 
 
-def _write_atomically(path: str | os.PathLike, write: Callable) -> None:
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: str | os.PathLike, write: Callable) -> None:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, write)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import signal
 import tempfile
@@ -30,6 +29,7 @@ from pixart_jax.data.pipeline import check_sources, make_iterator
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import copy_encoders
+from pixart_jax.files import write_atomically
 from pixart_jax.generate import ENCODERS, make_sample_fn
 from pixart_jax.history import History
 from pixart_jax.images import loss_curve_png, save_png
@@ -249,9 +249,8 @@ def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         for key, value in flatten(load_config(workdir)).items():
             if key in new and new[key] != value:
                 logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(beside, path)
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:

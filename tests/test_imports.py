@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng", "captions"],
+    ["errors", "tokens", "rng", "captions", "files"],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images"],
     ["losses", "train_step", "features", "evaluators", "checkpoints", "config", "history", "metrics"],
@@ -81,7 +81,7 @@ def test_the_core_imports_only_the_core():
         if module.split(".")[0] in CORE:
             for name, _ in imports(path):
                 if name.startswith("pixart_jax."):
-                    assert name.split(".")[1] in [*CORE, "errors", "tokens", "rng"], f"{module} imports {name}"
+                    assert name.split(".")[1] in [*CORE, "errors", "tokens", "rng", "files"], f"{module} imports {name}"
 
 
 BENCH = """

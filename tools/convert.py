@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import pathlib
 import shutil
 import sys
@@ -49,6 +48,7 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.data.manifest import read_manifest
 from pixart_jax.errors import InputError
+from pixart_jax.files import fsync
 from pixart_jax.generate import ENCODERS
 
 WRITERS = {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_diffusers}
@@ -219,14 +219,6 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def fsync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def size(path: pathlib.Path) -> int:

@@ -21,6 +21,7 @@ from array_record.python import array_record_module
 from pixart_jax.data.manifest import Manifest, Shard, check_shards, read_manifest, write_manifest
 from pixart_jax.data.records import FORMAT_VERSION, Sample, decode_sample, encode_sample
 from pixart_jax.errors import InputError
+from pixart_jax.files import fsync
 
 __all__ = [
     "FORMAT_VERSION",
@@ -168,10 +169,10 @@ class FeatureShardWriter:
         )
         write_manifest(self.path, manifest)
         for path in [*self.path.rglob("*"), self.path]:
-            _fsync(path)
+            fsync(path)
         self._check_target()
         self.path.rename(self._target)
-        _fsync(self._target.parent)
+        fsync(self._target.parent)
 
     def _check_target(self) -> None:
         if self._target.exists():
@@ -295,11 +296,3 @@ def _lock_directory(path: pathlib.Path) -> int:
     except OSError:
         pass  # a file system without locks: atomicity holds, only this courtesy is lost
     return descriptor
-
-
-def _fsync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ import einops
 import numpy as np
 
 from pixart_jax.errors import InputError
+from pixart_jax.files import write_atomically
 
 _FIELDS = ("mean", "basis", "channel_scale", "latent_scale", "block")
 # Below this share of the blocks' total variance a component is rounding noise, not to be divided by its std.
@@ -126,14 +127,7 @@ class LinearAutoencoder:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz`; a reader sees the whole file or none."""
-        path = pathlib.Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, **{name: getattr(self, name) for name in _FIELDS})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, lambda file: np.savez(file, **{name: getattr(self, name) for name in _FIELDS}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LinearAutoencoder:
