@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -18,6 +20,15 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_space(folder: str | os.PathLike, num_bytes: int) -> None:
+    """Raises what a full disk does, before anything is written: writers of many files drown their error in logs."""
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(
+            errno.ENOSPC, f"no space left: {num_bytes / 1e6:,.1f} MB are to be written, {free / 1e6:,.1f} MB are free"
+        )
 
 
 def fsync(path: str | os.PathLike) -> None:

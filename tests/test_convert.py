@@ -24,8 +24,7 @@ from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, parameter_shapes, read_stored_model, restore_params
 from pixart_jax.conversion.transfer import load_weights, write_diffusers, write_orbax, write_pixart
 from pixart_jax.data.manifest import read_manifest
-from pixart_jax.features import copy_encoders
-from pixart_jax.generate import ENCODERS
+from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train import record_config
@@ -109,6 +108,28 @@ def test_diffusers_computes_the_golden_numbers(case, tmp_path):
             encoder_attention_mask=arrays["in/mask"].reshape(len(arrays["in/x"]), -1),
         ).sample
     np.testing.assert_allclose(output, arrays["out/eps_sigma"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "case,hint,cleaning,sampler",
+    [
+        ("alpha_single_scale", ["--family=alpha"], "alpha", "dpm-solver-alpha"),
+        ("alpha_multi_scale", [], "alpha", "dpm-solver-alpha"),
+        ("sigma_plain", ["--family=sigma"], "sigma", "dpm-solver"),
+        ("dit", [], "none", "iddpm"),
+    ],
+)
+def test_how_the_authors_use_their_weights(case, hint, cleaning, sampler, tmp_path, capsys):
+    """Is in model.json, which is refused where it says what nobody knows."""
+    convert(GOLDEN / f"{case}.pth", tmp_path / "model", "--num-heads=2", *hint)
+    stored = read_stored_model(tmp_path / "model")
+    assert (stored.caption_cleaning, stored.sampler) == (cleaning, sampler)
+    path = tmp_path / "model/model.json"
+    text = path.read_text()
+    for name, value in (("caption_cleaning", cleaning), ("sampler", sampler)):
+        path.write_text(text.replace(f'"{name}": "{value}"', f'"{name}": "other"'))
+        assert main([str(tmp_path / "model"), str(tmp_path / "x.pth"), "--to=pixart"]) == 2
+        assert f"model.json: {name} = 'other' must be one of " in capsys.readouterr().err
 
 
 def test_our_format_restores_as_jax_arrays(sigma):
@@ -276,7 +297,7 @@ def cut_the_arrays(model):
         ),
         (truncated, "diffusion_pytorch_model.safetensors is damaged"),
         (other_architecture, "x.safetensors holds neither a PixArt nor a DiT"),
-        (lambda folder: folder / "nothing.pth", "nothing.pth cannot be read: No such file"),
+        (lambda folder: folder / "nothing.pth", "nothing.pth: no such file or folder"),
         (damaged(another_depth), "holds another model than its model.json"),
         (damaged(lambda model: (model / "params/_METADATA").unlink()), "params is no Orbax checkpoint, or a damaged"),
         (damaged(cut_the_arrays), "/kernel is damaged"),

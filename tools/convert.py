@@ -1,12 +1,16 @@
 """Weights of PixArt and DiT from one format to another: PyTorch checkpoints, diffusers folders, and our own.
 
+python -m tools.convert PixArt-alpha/PixArt-Sigma-XL-2-1024-MS models/sigma  # from the Hugging Face hub
 python -m tools.convert PixArt-XL-2-1024-MS.pth models/alpha-1024            # a directory for JAX
 python -m tools.convert PixArt-Sigma-XL-2-512-MS/ models/sigma-512 --family sigma
 python -m tools.convert models/alpha-1024 out.pth --to pixart                # and back
 python -m tools.convert models/alpha-1024 out/transformer --to diffusers
 python -m tools.convert runs/mine out/transformer --to diffusers             # a run's newest checkpoint
-python -m tools.convert PixArt-Sigma-pipeline/ models/sigma     # with its T5, autoencoder and tokenizer
-python -m tools.convert sd-vae-ft-ema/ models/vae               # either of the two by itself
+python -m tools.convert PixArt-Sigma-pipeline/ models/sigma     # with its T5, tokenizer and autoencoder
+python -m tools.convert alpha.pth models/alpha --encoders PixArt-Alpha-pipeline/       # or with another's
+python -m tools.convert models/sigma out/pipeline --to diffusers                       # and back, as a whole pipeline
+python -m tools.convert runs/mine out/pipeline --to diffusers --encoders models/sigma  # a run as a pipeline
+python -m tools.convert sd-vae-ft-ema/ models/vae               # an encoder by itself, either way
 python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500   # stage 2 starts at stage 1's weights
 """
 
@@ -14,6 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import os
 import pathlib
 import shutil
 import sys
@@ -26,15 +32,24 @@ from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
 from pixart_jax.conversion.encoders import (
-    TOKENIZER,
     EncoderSource,
     copy_tokenizer,
     encoder_kind,
     open_encoder,
-    open_pipeline,
+    open_encoders,
     write_encoder,
+    write_reference_encoder,
 )
 from pixart_jax.conversion.from_dit import with_captions
+from pixart_jax.conversion.hub import fetch
+from pixart_jax.conversion.pipelines import (
+    PIPELINES,
+    check_fit,
+    limits,
+    missing_parts,
+    pipeline_family,
+    write_pipeline,
+)
 from pixart_jax.conversion.reparameterize import UNCONDITIONAL, format_error_table
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.stored import StoredModel, StoredParams
@@ -48,10 +63,10 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.data.manifest import read_manifest
 from pixart_jax.errors import InputError
+from pixart_jax.features import ENCODERS
 from pixart_jax.files import fsync
-from pixart_jax.generate import ENCODERS
 
-WRITERS = {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_diffusers}
+FORMATS = ("orbax", "pixart", "diffusers")
 
 ENCODER_NAMES = {"text_encoder": "a T5 encoder", "vae": "an image autoencoder"}
 
@@ -64,68 +79,114 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     try:
         refuse_existing(args.target)
+        fetch_sources(args)
         if kind := encoder_kind(args.source):
-            lone = load_encoder(args, kind)
-            with published(args.target) as temporary:
-                write_encoder(temporary, lone)
+            written = convert_encoder(args, kind)
         else:
-            encoders = load_encoders(args)
-            weights = load(args)
-            print(summary(weights.stored), flush=True)
-            with published(args.target) as temporary:
-                WRITERS[args.to](temporary, weights)
-                write_encoders(temporary, encoders, args.source)
+            written = convert_model(args)
         num_bytes = size(args.target)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.target}: {args.to}, {num_bytes / 1e6:,.1f} MB, in {time.perf_counter() - begin:.1f} s")
+    print(f"{args.target}: {written}, {num_bytes / 1e6:,.1f} MB, in {time.perf_counter() - begin:.1f} s")
     return 0
 
 
-def load_encoder(args: argparse.Namespace, kind: str) -> EncoderSource:
-    """SRC, a text encoder or an autoencoder by itself."""
-    options = (value for name, value in vars(args).items() if name not in ("source", "target", "to"))
-    if args.to != "orbax" or any(value is not None and value is not False for value in options):
-        raise InputError(f"{args.source} is no transformer: it can only become a directory for JAX, without options")
+def fetch_sources(args: argparse.Namespace) -> None:
+    """Puts local paths in place of hub ids; remembers in `args.name` what SRC was called."""
+    wants_encoders = args.to != "pixart" and not args.no_encoders and not args.encoders
+    is_local = os.path.lexists(args.source)
+    args.name = pathlib.Path(args.source).absolute().name if is_local else args.source
+    args.source = fetch(args.source, encoders=wants_encoders)
+    if args.encoders:
+        args.encoders = fetch(args.encoders)
+
+
+def convert_encoder(args: argparse.Namespace, kind: str) -> str:
+    """SRC, a text encoder or an autoencoder by itself, to DST; returns what was written."""
+    options = (value for name, value in vars(args).items() if name not in ("source", "target", "to", "name"))
+    if args.to == "pixart" or any(value is not None and value is not False for value in options):
+        raise InputError(
+            f"{args.source} is no transformer: it can only become a directory for JAX, or with --to diffusers a folder "
+            "for PyTorch, without other options"
+        )
     encoder = open_encoder(args.source, kind)
-    print(f"{args.source}: {ENCODER_NAMES[kind]}, {len(encoder.arrays)} arrays", flush=True)
-    return encoder
+    print(what_encoder(encoder), flush=True)
+    with published(args.target) as temporary:
+        if args.to == "orbax":
+            write_encoder(temporary, encoder)
+        else:
+            write_reference_encoder(temporary, encoder)
+            if encoder.tokenizer:
+                # A text encoder by itself has it among its own files.
+                copy_tokenizer(encoder.tokenizer, temporary)
+    return args.to
+
+
+def convert_model(args: argparse.Namespace) -> str:
+    """SRC, a transformer and what goes beside it, to DST; returns what was written."""
+    encoders = load_encoders(args)
+    weights = load(args, to_pipeline=args.to == "diffusers" and bool(encoders))
+    stored = weights.stored
+    print(summary(weights), flush=True)
+    if stored.model.num_classes and any(encoder.kind == "text_encoder" for encoder in encoders):
+        print("a class-conditional model has no use for the text encoder, which stays out", flush=True)
+        encoders = [encoder for encoder in encoders if encoder.kind != "text_encoder"]
+    check_fit(stored, encoders)
+    if args.to == "diffusers" and encoders:
+        family = pipeline_family(stored, args.family)
+        for line in limits(stored, encoders, family):
+            print(f"warning: {line}", flush=True)
+        with published(args.target) as temporary:
+            write_pipeline(temporary, weights, encoders, family)
+        return f"diffusers, a whole {PIPELINES[family]}"
+    with published(args.target) as temporary:
+        {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_diffusers}[args.to](temporary, weights)
+        for encoder in encoders:
+            write_encoder(temporary / encoder.kind, encoder)
+    alone = ", the transformer alone (--encoders DIR makes it a pipeline)"
+    return args.to + (alone if args.to == "diffusers" else "")
 
 
 def load_encoders(args: argparse.Namespace) -> list[EncoderSource]:
-    """What is beside the transformer where SRC is a whole pipeline; other formats than ours have no place for it."""
-    if args.to != "orbax" or args.no_encoders or not (args.source / "model_index.json").exists():
+    """What goes beside the transformer: all of --encoders, or of SRC; for a pipeline, nothing if it is not whole."""
+    if args.to == "pixart" and args.encoders:
+        raise InputError("a .pth has no place for encoders; leave --encoders out")
+    if args.to == "pixart" or args.no_encoders:
         return []
+    folder = args.encoders or args.source
     try:
-        encoders = open_pipeline(args.source)
+        encoders = open_encoders(folder)
     except InputError as error:
         raise InputError(f"{error}\nwith --no-encoders the transformer is converted by itself") from error
     for encoder in encoders:
-        print(f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays", flush=True)
-    if absent := [kind for kind in ENCODER_NAMES if kind not in {encoder.kind for encoder in encoders}]:
-        print(f"{args.source}: without {' and '.join(absent)}, which are not in it", flush=True)
+        print(what_encoder(encoder), flush=True)
+    absent = missing_parts(encoders)
+    if args.encoders and not encoders:
+        raise InputError(f"{folder} has neither a text_encoder/ nor a vae/ with a config.json; name another folder")
+    if absent and (encoders or (folder / "model_index.json").exists()):
+        print(f"{folder}: no {', no '.join(absent)} in it", flush=True)
+    if args.to == "diffusers" and absent:
+        if args.encoders:
+            raise InputError(f"{folder}: no {', no '.join(absent)} in it, which a pipeline needs")
+        return []
     return encoders
 
 
-def write_encoders(target: pathlib.Path, encoders: list[EncoderSource], source: pathlib.Path) -> None:
-    """Beside the transformer, under the names that they have in a pipeline."""
-    for encoder in encoders:
-        write_encoder(target / encoder.kind, encoder)
-        if encoder.kind == "text_encoder" and (source / TOKENIZER).is_dir():
-            copy_tokenizer(source / TOKENIZER, target / TOKENIZER)
+def load(args: argparse.Namespace, *, to_pipeline: bool) -> Weights:
+    """SRC with the options that say what it does not; prints what it is.
 
-
-def load(args: argparse.Namespace) -> Weights:
-    """SRC with the options that say what it does not; prints what it is."""
+    Args:
+      to_pipeline: --family is heeded later, whatever SRC is.
+    """
     given = {name: value for name in REPARAMETERIZE_OPTIONS if (value := getattr(args, name)) is not None}
     if args.reparameterize is None:
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise InputError(f"without --reparameterize nothing heeds {options}; leave it out")
-        return load_source(args, args.family)
+        return load_source(args, args.family, to_pipeline=to_pipeline)
     # The family is what it becomes; a DiT is of none.
-    weights = load_source(args, None)
+    weights = load_source(args, None, to_pipeline=to_pipeline)
     try:
         weights, errors = with_captions(weights, method=args.reparameterize, family=args.family, **given)
     except InputError as error:
@@ -135,12 +196,14 @@ def load(args: argparse.Namespace) -> Weights:
     return weights
 
 
-def load_source(args: argparse.Namespace, family: str | None) -> Weights:
+def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bool) -> Weights:
     """SRC as it is."""
     hints = Hints(family, args.num_heads, args.resolution, args.position_scale)
+    # For what says all about its model.
+    further = dataclasses.replace(hints, family=None) if to_pipeline else hints
     null_text = read_null_text(args.null_text) if args.null_text else None
     if (args.source / "checkpoints").is_dir():
-        if hints != NO_HINTS or null_text is not None:
+        if further != NO_HINTS or null_text is not None:
             raise InputError(f"{args.source} is the workdir of a run, which says all; leave the options out")
         weights = load_run(args.source, ema=args.ema is not False)
         print(f"{args.source}: a training run, {weights.stored.provenance['weights']}")
@@ -150,7 +213,12 @@ def load_source(args: argparse.Namespace, family: str | None) -> Weights:
     if args.reparameterize and source.kind not in ("dit", "orbax"):
         # Before it is read, and before its other questions are asked.
         raise InputError(f"{args.source} is {what(source)}; only a DiT can be re-parameterized")
-    return load_weights(source, hints, null_text)
+    if source.kind == "orbax":
+        return load_weights(source, further, null_text)
+    weights = load_weights(source, hints, null_text)
+    # Not the file's own name, which in a pipeline is "transformer" and in the hub's cache a hash.
+    provenance = weights.stored.provenance | {"source": args.name}
+    return dataclasses.replace(weights, stored=dataclasses.replace(weights.stored, provenance=provenance))
 
 
 def load_run(workdir: pathlib.Path, *, ema: bool) -> Weights:
@@ -174,6 +242,9 @@ def load_run(workdir: pathlib.Path, *, ema: bool) -> Weights:
         position_scale=config.model.position_scale,
         latent_scale=read_manifest(workdir / ENCODERS).latent_scale,
         null_text="none" if model.num_classes else "stored",
+        # The encoder of words, the only one that a run's data set has so far, does its own.
+        caption_cleaning="none",
+        sampler=config.sample.sampler,
         provenance={"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"},
     )
     return Weights(stored, list(params), params.__getitem__)
@@ -240,9 +311,17 @@ def what(source: Source) -> str:
     return f"{names[source.kind]}{weights}{arrays}"
 
 
-def summary(stored: StoredModel) -> str:
+def what_encoder(encoder: EncoderSource) -> str:
+    """One line on what was found."""
+    tokenizer = ""
+    if encoder.kind == "text_encoder":
+        tokenizer = f", tokenizer from {encoder.tokenizer}" if encoder.tokenizer else ", no tokenizer in or beside it"
+    return f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays{tokenizer}"
+
+
+def summary(weights: Weights) -> str:
     """One line on what the model is, for the user to compare with what it should be."""
-    model = stored.model
+    stored, model = weights.stored, weights.stored.model
     parts = [
         f"{model.depth} blocks of {model.hidden_size}, {model.num_heads} heads",
         f"{model.num_classes} classes" if model.num_classes else f"{model.max_text_tokens} tokens of {model.text_dim}",
@@ -251,6 +330,7 @@ def summary(stored: StoredModel) -> str:
     parts += ["micro-conditions"] if model.micro_condition else []
     parts += [f"key/value compression in {sum(r > 1 for r in model.kv_compress)} blocks"] if model.kv_compress else []
     parts += ["qk-norm"] if model.qk_norm else []
+    parts += [f"a ControlNet of {weights.control.num_copies} copied blocks"] if weights.control else []
     parts += ["no null caption (--null-text adds it)"] if stored.null_text == "missing" else []
     return "; ".join(parts)
 
@@ -260,17 +340,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source", metavar="SRC", type=pathlib.Path, help="a file or folder in any format, or a run's workdir"
+        "source", metavar="SRC", help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub"
     )
     parser.add_argument("target", metavar="DST", type=pathlib.Path, help="must not exist")
-    parser.add_argument("--to", choices=WRITERS, default="orbax", help="format of DST (default: %(default)s)")
+    parser.add_argument("--to", choices=FORMATS, default="orbax", help="format of DST (default: %(default)s)")
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="where SRC has both: the averaged weights, or not (default: not for PixArt's own checkpoints, else yes)",
     )
-    parser.add_argument("--family", choices=FAMILIES, help="where SRC does not tell it")
+    parser.add_argument("--family", choices=FAMILIES, help="where SRC does not tell it; for a pipeline, which class's")
     parser.add_argument("--num-heads", type=int, help="where the hidden size does not tell it")
     parser.add_argument(
         "--resolution", type=int, help="pixels along one side of the square, where SRC does not tell it"
@@ -281,11 +361,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=pathlib.Path,
         help="features of the empty caption, to be the null caption: a .npy, or PixArt-Σ's null_embed_diffusers_*.pth",
     )
-    parser.add_argument(
-        "--no-encoders",
-        action="store_true",
-        help="of a pipeline, the transformer only, without its text encoder, autoencoder and tokenizer",
+    encoders = parser.add_mutually_exclusive_group()
+    encoders.add_argument(
+        "--encoders",
+        metavar="DIR",
+        help="a pipeline's folder or hub id, or a directory of ours, whose text encoder (with its tokenizer) and "
+        "autoencoder go beside the transformer (default: SRC's own, where it has them)",
     )
+    encoders.add_argument("--no-encoders", action="store_true", help="the transformer only, without those")
     group = parser.add_argument_group(
         "re-parameterization",
         "from a class-conditional DiT to a PixArt with captions, for the second stage of training",

@@ -1,13 +1,18 @@
-"""A reference ControlNet checkpoint to ours: the base model's names and the copies', strict in both directions."""
+"""A reference ControlNet checkpoint to ours and back: the base model's names and the copies', strict in both
+directions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-from pixart_jax.conversion.pixart import BLOCK_RULES, convert, linear
+from pixart_jax.conversion.pixart import BLOCK_RULES
+from pixart_jax.conversion.rules import convert, linear, revert
 from pixart_jax.errors import InputError
+
+T = TypeVar("T")
 
 # Which is also how the two state dicts split.
 BASE, CONTROL = "base_model.", "controlnet."
@@ -17,13 +22,14 @@ _COPY_RULES = [
     *((rf"copied_block\.{source}", target, transform) for source, target, transform in BLOCK_RULES),
     *linear("after_proj", "after_proj"),
 ]
-_COPY = r"(\d+)\.((?:copied_block|after_proj)\..+)"
+_COPY = r"(\d+)\.(?!before_proj)(.+)"
 
 
-def split_controlnet(
-    state_dict: Mapping[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def split_controlnet(state_dict: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
     """The base model's state dict, for `convert_pixart`, and the ControlNet's, for `convert_controlnet`.
+
+    Args:
+      state_dict: PyTorch names to arrays, or to whatever is known of them.
 
     Raises:
       InputError: lists every key that belongs to neither.
@@ -57,3 +63,20 @@ def convert_controlnet(
       InputError: as `convert_pixart`.
     """
     return convert(state_dict, _RULES, _COPY, _COPY_RULES, {"copies": range(num_copies)}, expected)
+
+
+def revert_controlnet(
+    paths: Iterable[str], read: Callable[[str], np.ndarray], num_copies: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names, without `controlnet.`, and arrays of the reference's ControlNet.
+
+    Args, returns and errors as `rules.revert`; num_copies as in `convert_controlnet`.
+    """
+    return revert(paths, read, _RULES, _COPY, _COPY_RULES, {"copies": range(num_copies)})
+
+
+def count_copies(names: Iterable[str]) -> int:
+    """How many blocks are copied, by the second half of `split_controlnet`."""
+    indices = (name.split(".")[0] for name in names)
+    # A gap in the middle is found when the weights are converted.
+    return max((int(index) for index in indices if index.isdigit()), default=-1) + 1

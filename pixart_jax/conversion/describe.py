@@ -17,14 +17,19 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import SIZES, PixArt
 from pixart_jax.tokens import DOWNSAMPLE
 
-# What α and Σ differ in that no transformer's file tells: the autoencoder's scale and, in diffusers' files, the tokens
-# of a caption.
+# What α and Σ differ in that no transformer's file tells: the fields of StoredModel of these names, and, in diffusers'
+# files, the tokens of a caption.
 FAMILIES = {
-    "alpha": {"latent_scale": 0.18215, "max_text_tokens": 120},
-    "sigma": {"latent_scale": 0.13025, "max_text_tokens": 300},
+    "alpha": {
+        "latent_scale": 0.18215,
+        "max_text_tokens": 120,
+        "caption_cleaning": "alpha",
+        "sampler": "dpm-solver-alpha",
+    },
+    "sigma": {"latent_scale": 0.13025, "max_text_tokens": 300, "caption_cleaning": "sigma", "sampler": "dpm-solver"},
 }
-# Of the autoencoder that DiT was trained with, which α took over.
-DIT_LATENT_SCALE = 0.18215
+# Likewise. The scale is that of the autoencoder that DiT was trained with, which α took over.
+DIT = {"latent_scale": 0.18215, "caption_cleaning": "none", "sampler": "iddpm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +68,8 @@ def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
         return read_stored_model(source.path)
     if source.kind == "controlnet":
         raise InputError(
-            f"{source.path} holds a PixArt together with a ControlNet, for which there is no format of ours yet; "
-            "conversion.controlnet.split_controlnet takes them apart"
+            f"{source.path} holds a PixArt together with a ControlNet; conversion.controlnet.split_controlnet takes "
+            "them apart, and the PixArt can be described"
         )
     if source.kind == "diffusers":
         fields, base, scale = _from_diffusers(source, hints)
@@ -77,10 +82,9 @@ def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
             "table and the micro-conditions split it into"
         )
     if source.kind == "dit":
-        latent_scale, null_text = DIT_LATENT_SCALE, "none"
+        family, null_text = DIT, "none"
     else:
         family = _family(source, hints, fields["micro_condition"], fields.get("max_text_tokens"))
-        latent_scale = source.pipeline.get("latent_scale", family["latent_scale"])
         fields = {"max_text_tokens": family["max_text_tokens"]} | fields
         null_text = "stored" if "y_embedder.y_embedding" in source.shapes else "missing"
     provenance = {"source": source.path.name, "format": source.kind, "weights": source.weights}
@@ -88,8 +92,10 @@ def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
         model=PixArt(**fields),
         position_base=base,
         position_scale=scale,
-        latent_scale=latent_scale,
+        latent_scale=source.pipeline.get("latent_scale", family["latent_scale"]),
         null_text=null_text,
+        caption_cleaning=family["caption_cleaning"],
+        sampler=family["sampler"],
         provenance={key: value for key, value in provenance.items() if value},
     )
 
@@ -155,8 +161,12 @@ def _from_diffusers(source: Source, hints: Hints) -> tuple[dict[str, Any], int, 
     config = FIXED_FIELDS | DEFAULT_FIELDS | given
     counts = ["num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "patch_size"]
     counts += [] if source.config is None else ["sample_size"]
+    counts += [key for key in ("caption_channels", "out_channels") if config[key] is not None]
     if wrong := [f"{key} = {config[key]!r}" for key in counts if not isinstance(config[key], int) or config[key] < 1]:
         raise InputError(f"{source.path}/config.json: {'; '.join(wrong)}: must be a whole number, at least 1")
+    scale = config["interpolation_scale"]
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise InputError(f"{source.path}/config.json: interpolation_scale = {scale!r} must be a positive number")
     patch = config["patch_size"]
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     fixed = FIXED_FIELDS | {"cross_attention_dim": hidden}
@@ -166,7 +176,7 @@ def _from_diffusers(source: Source, hints: Hints) -> tuple[dict[str, Any], int, 
     if odd:
         raise InputError(f"{source.path}/config.json is of another model than PixArt: {'; '.join(odd)}")
     sample_size = config["sample_size"]
-    micro_condition, scale = config["use_additional_conditions"], config["interpolation_scale"]
+    micro_condition = config["use_additional_conditions"]
     fields = {
         "hidden_size": hidden,
         "depth": config["num_layers"],

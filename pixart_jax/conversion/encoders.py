@@ -1,6 +1,7 @@
-"""The text encoder and the image autoencoder beside a transformer: from their own folders to ours, and back to jax.
+"""The text encoder and the image autoencoder beside a transformer: from their own folders to ours, back, and to jax.
 
-Each becomes a directory with `params/`, written by Orbax, and `config.json`, its own, from which the module is built.
+Ours is a directory with `params/`, written by Orbax, and `config.json`, the encoder's own, from which the module is
+built; a text encoder has its tokenizer in `tokenizer/` below.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax
@@ -21,9 +22,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
-from pixart_jax.conversion.stored import check_shapes, stored_leaves, write_params
-from pixart_jax.conversion.t5 import convert_t5
-from pixart_jax.conversion.vae import convert_vae
+from pixart_jax.conversion.stored import StoredArrays, check_shapes, stored_leaves, write_params
+from pixart_jax.conversion.t5 import convert_t5, revert_t5
+from pixart_jax.conversion.vae import convert_vae, revert_vae
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config
@@ -33,6 +34,11 @@ from pixart_jax.sharding import tree_shardings
 # What the parts of a pipeline are called, there and here, and the stem of their files of weights.
 STEMS = {"vae": WEIGHTS, "text_encoder": "model"}
 TOKENIZER = "tokenizer"
+
+# A tokenizer's files: one of the first two makes a folder a tokenizer's, the others may go with them.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +50,27 @@ class EncoderSource:
       kind: a key of STEMS.
       config: its config.json.
       model: what the config describes.
-      arrays: PyTorch's names to arrays, each read when it is asked for.
+      ours: whether it is a directory of ours.
+      arrays: PyTorch's names, or our '/'-joined paths, to arrays, each read when it is asked for.
+      tokenizer: the folder that holds a text encoder's tokenizer, perhaps among other files; None where there is none.
     """
 
     path: pathlib.Path
     kind: str
     config: dict[str, Any]
     model: nn.Module
+    ours: bool
     arrays: Mapping[str, np.ndarray]
+    tokenizer: pathlib.Path | None
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the parameters are stored as bfloat16: a text encoder's where the source's all are.
+
+        What is stored for good is what was trained: twice the bytes would not make it more exact. All else is float32,
+        a float16 source's too, because T5 overflows in that.
+        """
+        return self.kind == "text_encoder" and self.arrays.bfloat16
 
 
 def encoder_kind(path: pathlib.Path) -> str | None:
@@ -59,14 +78,15 @@ def encoder_kind(path: pathlib.Path) -> str | None:
     if not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
-    return {"t5": "text_encoder", "AutoencoderKL": "vae"}.get(config.get("model_type", config.get("_class_name")))
+    return {"t5": "text_encoder", "AutoencoderKL": "vae"}.get(str(config.get("model_type", config.get("_class_name"))))
 
 
 def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     """Opens an encoder's folder.
 
     Args:
-      path: with config.json and weights: safetensors, in one file or in several beside their index, or a `.bin`.
+      path: with config.json and weights: safetensors, or `.bin`, in one file or in several beside their index, or
+        our `params/`.
       kind: a key of STEMS.
 
     Raises:
@@ -74,16 +94,27 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     """
     config = read_json(path / "config.json")
     model = _build(kind, config, path, jnp.float32)
+    tokenizer = find_tokenizer(path) if kind == "text_encoder" else None
+    if (path / "params").is_dir():
+        return EncoderSource(path, kind, config, model, True, StoredArrays(path / "params", _paths(model)), tokenizer)
     stem = STEMS[kind]
     names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", "pytorch_model.bin", f"{WEIGHTS}.bin"]
+    names += [f"{name}.index.json" for name in names[2:]]
     file = next((path / name for name in names if (path / name).exists()), None)
     if file is None:
         raise InputError(f"{path} has no weights; one of these should be there: {', '.join(names)}")
-    return EncoderSource(path, kind, config, model, open_arrays(file))
+    return EncoderSource(path, kind, config, model, False, open_arrays(file), tokenizer)
 
 
-def open_pipeline(path: pathlib.Path) -> list[EncoderSource]:
-    """The encoders that are in a pipeline's folder: all of STEMS whose own folders are there.
+def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder of a text encoder's tokenizer: ours lies below it, Google's and PixArt-α's has no folder of its own,
+    and a pipeline's lies beside it."""
+    folders = [path / TOKENIZER, path, path.absolute().parent / TOKENIZER]
+    return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES[:2])), None)
+
+
+def open_encoders(path: pathlib.Path) -> list[EncoderSource]:
+    """The encoders in a pipeline's folder or in a directory of ours: all of STEMS whose own folders are there.
 
     Raises:
       InputError: as `open_encoder`.
@@ -92,38 +123,79 @@ def open_pipeline(path: pathlib.Path) -> list[EncoderSource]:
 
 
 def write_encoder(target: pathlib.Path, source: EncoderSource) -> None:
-    """Writes a new directory.
+    """Writes a new directory of ours.
 
-    The text encoder's parameters are bfloat16 where the source's all are, else float32; the autoencoder's are float32.
-    Arrays are read one by one, and what is written is all that is in memory.
+    Its dtype is what `EncoderSource.bfloat16` tells. Arrays are read one by one, and what is written is all that is in
+    memory.
 
     Raises:
       InputError: the weights do not fit the config; begins with the source's path.
       OSError: the disk is full, or cannot be written.
     """
-    expected = {path: leaf.shape for path, leaf in _flatten(_shapes(source.model)).items()}
-    try:
-        if source.kind == "text_encoder":
-            # What is stored for good is what was trained: twice the bytes would not make it more exact.
-            dtype = jnp.bfloat16 if source.arrays.bfloat16 else np.float32
-            params = convert_t5(source.arrays, source.model.num_layers, expected, dtype=dtype)
-        else:
-            params = convert_vae(source.arrays, expected)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
+    params = _read(source)
     target.mkdir()
     write_params(target / "params", params)
+    _write_config(target, source.config)
+    if source.tokenizer:
+        copy_tokenizer(source.tokenizer, target / TOKENIZER)
+
+
+def write_reference_encoder(target: pathlib.Path, source: EncoderSource) -> None:
+    """Writes a new folder that transformers' T5EncoderModel or diffusers' AutoencoderKL opens, without a tokenizer.
+
+    Of the names that they give their arrays today, in one file, of the dtype that `write_encoder` stores.
+
+    Raises:
+      InputError, OSError: as `write_encoder`.
+    """
+    import safetensors.numpy
+
+    arrays = dict(_revert(source))
+    config = dict(source.config)
+    if source.kind == "text_encoder":
+        # A whole T5's say that it has a decoder, and of another dtype than they now have.
+        config.pop("torch_dtype", None)
+        dtypes = {array.dtype.name for array in arrays.values()}
+        config |= {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False, "dtype": dtypes.pop()}
+    target.mkdir()
+    safetensors.numpy.save_file(arrays, target / f"{STEMS[source.kind]}.safetensors", metadata={"format": "pt"})
+    _write_config(target, config)
+
+
+def _revert(source: EncoderSource) -> Iterator[tuple[str, np.ndarray]]:
+    """Today's PyTorch names and arrays; what has been handed out is not kept."""
+    params = _read(source)
+    if source.kind == "text_encoder":
+        return revert_t5(list(params), params.pop, source.model.num_layers)
+    return revert_vae(list(params), params.pop)
+
+
+def _read(source: EncoderSource) -> dict[str, np.ndarray]:
+    """Our parameters of an encoder."""
+    if source.ours:
+        return source.arrays.read_all()
+    expected = _paths(source.model)
+    try:
+        if source.kind == "text_encoder":
+            dtype = jnp.bfloat16 if source.bfloat16 else np.float32
+            return convert_t5(source.arrays, source.model.num_layers, expected, dtype=dtype)
+        return convert_vae(source.arrays, expected)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from error
+
+
+def _write_config(target: pathlib.Path, config: Mapping[str, Any]) -> None:
     # Of the private entries, which may name a path on somebody's machine, only the class is needed.
-    config = {name: value for name, value in source.config.items() if not name.startswith("_") or name == "_class_name"}
+    config = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
     (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies the files of a tokenizer's folder; links become the files that they lead to."""
-    target.mkdir()
-    for file in sorted(source.iterdir()):
-        if file.is_file():
-            shutil.copyfile(file, target / file.name)
+    """Copies a tokenizer's files to a folder, which may be there; links become the files that they lead to."""
+    target.mkdir(exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def restore_text_encoder(
@@ -154,7 +226,7 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
     model = _build(kind, read_json(directory / "config.json"), directory, dtype)
     shapes = _shapes(model)
     path = (directory / "params").absolute()
-    check_shapes(path, {name: leaf.shape for name, leaf in _flatten(shapes).items()})
+    check_shapes(path, _paths(model))
     stored = flax.traverse_util.unflatten_dict(stored_leaves(path), sep="/")
     abstract = jax.tree.map(
         lambda shape, leaf, sharding: jax.ShapeDtypeStruct(shape.shape, leaf.dtype, sharding=sharding),
@@ -187,5 +259,7 @@ def _shapes(model: nn.Module):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))["params"]
 
 
-def _flatten(tree) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(tree, sep="/")
+def _paths(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """'/'-joined path to shape of each parameter."""
+    shapes = flax.traverse_util.flatten_dict(_shapes(model), sep="/")
+    return {path: leaf.shape for path, leaf in shapes.items()}

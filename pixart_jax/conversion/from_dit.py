@@ -38,8 +38,9 @@ def with_captions(
     Args:
       dit: of a class-conditional model with full adaLN; its arrays are read, and let go of as the format allows.
       method, unconditional: see `reparameterize`.
-      family: a key of FAMILIES, whose latent scale and caption length the PixArt takes; None keeps the DiT's latent
-        scale, and takes α's length. Σ's latents are another autoencoder's, which the blocks have yet to learn.
+      family: a key of FAMILIES, whose latent scale, length and cleaning of captions, and sampler the PixArt takes; None
+        keeps the DiT's latent scale, and takes the rest from α. Σ's latents are another autoencoder's, which the blocks
+        have yet to learn.
       text_dim: width of the text features.
       max_text_tokens: longest caption; None goes by the family.
       seed: of the new parameters: they are those of a run with this seed.
@@ -75,15 +76,18 @@ def _with_captions(dit: StoredModel, family: str | None, text_dim: int, max_text
             "only a DiT can be re-parameterized: a model with classes, one modulation MLP per block (adaln full), and "
             "neither micro-conditions nor key/value compression"
         )
+    told = FAMILIES[family or "alpha"]
     if max_text_tokens is None:
-        max_text_tokens = FAMILIES[family or "alpha"]["max_text_tokens"]
+        max_text_tokens = told["max_text_tokens"]
     if text_dim < 1 or max_text_tokens < 1:
         raise InputError(f"text_dim={text_dim} and max_text_tokens={max_text_tokens} must be at least 1")
     return dataclasses.replace(
         dit,
         model=model.clone(num_classes=0, adaln="single", text_dim=text_dim, max_text_tokens=max_text_tokens),
-        latent_scale=FAMILIES[family]["latent_scale"] if family else dit.latent_scale,
+        latent_scale=told["latent_scale"] if family else dit.latent_scale,
         null_text="stored",
+        caption_cleaning=told["caption_cleaning"],
+        sampler=told["sampler"],
     )
 
 

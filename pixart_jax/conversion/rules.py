@@ -41,10 +41,11 @@ COPY = Layout(lambda array: array, lambda array, _: array)
 TRANSPOSE = Layout(lambda weight: weight.T, lambda kernel, _: kernel.T)
 
 # (the reference's name as a pattern, our path as a template, how the array changes), after the block's prefix where
-# there is one. A rule whose layout is a plain function, or whose groups are not all plain (…) and in the template,
-# converts to ours only.
+# there is one. A rule whose layout is a plain function converts to ours only; to be read in both directions, its groups
+# must all be plain (…) and in the template.
 Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
-_GROUP = re.compile(r"\([^()]*\)")
+_GROUP = re.compile(r"\((?!\?)[^()]*\)")
+_LOOKAHEAD = re.compile(r"\(\?[=!][^()]*\)")
 
 
 def linear(source: str, target: str) -> list[Rule]:
@@ -65,6 +66,11 @@ def fused_linear(sources: Iterable[str], target: str) -> list[Rule]:
 def norm(source: str, target: str) -> list[Rule]:
     """Of a LayerNorm with scale and bias."""
     return [(rf"{source}\.weight", f"{target}/scale", COPY), (rf"{source}\.bias", f"{target}/bias", COPY)]
+
+
+def other_names(rules: list[Rule]) -> list[Rule]:
+    """The same rules, which then only convert to ours: for names that files have had and that we do not write."""
+    return [(source, target, getattr(layout, "ours", layout)) for source, target, layout in rules]
 
 
 def convert(
@@ -200,19 +206,19 @@ def revert(
     block_rules: list[Rule],
     stacks: Mapping[str, range],
     *,
-    patch_size: int,
+    patch_size: int = 1,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The reference's parameters from ours: the rules of `convert`, read from right to left.
 
     Args:
       paths: '/'-joined path of each parameter.
-      read: the parameter of a path, f32. Called once for each, when its turn comes, so a `dict.pop` or a reader of
-        files keeps little in memory.
+      read: the parameter of a path. Called once for each, when its turn comes, so a `dict.pop` or a reader of files
+        keeps little in memory.
       rules, block_pattern, block_rules, stacks: as in `convert`.
-      patch_size: the model's.
+      patch_size: the model's, where one of the rules needs it.
 
     Returns:
-      Pairs of the reference's name and f32 array, C-contiguous, blocks unstacked.
+      Pairs of the reference's name and array, C-contiguous, of the dtype that was read, blocks unstacked.
 
     Raises:
       InputError: before anything is read; lists every parameter that the reference has no name for.
@@ -246,7 +252,8 @@ def _sources(path, rules, block_pattern, block_rules, stacks) -> list[tuple[int 
 
 
 def _flip_all(rules: list[Rule], path: str) -> list[tuple[str, Layout]]:
-    found = [(name, rule[2]) for rule in rules if (name := _flip(rule, path)) is not None]
+    both_ways = (rule for rule in rules if isinstance(rule[2], Layout))
+    found = [(name, rule[2]) for rule in both_ways if (name := _flip(rule, path)) is not None]
     # All parts of the parameter, each once.
     complete = found and sorted(layout.part for _, layout in found) == list(range(found[0][1].parts))
     return found if complete else []
@@ -270,4 +277,4 @@ def _flip(rule: Rule, path: str) -> str | None:
 def _substitute(pattern: str, values: list[str]) -> str:
     """The one name that a pattern matches with these values for its groups."""
     remaining = iter(values)
-    return _GROUP.sub(lambda _: next(remaining), pattern).replace("\\.", ".")
+    return _GROUP.sub(lambda _: next(remaining), _LOOKAHEAD.sub("", pattern)).replace("\\.", ".")

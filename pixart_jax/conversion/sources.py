@@ -92,7 +92,8 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
             raise InputError(f"{path} holds one set of weights; leave out --ema and --no-ema")
         return Source(path, "orbax", None, {})
     folder = path / "transformer" if (path / "model_index.json").exists() else path
-    for weights in (f"{WEIGHTS}.safetensors", f"{WEIGHTS}.safetensors.index.json", f"{WEIGHTS}.bin"):
+    forms = ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
+    for weights in (f"{WEIGHTS}.{form}" for form in forms):
         if (folder / weights).exists():
             return _open_weights(folder, folder / weights, ema)
     raise InputError(
@@ -122,7 +123,7 @@ def open_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
     """Any model's names to arrays, each read when it is asked for.
 
     Args:
-      file: safetensors, the index of several of them, or PyTorch's.
+      file: safetensors or PyTorch's, or the index of several of them.
 
     Returns:
       A mapping with two attributes: `shapes`, and `bfloat16`, whether all arrays come as that.
@@ -134,6 +135,11 @@ def open_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
 
 
 def _open_arrays(file: pathlib.Path, ema: bool | None) -> tuple[_Safetensors | _Tensors, str]:
+    if file.name.endswith(".bin.index.json"):
+        tensors = {}
+        for part in _sharded(file):
+            tensors |= _open_torch(part, None)[0].tensors
+        return _Tensors(tensors), ""
     if file.name.endswith(".json"):
         return _Safetensors(_sharded(file)), ""
     if file.suffix == ".safetensors":
@@ -147,9 +153,11 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
     index, vae = (folder.resolve().parent / name for name in ("model_index.json", "vae/config.json"))
     if folder.resolve().name == "transformer" and index.exists():
         families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
-        if family := families.get(read_json(index).get("_class_name")):
+        if family := families.get(str(read_json(index).get("_class_name"))):
             found["family"] = family
-        if vae.exists() and (scale := read_json(vae).get("scaling_factor")):
+        if vae.exists() and (scale := read_json(vae).get("scaling_factor")) is not None:
+            if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+                raise InputError(f"{vae}: scaling_factor = {scale!r} must be a positive number")
             found["latent_scale"] = float(scale)
     return found
 
@@ -166,7 +174,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _sharded(index: pathlib.Path) -> list[pathlib.Path]:
-    files = sorted(set(map(str, read_json(index).get("weight_map", {}).values())))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} is damaged: weight_map should name the file of each array; download it again")
+    files = sorted(set(map(str, weight_map.values())))
     # Names, not paths: the files lie beside their index.
     paths = [index.with_name(pathlib.PurePath(name).name) for name in files]
     if missing := [path.name for path in paths if not path.is_file()]:
@@ -186,9 +197,11 @@ class _Safetensors(Mapping[str, np.ndarray]):
                 file = safetensors.safe_open(path, "numpy")
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
-                dtypes |= {found.get_dtype() for found in slices.values()}
+                kinds = {found.get_dtype() for found in slices.values()}
             except (safetensors.SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged, or no safetensors file: {error}; download it again") from error
+            _check_kinds(path, kinds - {"F64", "F32", "F16", "BF16"})
+            dtypes |= kinds
             if twice := sorted(shapes.keys() & self.shapes.keys()):
                 raise InputError(f"{path}: {twice[0]} is in another of the files too")
             self._files |= dict.fromkeys(shapes, file)
@@ -205,24 +218,33 @@ class _Safetensors(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
+def _check_kinds(path: pathlib.Path, odd: set[str]) -> None:
+    # An integer would be converted without a word, though without its scale it means nothing.
+    if odd:
+        raise InputError(
+            f"{path}: only float32, float16 and bfloat16 weights can be converted, not quantised ones; it holds "
+            f"{', '.join(sorted(odd))}"
+        )
+
+
 class _Tensors(Mapping[str, np.ndarray]):
     """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32."""
 
     bfloat16 = False
 
     def __init__(self, tensors: Mapping[str, Any]):
-        self._tensors = tensors
+        self.tensors = tensors
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self._tensors[name].detach()
+        tensor = self.tensors[name].detach()
         return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
 
 def load_torch(path: pathlib.Path) -> Any:
@@ -235,9 +257,12 @@ def load_torch(path: pathlib.Path) -> Any:
         import torch
     except ImportError as error:
         raise InputError(f"{path} can only be opened with PyTorch: pip install torch") from error
-    with path.open("rb") as file:
-        # The other format, of PyTorch before 1.6, is a plain pickle.
-        zipped = file.read(4) == b"PK\x03\x04"
+    try:
+        with path.open("rb") as file:
+            # The other format, of PyTorch before 1.6, is a plain pickle.
+            zipped = file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     # DiT's trainer adds its command line, which is harmless.
     allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
@@ -248,12 +273,15 @@ def load_torch(path: pathlib.Path) -> Any:
         what = f"it asks to run {name[1]}" if name else "it is no checkpoint of PyTorch's"
         raise InputError(f"{path} is refused, because {what}; only files of plain tensors are loaded") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or no PyTorch file: {str(error).splitlines()[:1]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path} is damaged, or no PyTorch file: {reason}; download it again") from error
 
 
 def _open_torch(path: pathlib.Path, ema: bool | None) -> tuple[_Tensors, str]:
     """The tensors, and which of several sets they are or ""."""
     checkpoint = load_torch(path)
+    import torch
+
     weights = ""
     for raw, averaged, default in _WRAPPERS:
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(raw, checkpoint.get(averaged)), dict):
@@ -266,6 +294,10 @@ def _open_torch(path: pathlib.Path, ema: bool | None) -> tuple[_Tensors, str]:
             break
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise InputError(f"{path} holds no dict of tensors")
-    if odd := [str(name) for name, value in checkpoint.items() if not hasattr(value, "shape")]:
-        raise InputError(f"{path} holds no state dict: these are not tensors: {', '.join(odd[:5])}")
+    if odd := [
+        str(name) for name, value in checkpoint.items() if not (isinstance(name, str) and hasattr(value, "shape"))
+    ]:
+        raise InputError(f"{path} holds no state dict: these are not names of tensors: {', '.join(odd[:5])}")
+    kinds = {str(tensor.dtype if tensor.layout is torch.strided else tensor.layout) for tensor in checkpoint.values()}
+    _check_kinds(path, kinds - {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"})
     return _Tensors(checkpoint), weights

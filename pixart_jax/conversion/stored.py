@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +18,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_space
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.train_state import init_params
 
@@ -28,7 +32,12 @@ ARCHITECTURE = (
     "num_classes", "micro_condition", "kv_compress", "qk_norm", "adaln", "learn_sigma",
 )  # fmt: skip
 
-NULL_TEXT = ("stored", "missing", "none")
+# What the fields that name one of a few things may name.
+CHOICES = {
+    "null_text": ("stored", "missing", "none"),
+    "caption_cleaning": ("alpha", "sigma", "none"),
+    "sampler": SAMPLERS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +52,9 @@ class StoredModel:
       null_text: "stored": the null caption is among the parameters. "missing": its place there is filled with NaN,
         because the weights come from a format that does not keep it; guidance then needs the text encoder's features
         of the empty caption. "none": the model has classes instead of captions.
+      caption_cleaning: what captions go through before they are tokenised: "alpha" (`captions.clean_alpha`), "sigma"
+        (`captions.clean_sigma`), or "none": the text encoder does its own, or there are no captions.
+      sampler: one of `samplers.SAMPLERS`, which the authors of the weights draw with by default.
       provenance: where the weights come from, for people.
     """
 
@@ -51,6 +63,8 @@ class StoredModel:
     position_scale: float
     latent_scale: float
     null_text: str
+    caption_cleaning: str
+    sampler: str
     provenance: dict[str, str]
 
     @property
@@ -78,8 +92,9 @@ class StoredModel:
             raise InputError(f"{where}: missing or unknown fields: {', '.join(odd)}; convert the weights again")
         kv_compress = tuple(model["kv_compress"])
         stored = cls(**fields | {"model": PixArt(**model | {"kv_compress": kv_compress})})
-        if stored.null_text not in NULL_TEXT:
-            raise InputError(f"{where}: null_text = {stored.null_text!r} must be one of {', '.join(NULL_TEXT)}")
+        for name, choices in CHOICES.items():
+            if getattr(stored, name) not in choices:
+                raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")
         return stored
 
 
@@ -115,6 +130,7 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
     Raises:
       OSError: the disk is full, or cannot be written.
     """
+    check_space(path.parent, sum(array.nbytes for array in params.values()))
     registry = type_handlers.create_type_handler_registry(
         (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
         # Orbax warns where it is absent.
@@ -126,7 +142,8 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
         try:
             checkpointer.save(path.absolute(), tree)
         except ValueError as error:  # TensorStore's for a full disk.
-            raise OSError(str(error).splitlines()[0]) from error
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            raise OSError(os.strerror(int(code[1])) if code else str(error).splitlines()[0]) from error
 
 
 def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
@@ -142,42 +159,62 @@ def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
         raise InputError(f"{path} cannot be read: {error}; {directory} is no model that tools.convert wrote") from error
 
 
-class StoredParams(Mapping[str, np.ndarray]):
-    """Parameters that Orbax has written, '/'-joined path to f32 array, each read when it is asked for.
+class StoredArrays(Mapping[str, np.ndarray]):
+    """Parameters that Orbax has written, '/'-joined path to array, each read when it is asked for.
 
     Args:
-      path: `params/` of a directory of ours, or an item of a training run's checkpoint.
-      model: whose parameters they should be.
+      path: where `write_params` wrote them, or an item of a training run's checkpoint.
+      shapes: '/'-joined path to shape of each of them.
+
+    Attributes:
+      shapes: as given.
+      bfloat16: whether all of them are.
 
     Raises:
       InputError: they are another model's, or damaged.
     """
 
-    def __init__(self, path: str | pathlib.Path, model: PixArt):
+    def __init__(self, path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]]):
         self._path = pathlib.Path(path).absolute()
         self._checkpointer = ocp.PyTreeCheckpointer()
-        self.shapes = parameter_shapes(model)
+        self.shapes = shapes
         check_shapes(self._path, self.shapes)
+        self.bfloat16 = all(leaf.dtype == "bfloat16" for leaf in stored_leaves(self._path).values())
 
     def __getitem__(self, path: str) -> np.ndarray:
-        def leaf(value):
-            return flax.traverse_util.unflatten_dict({path: value}, sep="/")
+        return self._read([path])[path]
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """All of them at once, which of many small arrays is much faster than one by one."""
+        return self._read(list(self.shapes))
+
+    def _read(self, paths: list[str]) -> dict[str, np.ndarray]:
+        def tree(value):
+            return flax.traverse_util.unflatten_dict(dict.fromkeys(paths, value), sep="/")
 
         # A run has saved jax arrays, which would come back as such.
         args = ocp.args.PyTreeRestore(
-            leaf(np.zeros(0)), restore_args=leaf(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True
+            tree(np.zeros(0)), restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True
         )
         try:
-            tree = self._checkpointer.restore(self._path, args=args)
+            found = self._checkpointer.restore(self._path, args=args)
         except (ValueError, OSError) as error:
-            raise InputError(f"{self._path}: {path} is damaged: {str(error).splitlines()[0]}") from error
-        return flax.traverse_util.flatten_dict(tree, sep="/")[path]
+            which = f": {paths[0]}" if len(paths) == 1 else ""
+            raise InputError(f"{self._path}{which} is damaged: {str(error).splitlines()[0]}") from error
+        return flax.traverse_util.flatten_dict(found, sep="/")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+
+class StoredParams(StoredArrays):
+    """Those of a PixArt: `params/` of a directory of ours, or an item of a training run's checkpoint; float32."""
+
+    def __init__(self, path: str | pathlib.Path, model: PixArt):
+        super().__init__(path, parameter_shapes(model))
 
 
 def restore_params(directory: str | pathlib.Path, abstract: Any):

@@ -1,4 +1,4 @@
-"""Hugging Face transformers' T5 checkpoints to `T5Encoder`, strict in both directions. numpy only.
+"""Hugging Face transformers' T5 checkpoints to `T5Encoder` and back, strict in both directions. numpy only.
 
 Takes encoders (T5EncoderModel) and whole models (T5ForConditionalGeneration) alike. Of a whole model the decoder and
 the output head are left out on purpose: PixArt reads the encoder's last hidden states and nothing else.
@@ -7,21 +7,22 @@ the output head are left out on purpose: PixArt reads the encoder's last hidden 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.rules import COPY, TRANSPOSE, Rule, convert
+from pixart_jax.conversion.rules import COPY, TRANSPOSE, Rule, convert, other_names, revert
 from pixart_jax.errors import InputError
 
 _DROPPED = r"decoder\..+|lm_head\.weight"
-# Two names of one array; files hold either or both.
+# Two names of one array; files hold either or both, and those of transformers 5 the first.
 _TABLE, _TABLE_AGAIN = "shared.weight", "encoder.embed_tokens.weight"
 # Block 0 holds the position biases of all.
 _BIAS = r"layer\.0\.SelfAttention\.relative_attention_bias\.weight"
 
 _RULES: list[Rule] = [
-    (r"(?:shared|encoder\.embed_tokens)\.weight", "shared/embedding_table", COPY),
+    (r"shared\.weight", "shared/embedding_table", COPY),
+    *other_names([(r"encoder\.embed_tokens\.weight", "shared/embedding_table", COPY)]),
     (rf"encoder\.block\.0\.{_BIAS}", "relative_attention_bias/embedding_table", COPY),
     (r"encoder\.final_layer_norm\.weight", "final_layer_norm/scale", COPY),
 ]
@@ -64,5 +65,19 @@ def convert_t5(
                 "model's; download it again"
             )
         dropped.add(_TABLE_AGAIN)
-    stacks = {"block": range(num_layers)}
+    stacks = _stacks(num_layers)
     return convert(state_dict, _RULES, _BLOCK, _BLOCK_RULES, stacks, expected, dropped=dropped, dtype=dtype)
+
+
+def revert_t5(
+    paths: Iterable[str], read: Callable[[str], np.ndarray], num_layers: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of a T5EncoderModel, as transformers writes them.
+
+    Args, returns and errors as `rules.revert`; num_layers as in `convert_t5`.
+    """
+    return revert(paths, read, _RULES, _BLOCK, _BLOCK_RULES, _stacks(num_layers))
+
+
+def _stacks(num_layers: int) -> dict[str, range]:
+    return {"block": range(num_layers)}

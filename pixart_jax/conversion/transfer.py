@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from pixart_jax.conversion.control import Control, convert_control, open_control, split_source, write_control
+from pixart_jax.conversion.controlnet import BASE, CONTROL, revert_controlnet
 from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
 from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_TEXT, convert_diffusers, revert_diffusers
 from pixart_jax.conversion.pixart import convert_pixart, position_table, revert_pixart
@@ -25,11 +27,13 @@ class Weights:
       stored: what the model is.
       paths: '/'-joined path of each parameter.
       read: f32 array of a path; call it once for each, because it may let go of what it gives.
+      control: the model's ControlNet, or None.
     """
 
     stored: StoredModel
     paths: list[str]
     read: Callable[[str], np.ndarray]
+    control: Control | None = None
 
 
 def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray | None = None) -> Weights:
@@ -43,11 +47,21 @@ def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray 
     Raises:
       InputError: as `describe` and `pixart.convert_pixart`; null_text is of another shape; the source is damaged.
     """
+    if source.kind == "controlnet":
+        base, state_dict = split_source(source)
+        weights = load_weights(base, hints, null_text)
+        provenance = weights.stored.provenance | {"format": source.kind}
+        return dataclasses.replace(
+            weights,
+            stored=dataclasses.replace(weights.stored, provenance=provenance),
+            control=convert_control(state_dict, weights.stored.model, source.path),
+        )
     stored = describe(source, hints)
     model = stored.model
     expected = parameter_shapes(model)
+    control = None
     if source.kind == "orbax":
-        params = StoredParams(source.path / "params", model)
+        params, control = StoredParams(source.path / "params", model), open_control(source.path, model)
         paths, read = list(params), params.__getitem__
     else:
         try:
@@ -65,7 +79,7 @@ def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray 
             params[NULL_TEXT] = np.full(expected[NULL_TEXT], np.nan, np.float32)
         paths, read = list(params), params.pop
     if null_text is None:
-        return Weights(stored, paths, read)
+        return Weights(stored, paths, read, control)
     if stored.null_text == "none":
         raise InputError(f"{source.path}: a class-conditional model has no null caption; leave --null-text out")
     if null_text.shape != expected[NULL_TEXT]:
@@ -77,6 +91,7 @@ def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray 
         dataclasses.replace(stored, null_text="stored"),
         paths,
         lambda path: null_text if path == NULL_TEXT else read(path),
+        control,
     )
 
 
@@ -107,12 +122,14 @@ def read_null_text(path: pathlib.Path) -> np.ndarray:
 
 
 def write_orbax(target: pathlib.Path, weights: Weights) -> None:
-    """A directory of `conversion.stored`."""
+    """A directory of `conversion.stored`, with that of `conversion.control` in it."""
     write_model(target, weights.stored, {path: weights.read(path) for path in weights.paths})
+    if weights.control:
+        write_control(target, weights.control)
 
 
 def write_pixart(target: pathlib.Path, weights: Weights) -> None:
-    """A PixArt's own checkpoint, {"state_dict": ...}, or the flat one of a DiT; of float32 tensors.
+    """A PixArt's own checkpoint, {"state_dict": ...}, with its ControlNet, or the flat one of a DiT; of float32.
 
     Raises:
       InputError: PyTorch is not installed.
@@ -127,7 +144,16 @@ def write_pixart(target: pathlib.Path, weights: Weights) -> None:
     paths = _with_null_text(weights)
     for name, array in revert_pixart(paths, weights.read, model.segments(), model.patch_size):
         state_dict[name] = torch.from_numpy(array)
-    torch.save(state_dict if model.num_classes else {"state_dict": state_dict}, target)
+    if control := weights.control:
+        state_dict = {f"{BASE}{name}": tensor for name, tensor in state_dict.items()}
+        for name, array in revert_controlnet(control.paths, control.read, control.num_copies):
+            state_dict[f"{CONTROL}{name}"] = torch.from_numpy(array)
+    with target.open("wb") as file:
+        try:
+            torch.save(state_dict if model.num_classes else {"state_dict": state_dict}, file)
+        except RuntimeError as error:
+            # All that PyTorch says of a full disk is a number; the file's own error is behind it.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
@@ -138,6 +164,8 @@ def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
     """
     import safetensors.numpy
 
+    if weights.control:
+        raise InputError("diffusers has no ControlNet for PixArt; this model's can only be written with --to pixart")
     model = weights.stored.model
     arrays = revert_diffusers(weights.paths, weights.read, model.segments(), model.patch_size)
     config = diffusers_config(weights.stored)

@@ -1,12 +1,12 @@
-"""PyTorch parameter names of diffusers' AutoencoderKL to ours: rules, strict in both directions. numpy only."""
+"""PyTorch names of diffusers' AutoencoderKL to ours and back: rules, strict in both directions. numpy only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.rules import COPY, Rule, convert, norm
+from pixart_jax.conversion.rules import COPY, Layout, Rule, convert, norm, other_names, revert
 
 
 def _conv_kernel(weight):
@@ -19,36 +19,50 @@ def _dense_kernel(weight):
     return weight.T.reshape(-1, len(weight))
 
 
-def _layer(source: str, target: str, kernel) -> list[Rule]:
+CONV_KERNEL = Layout(_conv_kernel, lambda kernel, _: kernel.transpose(3, 2, 0, 1))
+DENSE_KERNEL = Layout(_dense_kernel, lambda kernel, _: kernel.T)
+
+
+def _layer(source: str, target: str, kernel: Layout) -> list[Rule]:
     return [(rf"{source}\.weight", f"{target}/kernel", kernel), (rf"{source}\.bias", f"{target}/bias", COPY)]
 
 
-def _resnet(source: str, target: str) -> list[Rule]:
-    source, target = rf"{source}\.resnets\.(?P<i>\d+)\.", rf"{target}/resnets_\g<i>/\g<layer>"
-    convs = _layer(source + "(?P<layer>conv1|conv2|conv_shortcut)", target, _conv_kernel)
-    return convs + norm(source + "(?P<layer>norm1|norm2)", target)
+def _resnets(source: str, target: str) -> list[Rule]:
+    """Of the residual blocks inside `source`, which has all of its groups in `target`."""
+    groups = source.count("(")
+    source, target = rf"{source}\.resnets\.(\d+)\.", rf"{target}/resnets_\{groups + 1}/\{groups + 2}"
+    convs = _layer(source + "(conv1|conv2|conv_shortcut)", target, CONV_KERNEL)
+    return convs + norm(source + "(norm1|norm2)", target)
 
 
 _HALF = "(encoder|decoder)"
 _LEVEL = rf"{_HALF}\.(down_blocks|up_blocks)\.(\d+)"
 _ATTENTION = rf"{_HALF}\.mid_block\.attentions\.0"
 
+
+def _attention(source: str, target: str) -> list[Rule]:
+    return _layer(rf"{_ATTENTION}\.{source}", rf"\1/mid_block/attentions_0/{target}", DENSE_KERNEL)
+
+
 _RULES: list[Rule] = [
-    *_layer("(quant_conv|post_quant_conv)", r"\1", _conv_kernel),
-    *_layer(rf"{_HALF}\.(conv_in|conv_out)", r"\1/\2", _conv_kernel),
+    *_layer("(quant_conv|post_quant_conv)", r"\1", CONV_KERNEL),
+    *_layer(rf"{_HALF}\.(conv_in|conv_out)", r"\1/\2", CONV_KERNEL),
     *norm(rf"{_HALF}\.conv_norm_out", r"\1/conv_norm_out"),
-    *_resnet(rf"{_HALF}\.mid_block", r"\1/mid_block"),
-    *_resnet(_LEVEL, r"\1/\2_\3"),
-    *_layer(rf"{_LEVEL}\.(downsamplers|upsamplers)\.0\.conv", r"\1/\2_\3/\4_0", _conv_kernel),
+    *_resnets(rf"{_HALF}\.mid_block", r"\1/mid_block"),
+    *_resnets(_LEVEL, r"\1/\2_\3"),
+    *_layer(rf"{_LEVEL}\.(downsamplers|upsamplers)\.0\.conv", r"\1/\2_\3/\4_0", CONV_KERNEL),
     *norm(rf"{_ATTENTION}\.group_norm", r"\1/mid_block/attentions_0/group_norm"),
-    *_layer(rf"{_ATTENTION}\.(to_q|to_k|to_v)", r"\1/mid_block/attentions_0/\2", _dense_kernel),
-    *_layer(rf"{_ATTENTION}\.to_out\.0", r"\1/mid_block/attentions_0/to_out_0", _dense_kernel),
+    *_attention("(to_q|to_k|to_v)", r"\2"),
+    *_attention(r"to_out\.0", "to_out_0"),
     # diffusers' names until 2023, which the released files of Stable Diffusion's autoencoders still have.
-    *_layer(rf"{_ATTENTION}\.query", r"\1/mid_block/attentions_0/to_q", _dense_kernel),
-    *_layer(rf"{_ATTENTION}\.key", r"\1/mid_block/attentions_0/to_k", _dense_kernel),
-    *_layer(rf"{_ATTENTION}\.value", r"\1/mid_block/attentions_0/to_v", _dense_kernel),
-    *_layer(rf"{_ATTENTION}\.proj_attn", r"\1/mid_block/attentions_0/to_out_0", _dense_kernel),
+    *other_names(_attention("query", "to_q")),
+    *other_names(_attention("key", "to_k")),
+    *other_names(_attention("value", "to_v")),
+    *other_names(_attention("proj_attn", "to_out_0")),
 ]
+
+# No two blocks are alike, so nothing is stacked: no name matches the pattern of a block.
+_BLOCK = "(?!)"
 
 
 def convert_vae(state_dict: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -64,5 +78,12 @@ def convert_vae(state_dict: Mapping[str, np.ndarray], expected: Mapping[str, tup
     Raises:
       InputError: as `rules.convert`, which also refuses one parameter under both of its names.
     """
-    # No two blocks are alike, so nothing is stacked: no name matches the pattern of a block.
-    return convert(state_dict, _RULES, "(?!)", [], {}, expected)
+    return convert(state_dict, _RULES, _BLOCK, [], {}, expected)
+
+
+def revert_vae(paths: Iterable[str], read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of diffusers' state dict, the attention under its new names.
+
+    Args, returns and errors as `rules.revert`.
+    """
+    return revert(paths, read, _RULES, _BLOCK, [], {})

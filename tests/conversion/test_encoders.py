@@ -22,7 +22,8 @@ from pixart_jax.errors import InputError
 from pixart_jax.sharding import make_mesh, tree_shardings
 from tools.convert import main
 
-PARTS = ["model.json", "params", "text_encoder", "tokenizer", "vae"]
+PARTS = ["model.json", "params", "text_encoder", "vae"]
+TOKENIZER = ["spiece.model", "tokenizer_config.json"]
 
 
 def convert(*arguments):
@@ -79,7 +80,8 @@ def check_vae(directory, reference, mesh):
 
 def test_a_pipeline_becomes_one_directory(model):
     assert sorted(os.listdir(model)) == PARTS
-    assert sorted(os.listdir(model / "vae")) == sorted(os.listdir(model / "text_encoder")) == ["config.json", "params"]
+    assert sorted(os.listdir(model / "vae")) == ["config.json", "params"]
+    assert sorted(os.listdir(model / "text_encoder")) == ["config.json", "params", "tokenizer"]
     stored = read_stored_model(model)
     assert stored.latent_scale == SMALL.get("scaling_factor", 0.18215)
     assert len(StoredParams(model / "params", stored.model)) > 0
@@ -98,15 +100,34 @@ def test_the_encoders_equal_pytorchs(pipeline, model):
 
 
 def test_the_tokenizers_files_are_copied(model):
-    assert sorted(os.listdir(model / "tokenizer")) == ["spiece.model", "tokenizer_config.json"]
-    assert not (model / "tokenizer/spiece.model").is_symlink()
-    assert (model / "tokenizer/spiece.model").read_bytes() == b"\x00words"
+    tokenizer = model / "text_encoder/tokenizer"
+    assert sorted(os.listdir(tokenizer)) == TOKENIZER
+    assert not (tokenizer / "spiece.model").is_symlink()
+    assert (tokenizer / "spiece.model").read_bytes() == b"\x00words"
+
+
+@pytest.mark.parametrize("where", ["t5", "tokenizer"])
+def test_a_tokenizer_goes_with_its_text_encoder(where, tmp_path, capsys):
+    """From among the encoder's own files, as in PixArt-α's t5-v1_1-xxl, or from beside them; no other file goes."""
+    reference_model(TINY).save_pretrained(tmp_path / "t5")
+    convert(tmp_path / "t5", tmp_path / "without")
+    assert ", no tokenizer in or beside it\n" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path / "without")) == ["config.json", "params"]
+    (tmp_path / where).mkdir(exist_ok=True)
+    for name in (*TOKENIZER, "README.md"):
+        (tmp_path / where / name).write_text(name)
+    convert(tmp_path / "t5", tmp_path / "ours")
+    assert f"tokenizer from {tmp_path / where}\n" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path / "ours/tokenizer")) == TOKENIZER
+    # A text encoder by itself goes back with its tokenizer among its files.
+    convert(tmp_path / "ours", tmp_path / "again", "--to=diffusers")
+    assert sorted(os.listdir(tmp_path / "again")) == sorted(["config.json", "model.safetensors", *TOKENIZER])
 
 
 def test_the_transformer_by_itself(pipeline, tmp_path):
     convert(pipeline, tmp_path / "model", "--no-encoders")
     assert sorted(os.listdir(tmp_path / "model")) == ["model.json", "params"]
-    convert(pipeline, tmp_path / "transformer", "--to=diffusers")
+    convert(pipeline, tmp_path / "transformer", "--to=diffusers", "--no-encoders")
     assert sorted(os.listdir(tmp_path / "transformer")) == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
@@ -114,7 +135,7 @@ def test_what_a_pipeline_lacks_is_said(tmp_path, capsys):
     make_transformer(**SIGMA).save_pretrained(tmp_path / "x/transformer")
     (tmp_path / "x/model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
     convert(tmp_path / "x", tmp_path / "model")
-    assert "without text_encoder and vae, which are not in it" in capsys.readouterr().out
+    assert "x: no text_encoder, no tokenizer, no vae in it\n" in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path / "model")) == ["model.json", "params"]
 
 
@@ -215,7 +236,9 @@ def test_what_does_not_fit_is_one_error(change, message, tmp_path, capsys):
     assert os.listdir(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("arguments", [["--to=pixart"], ["--reparameterize=t500"], ["--family=sigma"], ["--seed=0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--to=pixart"], ["--reparameterize=t500"], ["--family=sigma"], ["--seed=0"], ["--encoders=."]]
+)
 def test_an_encoder_is_no_transformer(arguments, pipeline, tmp_path, capsys):
     assert main([str(pipeline / "vae"), str(tmp_path / "target"), *arguments]) == 2
     assert "vae is no transformer" in capsys.readouterr().err

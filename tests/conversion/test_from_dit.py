@@ -65,6 +65,7 @@ def test_the_stored_model_is_alphas(start):
     model = stored.model
     assert (model.num_classes, model.adaln, model.text_dim, model.max_text_tokens) == (0, "single", 4096, 120)
     assert (stored.latent_scale, stored.null_text, stored.resolution) == (0.18215, "stored", 64)
+    assert (stored.caption_cleaning, stored.sampler) == ("alpha", "dpm-solver-alpha")
     assert stored.provenance == {
         "source": "dit.pth",
         "format": "dit",
@@ -76,6 +77,7 @@ def test_the_family_decides_captions_and_latent_scale(tmp_path):
     convert(DIT, tmp_path / "sigma", "--num-heads=2", "--reparameterize=mean", "--family=sigma", "--text-dim=16")
     stored = read_stored_model(tmp_path / "sigma")
     assert (stored.latent_scale, stored.model.max_text_tokens, stored.model.text_dim) == (0.13025, 300, 16)
+    assert (stored.caption_cleaning, stored.sampler) == ("sigma", "dpm-solver")
 
 
 def test_what_a_dit_lacks_is_that_of_a_run_with_the_same_seed(tmp_path):

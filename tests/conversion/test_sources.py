@@ -135,7 +135,7 @@ def test_another_position_table_is_refused(spoil):
     ],
 )
 def test_which_of_several_weights(ema, names, taken, tmp_path):
-    values = {name: {"t_block.1.weight": torch.full((2, 1), i)} for i, name in enumerate(names)}
+    values = {name: {"t_block.1.weight": torch.full((2, 1), float(i))} for i, name in enumerate(names)}
     source = open_source(write_torch(tmp_path / "x.pth", values | {"epoch": 3}), ema=ema)
     assert source.weights == taken
     assert source.arrays["t_block.1.weight"][0, 0] == names.index(taken)
@@ -320,6 +320,8 @@ def test_the_released_size():
         position_scale=1.0,
         latent_scale=0.13025,
         null_text="stored",
+        caption_cleaning="sigma",
+        sampler="dpm-solver",
         provenance={"source": "golden", "format": "pixart"},
     )
     source = open_source(GOLDEN / "dit.pth")

@@ -1,0 +1,274 @@
+"""Weights by their id on a model hub: what conversion reads of them is downloaded into the hub client's own cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import pathlib
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+
+from pixart_jax.errors import InputError
+
+# Files that hold weights by themselves.
+_FILES = (".pth", ".pt", ".bin", ".safetensors")
+# Weights in a folder with config.json; the first form that is there is taken. Variants have something between these
+# names and their suffixes: fp16, in which T5 overflows, non_ema.
+_STEM = "(diffusion_pytorch_model|model|pytorch_model)"
+_FORMS = [
+    rf"{_STEM}{form}"
+    for suffix in (r"\.safetensors", r"\.bin")
+    for form in (suffix, rf"(-\d+-of-\d+{suffix}|{suffix}\.index\.json)")
+]
+# What else is in such a folder: configurations and tokenizers, but no other weights' index.
+_SMALL = r"(?!.*\.index\.).+\.(json|model|txt)"
+_ENCODERS = ("text_encoder", "vae", "tokenizer", "scheduler")
+
+# A revision with a slash cannot be told from a path, but for the hub's own.
+_ID = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/(pr|convert)/\w+|[^/@]+))?(/(?P<path>.+?))?/?", re.ASCII
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Id:
+    """owner/name@revision/path, as the user wrote it and in parts; revision may be None, path ""."""
+
+    text: str
+    repo: str
+    revision: str | None
+    path: str
+
+    def with_path(self, path: str) -> str:
+        """The id of something else in the repository."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return posixpath.join(f"{self.repo}{revision}", path)
+
+
+def fetch(source: str, *, encoders: bool = True) -> pathlib.Path:
+    """The local path of weights, which are downloaded unless they are here or in the cache.
+
+    Of a pipeline only what conversion reads is fetched: of each part its configuration and one form of its weights.
+    Without the hub, the cache has to do. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.
+
+    Args:
+      source: a local path; or a hub id: `owner/name`, `owner/name@revision`, or a file or folder in one of these, as
+        `owner/name/transformer`. What exists locally is never an id. Of revisions with a slash, `refs/pr/…` and
+        `refs/convert/…` are understood; a branch of such a name goes by its commit.
+      encoders: of a whole pipeline also the text encoder, the autoencoder, the tokenizer and the scheduler.
+
+    Returns:
+      A local source as it is; else the file or folder in the cache.
+
+    Raises:
+      InputError: it is neither; the hub has no such thing, keeps it from this user, or cannot be reached; it holds
+        several models (their names are listed) or none; or there is no room for it.
+    """
+    try:
+        os.lstat(source)
+        return pathlib.Path(source)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}") from error
+    match = _ID.fullmatch(source)
+    if match is None:
+        raise InputError(f"{source}: no such file or folder, and not a hub id like owner/name")
+    wanted = _Id(source, match["repo"], match["revision"], match["path"] or "")
+    with _errors_explained(wanted):
+        return _download(wanted, encoders)
+
+
+def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    sizes, commit = _list_files(wanted)
+    names = _choose(wanted, sizes, encoders)
+    if commit is not None:
+        absent = [n for n in names if not isinstance(try_to_load_from_cache(wanted.repo, n, revision=commit), str)]
+        new, total = (sum(sizes[name] for name in some) for some in (absent, names))
+        print(f"{wanted.text}: {len(names)} files, {_bytes(total)}, of which {_bytes(new)} to download", flush=True)
+        _check_space(pathlib.Path(constants.HF_HUB_CACHE), new)
+    folder = snapshot_download(
+        wanted.repo,
+        # Not the commit: it is by the branch that the cache is asked when the hub cannot be reached.
+        revision=wanted.revision,
+        allow_patterns=[glob.escape(name) for name in names],
+        local_files_only=commit is None,
+    )
+    return pathlib.Path(folder) / wanted.path
+
+
+def _list_files(wanted: _Id) -> tuple[dict[str, int], str | None]:
+    """Bytes of each file in the repository, and its commit; None for the commit means that the hub cannot be reached,
+    and the files are what the cache knows of."""
+    from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
+
+    try:
+        info = HfApi().model_info(
+            wanted.repo, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True
+        )
+        # Mirrors may leave sizes out.
+        return {file.rfilename: file.size or 0 for file in info.siblings or []}, info.sha
+    # HTTPError is of whichever HTTP library the client is built on.
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        cause = error
+    try:
+        try:
+            sizes = {file.path: file.size for file in get_cached_repo_tree(wanted.repo, revision=wanted.revision)}
+        except errors.CachedRepoTreeNotFoundError:
+            # Single files, and whole repositories by older clients, are cached without a list.
+            folder = pathlib.Path(snapshot_download(wanted.repo, revision=wanted.revision, local_files_only=True))
+            files = (path for path in folder.rglob("*") if path.is_file())
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    except errors.LocalEntryNotFoundError:
+        raise InputError(
+            f"{wanted.text}: no such file or folder, and as a hub id it is not in the cache and the hub cannot be "
+            f"reached: {_line(cause)}; correct the path, or check the network, the proxy and HF_ENDPOINT"
+        ) from cause
+    print(f"{wanted.text}: the hub cannot be reached ({_line(cause)}); looking in the cache", flush=True)
+    return sizes, None
+
+
+def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:
+    """The files to fetch. Raises InputError if it is not clear which, or if there are none."""
+
+    def inside(name: str) -> str:
+        return posixpath.join(wanted.path, name)
+
+    if wanted.path in sizes:
+        if not wanted.path.endswith(_FILES):
+            raise InputError(f"{wanted.text} is no file of weights, which end with {', '.join(_FILES)}")
+        return [wanted.path, *_around(sizes, posixpath.dirname(wanted.path))]
+    if inside("model_index.json") in sizes and _weights(sizes, inside("transformer")):
+        folders = [inside(name) for name in ("transformer", *(_ENCODERS if encoders else ()))]
+        for folder in folders:
+            if posixpath.join(folder, "config.json") in sizes and not _weights(sizes, folder):
+                raise InputError(
+                    f"{wanted.with_path(folder)} has no weights in a form that conversion reads: .safetensors or .bin, "
+                    f"of no variant such as fp16; name {wanted.with_path(inside('transformer'))} to have that alone"
+                )
+        names = {name for folder in folders for name in _of_folder(sizes, folder)}
+        return sorted(names | set(_around(sizes, inside("transformer"))))
+    if inside("config.json") in sizes and _weights(sizes, wanted.path):
+        return sorted({*_of_folder(sizes, wanted.path), *_around(sizes, wanted.path)})
+    there = any(name.startswith(inside("")) for name in sizes)
+    offers = _offers(wanted, sizes, wanted.path) or _offers(wanted, sizes, "")
+    if not offers:
+        raise InputError(f"{wanted.repo} holds no weights that can be converted; name another repository")
+    problem = "is not one model" if there else "is not there"
+    raise InputError(f"{wanted.text} {problem}; name one of these:\n  " + "\n  ".join(offers))
+
+
+def _of_folder(sizes: Mapping[str, int], folder: str) -> list[str]:
+    own = [name for name in sizes if posixpath.dirname(name) == folder]
+    return _weights(sizes, folder) + [name for name in own if re.fullmatch(_SMALL, posixpath.basename(name))]
+
+
+def _weights(sizes: Mapping[str, int], folder: str) -> list[str]:
+    own = [name for name in sizes if posixpath.dirname(name) == folder]
+    found = ([name for name in own if re.fullmatch(form, posixpath.basename(name))] for form in _FORMS)
+    return next(filter(None, found), [])
+
+
+def _around(sizes: Mapping[str, int], folder: str) -> list[str]:
+    """What goes with the weights in a folder: their configuration, of a transformer the pipeline's, of a text encoder
+    the tokenizer."""
+
+    def beside(name: str) -> str:
+        return posixpath.join(posixpath.dirname(folder), name)
+
+    names = [posixpath.join(folder, "config.json")]
+    if posixpath.basename(folder) == "transformer":
+        names += [beside("model_index.json"), beside("vae/config.json")]
+    if posixpath.basename(folder) == "text_encoder":
+        names += _of_folder(sizes, beside("tokenizer"))
+    return [name for name in names if name in sizes]
+
+
+def _offers(wanted: _Id, sizes: Mapping[str, int], folder: str) -> list[str]:
+    """Ids, with bytes, of all below a folder that can be converted."""
+    below = [name for name in sizes if name.startswith(posixpath.join(folder, ""))]
+    folders = {posixpath.dirname(name) for name in below if posixpath.basename(name) == "config.json"}
+    found = {name: sum(sizes[file] for file in files) for name in folders - {""} if (files := _weights(sizes, name))}
+    # A .bin is offered only as part of its folder: by itself it may be anything.
+    lone = [name for name in below if name.endswith((".pth", ".pt", ".safetensors"))]
+    found |= {name: sizes[name] for name in lone if posixpath.dirname(name) not in found}
+    return [f"{wanted.with_path(name)} ({_bytes(found[name])})" for name in sorted(found)]
+
+
+def _check_space(cache: pathlib.Path, new: int) -> None:
+    existing = next(path for path in [cache, *cache.absolute().parents] if path.exists())
+    if new > (free := shutil.disk_usage(existing).free):
+        raise InputError(
+            f"{cache} has room for {_bytes(free)}, {_bytes(new)} are to be downloaded; make room, or set HF_HOME to a "
+            "folder on a larger disk"
+        )
+
+
+@contextlib.contextmanager
+def _errors_explained(wanted: _Id) -> Iterator[None]:
+    """Turns what the hub's client raises into InputError."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except InputError:
+        raise
+    except errors.GatedRepoError as error:
+        page = f"{constants.ENDPOINT}/{wanted.repo}"
+        raise InputError(
+            f"{wanted.repo} is gated; accept its licence on {page}, then set HF_TOKEN to a token of your account"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{wanted.repo} has no branch, tag or commit {wanted.revision}; name another") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise InputError(
+            f"{wanted.text}: no such file or folder, and as a hub id there is no model {wanted.repo}; correct it, or "
+            "if it is private set HF_TOKEN to a token that may read it"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{wanted.text}: the hub cannot be reached, and the cache holds only part of it; run again with a network"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise InputError(
+            f"{wanted.text}: the hub refuses: {_line(error)}; check HF_TOKEN, or try again later"
+        ) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _broken_off(wanted, error) from error
+        raise InputError(
+            f"{constants.HF_HUB_CACHE} cannot be written: {error.strerror}; make room, or set HF_HOME to another folder"
+        ) from error
+    except json.JSONDecodeError as error:  # A page instead, as proxies show it to who is not logged in.
+        raise InputError(
+            f"{wanted.text}: {constants.ENDPOINT} does not answer as a hub does; check the proxy and HF_ENDPOINT"
+        ) from error
+    # RuntimeError is how the faster of the client's two protocols fails.
+    except (errors.HTTPError, errors.XetDownloadError, RuntimeError) as error:
+        raise _broken_off(wanted, error) from error
+
+
+def _broken_off(wanted: _Id, error: Exception) -> InputError:
+    return InputError(
+        f"{wanted.text}: the download broke off: {_line(error)}; run it again, files that have arrived are kept"
+    )
+
+
+def _line(error: Exception) -> str:
+    """An error of the client in one line, without the request's address and number."""
+    lines = str(error).strip().splitlines()
+    return getattr(error, "server_message", None) or (lines[0] if lines else type(error).__name__)
+
+
+def _bytes(count: int) -> str:
+    unit, scale = next(pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= pair[1] or pair[1] == 1e3)
+    return f"{count / scale:,.1f} {unit}"
