@@ -38,4 +38,5 @@ def batch_spec(config: ConfigDict, process_count: int = 1) -> BatchSpec:
         num_classes=model.num_classes,
         block_ratio=config.model.kv_compress_ratio,
         text_drop_prob=config.data.text_drop_prob,
+        group_buckets=config.data.group_buckets,
     )

@@ -26,7 +26,7 @@ import html
 import io
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pixart_jax.errors import InputError
@@ -158,6 +158,10 @@ def clean_sigma(text: str) -> str:
 def lower_and_strip(text: str) -> str:
     """What diffusers does, for α and Σ, where it is told not to clean."""
     return text.lower().strip()
+
+
+# What captions go through before they are tokenised, by the name that a model's directory keeps.
+CLEANING: dict[str, Callable[[str], str]] = {"alpha": clean_alpha, "sigma": clean_sigma, "none": lambda text: text}
 
 
 def _apply(rules: Sequence[Rule], text: str) -> str:

@@ -44,6 +44,12 @@ class Checkpoints:
         """Newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
+    def require_step(self) -> int:
+        """`latest_step`, where there is one; raises InputError where there is none."""
+        if self.latest_step is None:
+            raise InputError(f"{self.directory}: no checkpoint yet; train first, or name the right workdir")
+        return self.latest_step
+
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts writing a checkpoint of `state.step`; returns once the arrays are copied off the devices.
 
@@ -79,9 +85,7 @@ class Checkpoints:
         Raises:
           InputError: there is no checkpoint, or it is of another model.
         """
-        step = self.latest_step
-        if step is None:
-            raise InputError(f"{self.directory}: no checkpoint yet; train first, or name the right workdir")
+        step = self.require_step()
         item = "ema_params" if ema else "params"
         self.check_shapes(step, item, abstract)
         return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]

@@ -96,6 +96,8 @@ def default_config() -> ConfigDict:
                 "num_workers": 0,
                 # Share of captions (or labels) replaced by the null embedding, for guidance.
                 "text_drop_prob": 0.1,
+                # Global batches of one aspect ratio each, as the reference's are; else they mix them.
+                "group_buckets": False,
             },
             "optimizer": {
                 "learning_rate": 2e-5,
@@ -169,7 +171,14 @@ def load_config(workdir: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{path} does not exist: {workdir} is not the workdir of a run")
-    return ConfigDict(json.loads(path.read_text()))
+    return ConfigDict(_merged(default_config(), json.loads(path.read_text())))
+
+
+def _merged(defaults, values: dict) -> dict:
+    """`values`, with the default of every key that a run of an older version did not know."""
+    known = {key: value for key, value in defaults.items() if key not in values}
+    nested = {key: value for key, value in values.items() if isinstance(value, dict) and key in defaults}
+    return {**known, **values, **{key: _merged(defaults[key], value) for key, value in nested.items()}}
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:

@@ -1,207 +1,391 @@
-"""From conditions to pictures: the compiled sampling program, and the library call around it."""
+"""Prompts to pictures, as a library call: text encoder, denoiser and autoencoder one after the other.
+
+from pixart_jax.generate import TextToImage
+
+pipeline = TextToImage.from_checkpoint("weights/sigma-1024")
+images = pipeline(["a lighthouse in fog"], aspect_ratio="16:9", seed=1)   # uint8[1, 768, 1344, 3]
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from pixart_jax.captions import CLEANING
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
-from pixart_jax.data.feature_shards import read_manifest
-from pixart_jax.diffusion.schedule import DiffusionSchedule, linear_schedule
+from pixart_jax.conversion.stored import read_stored_model, restore_params
+from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
+from pixart_jax.data.decoding import fit
+from pixart_jax.data.manifest import read_manifest
+from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.features import load_autoencoder, load_text_encoder
+from pixart_jax.features import ENCODERS, load_autoencoder, load_text_encoder
+from pixart_jax.images import to_uint8
+from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.rng import stream_key
-from pixart_jax.samplers import build_sampler
-from pixart_jax.samplers.guidance import guide, null_branch
-from pixart_jax.samplers.iddpm import per_sample_noise
-from pixart_jax.sharding import make_mesh
-from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, unpatchify
+from pixart_jax.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
+from pixart_jax.samplers.guidance import null_branch
+from pixart_jax.sampling import SampleFn, latents_to_tokens, make_sample_fn, sample_in_batches, tokens_to_latents
+from pixart_jax.sharding import batch_sharding, make_mesh
+from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions
 from pixart_jax.train_state import abstract_params
 
-# Where a run keeps the encoders of its (first) data set, below its workdir.
-ENCODERS = "encoders"
-
-# (params, conditions, seed, indices i32[B], guidance_scale) -> tokens f32[B, N, p·p·C]
-SampleFn = Callable[[Any, dict[str, jax.Array], int, jax.Array, float], jax.Array]
+# (what is being done, how many are done, of how many)
+Progress = Callable[[str, int, int], None]
 
 
-def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num_steps: int) -> SampleFn:
-    """The sampling program: one compilation per batch shape serves all prompts, seeds, guidance scales and aspect
-    ratios.
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+    """What a picture is drawn at, and what it is then resized and cropped to.
 
-    A picture's noise depends on the seed and on its own index, not on the batch it is drawn in. `conditions` are the
-    model's keyword arguments, with `text_drop` False; seed and guidance_scale are traced scalars.
+    Attributes:
+      bucket: a size that the model knows, in pixels.
+      size: side in pixels of the square whose tokens every bucket of the resolution is padded to.
+      height, width: of the finished picture.
     """
-    run = build_sampler(sampler, schedule, num_steps)
-    token_dim = model.patch_size**2 * model.latent_channels
 
-    def sample(params, conditions, seed, indices, guidance_scale):
-        shape = (conditions["positions"].shape[1], token_dim)
-        keys = jax.vmap(lambda index: jax.random.fold_in(stream_key(seed, "sample"), index))(indices)
-        start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        x = jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys)
-
-        def denoise(x, t, conditions):
-            return model.apply({"params": params}, x, t, **conditions)
-
-        denoiser = guide(denoise, conditions, null_branch(conditions), guidance_scale)
-        return run(denoiser, x, per_sample_noise(step_keys, shape))
-
-    return jax.jit(sample)
+    bucket: Bucket
+    size: int
+    height: int
+    width: int
 
 
-def tokens_to_latents(
-    tokens: np.ndarray, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1
-) -> np.ndarray:
-    """One picture's tokens f32[N, p·p·C], padding included, back to unscaled latents f32[h, w, C]."""
-    tokens = np.asarray(tokens[: grid[0] * grid[1]], np.float32)
-    if block_ratio > 1:
-        tokens = tokens[np.argsort(block_order(grid, block_ratio))]
-    return unpatchify(tokens, grid, patch_size) / latent_scale
-
-
-def sample_in_batches(
-    sample_fn: SampleFn,
-    params,
-    conditions: dict[str, np.ndarray],
+def choose_canvas(
+    resolution: int,
     *,
-    seed: int,
-    indices: np.ndarray,
-    guidance_scale: float,
-    batch_size: int,
-) -> np.ndarray:
-    """Runs `sample_fn` over any number of pictures with one batch shape; the last batch is filled up and cut.
+    size: int | None = None,
+    aspect_ratio: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Canvas:
+    """The bucket to draw in, of those that the reference samples at (spec §6.4).
 
     Args:
-      conditions: arrays of leading axis n.
-      indices: i[n], which picture of the seed each one is.
+      resolution: the model's own, in pixels along a side of the square.
+      size: another resolution to draw at; None is the model's own.
+      aspect_ratio: "WIDTH:HEIGHT", such as "16:9"; None is a square.
+      height, width: exact pixels of the picture, in place of an aspect ratio: it is drawn in the bucket of the nearest
+        ratio, resized to cover and cropped, as in diffusers.
 
-    Returns:
-      tokens f32[n, N, p·p·C].
+    Raises:
+      InputError: the two ways are mixed or incomplete, a number is not positive, or the size has no buckets.
     """
-    count = len(indices)
-    indices = np.asarray(indices, np.int32)
-    rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
-    parts = [
-        sample_fn(params, {name: value[row] for name, value in conditions.items()}, seed, indices[row], guidance_scale)
-        for row in rows
-    ]
-    return np.concatenate(jax.device_get(parts))[:count]
+    size = resolution if size is None else size
+    if size not in (*RESOLUTIONS, resolution):
+        raise InputError(f"size {size}: must be one of {', '.join(map(str, RESOLUTIONS))}, or the model's {resolution}")
+    if (height is None) != (width is None):
+        raise InputError("height and width go together; give both, or an aspect ratio")
+    if height is not None and aspect_ratio is not None:
+        raise InputError("give an aspect ratio, or height and width, not both")
+    if height is not None and min(height, width) < 1:
+        raise InputError(f"height and width must be positive, not {height} and {width}")
+    ratio = height / width if height is not None else parse_aspect_ratio(aspect_ratio or "1:1")
+    if size in RESOLUTIONS:
+        bucket = nearest_bucket(sampling_buckets(size), ratio)
+    elif ratio == 1:
+        bucket = Bucket(1.0, size, size)
+    else:
+        raise InputError(f"there are no aspect ratios at {size} pixels, only at {', '.join(map(str, RESOLUTIONS))}")
+    return Canvas(bucket, size, height or bucket.height, width or bucket.width)
 
 
-def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Conditions of several pictures side by side: everything of `data.pipeline.make_example` but the tokens."""
-    return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}
+def parse_aspect_ratio(text: str) -> float:
+    """ "16:9" (width:height) as height/width, 0.5625.
+
+    Raises:
+      InputError: not two positive numbers.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
+    if not match or not all(float(side) for side in match.groups()):
+        raise InputError(f"aspect ratio {text!r}: must be WIDTH:HEIGHT, such as 16:9")
+    return float(match[2]) / float(match[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextToImage:
-    """Prompts to pictures with a trained model, its text encoder and its autoencoder.
+    """Prompts to pictures with a model, its text encoder and its autoencoder.
 
     Attributes:
+      model, weights: the denoiser, and what gives its parameters on `mesh`.
+      mesh: devices that pictures are spread over; their number rounds batches up.
       position_base, position_scale: see `tokens.grid_positions`.
       latent_scale: what latents were multiplied by in training.
-      text_encoder: has encode(prompts) -> (text [B, L, text_dim], length i32[B]).
-      autoencoder: has decode(latents [B, h, w, C]) -> pictures [B, H, W, 3] in [-1, 1].
+      has_null_text: whether the parameters hold the null caption of guidance; otherwise it is the text encoder's
+        features of the empty caption, as in diffusers.
+      encode_text: (n captions, told how many are done) -> (text [n, L, text_dim], length i32[n]).
+      decode_latents: (latents [n, h, w, C], told how many are done) -> pictures [n, H, W, 3] in [-1, 1].
+      caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
       sampler, num_steps, guidance_scale: what a call uses unless it says otherwise.
     """
 
     model: PixArt
-    params: Any
+    weights: Callable[[], Any]
+    mesh: jax.sharding.Mesh
     position_base: int
     position_scale: float
     latent_scale: float
-    text_encoder: Any
-    autoencoder: Any
+    has_null_text: bool
+    encode_text: Callable[[Sequence[str], Callable[[int], None]], tuple[np.ndarray, np.ndarray]]
+    decode_latents: Callable[[np.ndarray, Callable[[int], None]], np.ndarray]
+    caption_cleaning: str
     sampler: str
-    num_steps: int
-    guidance_scale: float
+    num_steps: int = 20
+    guidance_scale: float = 4.5
 
     @classmethod
-    def from_workdir(cls, workdir: str, *, ema: bool = True) -> TextToImage:
-        """The newest checkpoint of a training run, with the encoders it was trained with.
+    def from_checkpoint(
+        cls,
+        directory: str | pathlib.Path,
+        *,
+        ema: bool | None = None,
+        text_encoder: str | pathlib.Path | None = None,
+        vae: str | pathlib.Path | None = None,
+        dtype: Dtype | None = None,
+        keep_loaded: bool = False,
+        tile_size: int = TILE_SIZE,
+    ) -> TextToImage:
+        """Opens what `tools.convert` wrote, or a training run.
+
+        Args:
+          directory: a converted model, or the workdir of a run, whose newest checkpoint is taken.
+          ema: of a run: the averaged weights (the default), or the raw ones.
+          text_encoder, vae: directories that `tools.convert` wrote, where the model's own has none; None takes its own.
+          dtype: of matrix products; None is bfloat16 on accelerators and float32 on a CPU.
+          keep_loaded: leave all three models on the devices between calls. Otherwise each is loaded when it is its turn
+            and gone after, so that the largest alone decides how much memory is needed.
+          tile_size: latent cells along a side of the square up to which pictures are decoded at once.
 
         Raises:
-          InputError: not a run, no checkpoint yet, a class-conditional model, or an encoder is unknown.
+          InputError: not a model with captions, no checkpoint yet, an encoder is missing, or the parts do not belong
+            together.
         """
-        config = load_config(workdir)
-        model = build_model(config)
+        directory = pathlib.Path(directory)
+        if dtype is None:
+            dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        mesh = make_mesh(1, jax.local_devices())
+        if (directory / "model.json").exists():
+            fields = _open_converted(directory, ema, mesh, dtype, keep_loaded)
+            text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"
+            for part, option in ((text_encoder, "text_encoder"), (vae, "vae")):
+                if not pathlib.Path(part).is_dir():
+                    raise InputError(
+                        f"{part} does not exist: the weights came without it; convert one with tools.convert and name "
+                        f"its directory (--{option.replace('_', '-')})"
+                    )
+        else:
+            fields = _open_run(directory, ema is not False, mesh, dtype, keep_loaded)
+        model: PixArt = fields["model"]
         if model.num_classes:
-            raise InputError(f"{workdir}: the model knows {model.num_classes} classes and no captions")
-        directory = pathlib.Path(workdir) / ENCODERS
-        manifest = read_manifest(directory)
-        # One device: sampling a batch does not need the mesh the model was trained on.
-        mesh = make_mesh(1, jax.devices()[:1])
-        checkpoints = Checkpoints(workdir, read_only=True)
-        params = checkpoints.restore_params(abstract_params(model, mesh), ema=ema)
-        checkpoints.close()
-        return cls(
-            model=model,
-            params=params,
-            position_base=position_base(config),
-            position_scale=config.model.position_scale,
-            latent_scale=manifest.latent_scale,
-            text_encoder=load_text_encoder(directory, manifest),
-            autoencoder=load_autoencoder(directory, manifest),
-            sampler=config.sample.sampler,
-            num_steps=config.sample.num_steps,
-            guidance_scale=config.sample.guidance_scale,
-        )
+            raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
+        parts = {"dtype": dtype, "keep": keep_loaded}
+        if text_encoder:
+            encoder = T5TextEncoder(text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), **parts)
+            fields["encode_text"] = encoder.encode
+            if encoder.dim != model.text_dim:
+                raise InputError(
+                    f"{text_encoder} gives features {encoder.dim} wide, the model of {directory} takes {model.text_dim}"
+                )
+        if vae:
+            autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, **parts)
+            fields["decode_latents"] = autoencoder.decode
+            if autoencoder.latent_channels != model.latent_channels:
+                raise InputError(
+                    f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
+                    f"{model.latent_channels}"
+                )
+            if abs(autoencoder.latent_scale / fields["latent_scale"] - 1) > 1e-6:
+                raise InputError(
+                    f"{vae} is another autoencoder than that of {directory}: its latent scale is "
+                    f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
+                    "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
+                )
+        return cls(mesh=mesh, **fields)
 
     def __call__(
         self,
         prompts: Sequence[str],
         *,
+        negative_prompt: str | None = None,
+        num_images: int = 1,
         seed: int = 0,
         sampler: str | None = None,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
-        batch_size: int = 16,
+        size: int | None = None,
+        aspect_ratio: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        noise: np.ndarray | None = None,
+        batch_size: int = 4,
+        progress: Progress = lambda stage, done, total: None,
     ) -> np.ndarray:
-        """Draws one square picture per prompt: f32[n, H, W, 3] in [-1, 1].
+        """Draws `num_images` pictures of each prompt.
 
-        The same seed and place in `prompts` give the same noise, whatever the batch size.
+        The same prompt, seed and settings give the same pictures, whatever else is drawn in the same call, the batch
+        size and the number of devices: the k-th picture of every prompt starts from the seed's k-th noise.
+
+        Args:
+          prompts: captions as a person writes them; they are cleaned as in training.
+          negative_prompt: what guidance moves away from, instead of the null caption.
+          size, aspect_ratio, height, width: see `choose_canvas`.
+          noise: f32[n, h, w, C] to start from instead of the seed's.
+          batch_size: pictures drawn at a time; one program is compiled for each batch size, not for anything else.
+          progress: told what is being done and how far it is.
+
+        Returns:
+          uint8[n, height, width, 3], n = len(prompts)·num_images, the pictures of one prompt side by side.
 
         Raises:
-          InputError: unknown sampler or a number of steps it cannot take.
+          InputError: a setting that is out of range or unknown.
         """
-        grid = (self.position_base, self.position_base)
-        block_ratio = max(self.model.kv_compress, default=1)
-        positions = grid_positions(grid, self.position_base, self.position_scale)[block_order(grid, block_ratio)]
-        count, side = len(prompts), self.position_base * self.model.patch_size * DOWNSAMPLE
-        text, text_length = self.text_encoder.encode(prompts)
-        conditions = {
-            "positions": np.tile(positions, (count, 1, 1)),
-            "num_tokens": np.full(count, len(positions), np.int32),
-            "text": text,
-            "text_length": text_length,
-            "text_drop": np.zeros(count, bool),
-            "image_size": np.full((count, 2), side, np.float32),
-            "aspect_ratio": np.ones((count, 1), np.float32),
-        }
+        if isinstance(prompts, str) or not prompts:
+            raise InputError("prompts must be a list of at least one caption")
+        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        canvas = choose_canvas(self.resolution, size=size, aspect_ratio=aspect_ratio, height=height, width=width)
+        sample_fn = self._sample_fn(sampler or self.sampler, self.num_steps if num_steps is None else num_steps)
+        count = len(prompts) * num_images
+        layout = self._layout(canvas, count)
+        text, null = self._encode(prompts, negative_prompt, num_images, progress)
+        conditions = layout | text
+        patch_size, block_ratio = self.model.patch_size, max(self.model.kv_compress, default=1)
+        if noise is not None:
+            num_tokens = layout["positions"].shape[1]
+            expected = (count, *self._latent_shape(canvas))
+            if noise.shape != expected:
+                raise InputError(f"noise has shape {noise.shape}, these pictures start from {expected}")
+            noise = latents_to_tokens(np.asarray(noise, np.float32), patch_size, num_tokens, block_ratio)
         tokens = sample_in_batches(
-            self._sample_fn(sampler or self.sampler, self.num_steps if num_steps is None else num_steps),
-            self.params,
+            sample_fn,
+            self.weights(),
             conditions,
+            null_branch(conditions) | null,
+            token_dim=patch_size**2 * self.model.latent_channels,
             seed=seed,
-            indices=np.arange(count),
+            indices=np.tile(np.arange(num_images), len(prompts)),
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            batch_size=min(batch_size, count),
+            batch_size=-(-min(batch_size, count) // self.mesh.size) * self.mesh.size,
+            noise=noise,
+            place=lambda arrays: jax.device_put(arrays, batch_sharding(self.mesh)),
+            progress=lambda done: progress("drawing", done, count),
         )
-        latents = [
-            tokens_to_latents(row, grid, self.model.patch_size, self.latent_scale, block_ratio) for row in tokens
-        ]
-        return np.asarray(self.autoencoder.decode(np.stack(latents)))
+        grid = tuple(side // patch_size for side in self._latent_shape(canvas)[:2])
+        latents = tokens_to_latents(tokens, grid, patch_size, self.latent_scale, block_ratio)
+        pictures = to_uint8(self.decode_latents(latents, lambda done: progress("decoding", done, count)))
+        if (canvas.height, canvas.width) == pictures.shape[1:3]:
+            return pictures
+        target = Bucket(canvas.bucket.label, canvas.height, canvas.width)
+        return np.stack([fit(Image.fromarray(picture), target) for picture in pictures])
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along one side of the square that the model was trained at."""
+        return self.position_base * self.model.patch_size * DOWNSAMPLE
+
+    def _encode(self, prompts, negative_prompt, num_images, progress) -> tuple[dict, dict]:
+        """The text conditions of both branches."""
+        clean = CLEANING[self.caption_cleaning]
+        prompts = [clean(prompt) for prompt in prompts]
+        if negative_prompt is None and not self.has_null_text:
+            negative_prompt = ""
+        distinct = [*dict.fromkeys([*prompts, *([] if negative_prompt is None else [clean(negative_prompt)])])]
+        text, length = self.encode_text(distinct, lambda done: progress("reading", done, len(distinct)))
+
+        def conditions(captions):
+            rows = np.repeat([distinct.index(caption) for caption in captions], num_images)
+            return {"text": text[rows], "text_length": length[rows], "text_drop": np.zeros(len(rows), bool)}
+
+        positive = conditions(prompts)
+        if negative_prompt is None:
+            # As large as a negative prompt's, so that one program serves both.
+            return positive, {**positive, **null_branch(positive)}
+        return positive, conditions([clean(negative_prompt)] * len(prompts))
+
+    def _layout(self, canvas: Canvas, count: int) -> dict[str, np.ndarray]:
+        """The conditions that say where the tokens of `count` pictures are, and α's micro-conditions."""
+        bucket, unit = canvas.bucket, DOWNSAMPLE * self.model.patch_size
+        grid = (bucket.height // unit, bucket.width // unit)
+        order = block_order(grid, max(self.model.kv_compress, default=1))
+        positions = grid_positions(grid, self.position_base, self.position_scale)[order]
+        padded = np.zeros(((canvas.size // unit) ** 2, 2), np.float32)
+        padded[: len(positions)] = positions
+        return {
+            "positions": np.tile(padded, (count, 1, 1)),
+            "num_tokens": np.full(count, len(positions), np.int32),
+            "image_size": np.tile(np.float32([bucket.height, bucket.width]), (count, 1)),
+            # The label, which the reference trains on and samples with; diffusers takes the quotient of the sides.
+            "aspect_ratio": np.full((count, 1), bucket.label, np.float32),
+        }
+
+    def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
+        return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
     def _sample_fn(self, sampler: str, num_steps: int) -> SampleFn:
         return make_sample_fn(self.model, linear_schedule(), sampler, num_steps)
+
+
+def kernels_as(dtype: Dtype, abstract):
+    """Shapes of parameters, with kernels of the dtype that matrix products convert them to anyway: half the memory."""
+
+    def leaf(path, leaf):
+        is_kernel = getattr(path[-1], "key", None) == "kernel"
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if is_kernel else leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract)
+
+
+def _open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:
+    """Fields of a TextToImage from a directory that `tools.convert` wrote."""
+    if ema is not None:
+        raise InputError(f"{directory} holds one set of weights; leave out --ema and --no-ema")
+    stored = read_stored_model(directory)
+    abstract = kernels_as(dtype, abstract_params(stored.model, mesh))
+    return {
+        "model": stored.model.clone(dtype=dtype),
+        "weights": Weights(lambda: restore_params(directory, abstract), keep=keep),
+        "position_base": stored.position_base,
+        "position_scale": stored.position_scale,
+        "latent_scale": stored.latent_scale,
+        "has_null_text": stored.null_text == "stored",
+        "caption_cleaning": stored.caption_cleaning,
+        "sampler": stored.sampler,
+    }
+
+
+def _open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool) -> dict[str, Any]:
+    """Fields of a TextToImage from the workdir of a run, with the encoders that it was trained with."""
+    config = load_config(workdir)
+    model = build_model(config).clone(dtype=dtype)
+    encoders = workdir / ENCODERS
+    manifest = read_manifest(encoders)
+    text_encoder, autoencoder = load_text_encoder(encoders, manifest), load_autoencoder(encoders, manifest)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints.require_step()
+    abstract = kernels_as(dtype, abstract_params(model, mesh))
+
+    return {
+        "model": model,
+        "weights": Weights(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
+        "position_base": position_base(config),
+        "position_scale": config.model.position_scale,
+        "latent_scale": manifest.latent_scale,
+        "has_null_text": True,
+        "encode_text": lambda captions, progress: text_encoder.encode(captions),
+        "decode_latents": lambda latents, progress: autoencoder.decode(latents),
+        "caption_cleaning": "none",
+        "sampler": config.sample.sampler,
+        "num_steps": config.sample.num_steps,
+        "guidance_scale": config.sample.guidance_scale,
+    }

@@ -12,8 +12,9 @@ from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.features import load_autoencoder
-from pixart_jax.generate import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
 from pixart_jax.images import false_colour, labelled_grid, to_uint8
+from pixart_jax.samplers.guidance import null_branch
+from pixart_jax.sampling import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Previews:
     Attributes:
       directory: of feature shards.
       spec: the shapes of a batch.
-      sample_fn: see `generate.make_sample_fn`.
+      sample_fn: see `sampling.make_sample_fn`.
       guidance_scale, seed: of every picture drawn here.
     """
 
@@ -64,13 +65,15 @@ class Previews:
         return [reader[int(i)] for i in indices]
 
     def _draw(self, params, indices) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        scale = read_manifest(self.directory).latent_scale
+        manifest = read_manifest(self.directory)
         samples = self._samples(indices)
-        conditions = stack_examples([make_example(sample, scale, self.spec) for sample in samples])
+        conditions = stack_examples([make_example(sample, manifest, self.spec) for sample in samples])
         tokens = sample_in_batches(
             self.sample_fn,
             params,
             conditions,
+            null_branch(conditions),
+            token_dim=self.spec.patch_size**2 * self.spec.latent_channels,
             seed=self.seed,
             indices=indices,  # Places in the data set, so that a picture is the same in any selection.
             guidance_scale=self.guidance_scale,
@@ -84,7 +87,7 @@ class Previews:
                     sample.latent_mean.shape[1] // self.spec.patch_size,
                 ),
                 self.spec.patch_size,
-                scale,
+                manifest.latent_scale,
                 self.spec.block_ratio,
             )
             for row, sample in zip(tokens, samples, strict=True)

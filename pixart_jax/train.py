@@ -28,15 +28,15 @@ from pixart_jax.config import (
 from pixart_jax.data.pipeline import check_sources, make_iterator
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.features import copy_encoders
+from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.files import write_atomically
-from pixart_jax.generate import ENCODERS, make_sample_fn
 from pixart_jax.history import History
 from pixart_jax.images import loss_curve_png, save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
+from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.train_state import TrainState, abstract_state, create_state
 from pixart_jax.train_step import make_train_step
@@ -196,7 +196,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             rates = [row["images_per_second"] for row in history.rows]
             logging.info("%.0f images/s over the whole run", len(rates) / sum(1 / rate for rate in rates))
         if manifests[0].text_encoder == "words":
-            logging.info('draw anything: python -m tools.sample --workdir %s --prompt "blue heart"', workdir)
+            logging.info('draw anything: python -m tools.sample --checkpoint %s --prompt "blue heart"', workdir)
         return state
     except TrainingDiverged as error:
         checkpoints.wait()

@@ -14,12 +14,23 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng", "captions", "files"],
+    ["errors", "tokens", "rng", "captions", "files", "words"],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images"],
-    ["losses", "train_step", "features", "evaluators", "checkpoints", "config", "history", "metrics"],
+    [
+        "losses",
+        "train_step",
+        "features",
+        "evaluators",
+        "checkpoints",
+        "config",
+        "history",
+        "metrics",
+        "sampling",
+        "pretrained",
+    ],
     ["assembly"],
-    ["generate", "previews"],
+    ["generate", "previews", "extraction"],
     ["train"],
     ["main"],
 ]
@@ -98,7 +109,7 @@ class Refuse:
                                                          or "tools" in caller.f_code.co_filename):
             raise ImportError(f"{name} is not on this machine")
 sys.meta_path.insert(0, Refuse())
-from tools.bench import main
+from tools.bench.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 

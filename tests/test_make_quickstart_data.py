@@ -166,6 +166,7 @@ def test_shards_hold_the_glyphs(data, font):
     assert (manifest.num_samples, manifest.num_classes) == (30, len(quickstart.GROUPS))
     assert (manifest.autoencoder, manifest.text_encoder, manifest.latent_kind) == ("linear", "words", "plain")
     assert manifest.bucket_histogram == {"32x32": 30}
+    assert (manifest.resolution, manifest.caption_cleaning, manifest.text_dtype) == (32, "none", "float32")
     autoencoder, words = load_autoencoder(data, manifest), load_text_encoder(data, manifest)
     assert manifest.latent_scale == pytest.approx(autoencoder.latent_scale)
     samples = [reader[index] for index in range(30)]
@@ -173,7 +174,8 @@ def test_shards_hold_the_glyphs(data, font):
         assert (sample.caption, sample.label, sample.bucket) == (glyph.caption, glyph.label, (32, 32))
         assert sample.key == f"u{ord(glyph.character):05x}" and sample.latent_std is None
         text, length = words.encode([glyph.caption])
-        np.testing.assert_array_equal(sample.text, text[0, : length[0]])
+        (stored,) = sample.texts
+        np.testing.assert_array_equal(stored.features, text[0, : length[0]])
     latents = np.stack([sample.latent_mean for sample in samples])
     assert np.std(latents * manifest.latent_scale) == pytest.approx(1.0, rel=1e-3)
     decoded = to_uint8(autoencoder.decode(latents))
@@ -215,7 +217,8 @@ def test_same_arguments_make_the_same_files(data, font_file, tmp_path):
 
     def stored(directory):
         reader = ShardReader(directory)
-        return [(reader[i].key, reader[i].latent_mean.tobytes(), reader[i].text.tobytes()) for i in range(len(reader))]
+        samples = [reader[i] for i in range(len(reader))]
+        return [(s.key, s.latent_mean.tobytes(), s.texts[0].features.tobytes()) for s in samples]
 
     assert stored(again) == stored(data)
     assert [record[:2] for record in stored(other)] == [record[:2] for record in stored(data)]

@@ -1,15 +1,14 @@
 """The real loop on a tiny config: what it writes, how often it compiles, and what it refuses."""
 
-import logging
-import re
+import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
 
 from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.config import load_config
 from pixart_jax.errors import InputError
 from pixart_jax.metrics import TrainingDiverged
 from pixart_jax.train import train_and_evaluate
@@ -20,32 +19,14 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("train") / "data")
 
 
-@pytest.fixture
-def compilations():
-    """Names of the programs that XLA compiles during a test."""
-    names = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            if match := re.match(r"Finished XLA compilation of (\S+)", record.getMessage()):
-                names.append(match[1])
-
-    handler = Handler()
-    logger = logging.getLogger("jax._src")
-    logger.addHandler(handler)
-    with jax.log_compiles():
-        yield names
-    logger.removeHandler(handler)
-
-
 def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilations):
     state = train_and_evaluate(tiny_config(data), str(tmp_path))
     assert int(state.step) == 12
     # Batches mix three aspect ratios; 12 steps, a sample grid on the way and one at the end.
     assert compilations.count("jit(train_step)") == 1, compilations
     assert compilations.count("jit(sample)") == 1, compilations
-    # After the step only the sampler is compiled: no stray operation runs, let alone compiles, between the steps.
-    assert compilations[compilations.index("jit(train_step)") + 1 :] == ["jit(sample)"]
+    # After the step only the sampler and its noise are compiled: between the steps no stray operation even runs.
+    assert compilations[compilations.index("jit(train_step)") + 1 :] == ["jit(draw_noise)", "jit(sample)"]
 
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
@@ -54,6 +35,15 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
         assert np.asarray(Image.open(tmp_path / picture)).std() > 0
     assert list(tmp_path.glob("events.out.tfevents.*"))
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [8, 12]
+
+
+def test_a_run_of_before_a_setting_existed(tmp_path):
+    """It has the setting's default."""
+    config = tiny_config(tmp_path)
+    values = config.to_dict()
+    del values["data"]["group_buckets"], values["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_config(tmp_path).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(

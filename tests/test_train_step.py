@@ -15,7 +15,7 @@ from pixart_jax.optimizers import OptimizerSpec, build_optimizer, learning_rate_
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train_state import create_state
 from pixart_jax.train_step import make_train_step
-from tools.bench import synthetic_batch
+from tools.bench.train import synthetic_batch
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from pixart_jax.config import ConfigDict, default_config
-from pixart_jax.data.feature_shards import FeatureShardWriter, Sample
+from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, Text
 
 ROOT = pathlib.Path(__file__).parent.parent
 BUCKETS = ((32, 32), (16, 64), (16, 32))  # 2x2, 1x4 and 1x2 tokens
@@ -25,10 +25,13 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
         "latent_kind": "mean_std",
         "downsample": 8,
         "patch_size": 2,
+        "resolution": 0,
         "autoencoder": "none",
         "text_encoder": "none",
+        "caption_cleaning": "none",
         "text_dim": TEXT_DIM,
         "max_text_tokens": MAX_TEXT_TOKENS,
+        "text_dtype": "float32",
         "num_classes": 3,
         "records_per_shard": 10,
     } | manifest
@@ -36,15 +39,16 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
         for i in range(num_samples):
             bucket = buckets[i % len(buckets)]
             shape = (bucket[0] // 8, bucket[1] // 8, fields["latent_channels"])
+            latent_mean = rng.normal(size=shape).astype(np.float32)
+            features = rng.normal(size=(1 + i % MAX_TEXT_TOKENS, TEXT_DIM)).astype(np.float32)
             writer.write(
                 Sample(
                     key=f"sample-{i}",
-                    caption=f"picture number {i}",
                     image_size=(bucket[0] * 3, bucket[1] * 3),
                     bucket=bucket,
-                    latent_mean=rng.normal(size=shape).astype(np.float32),
+                    latent_mean=latent_mean,
                     latent_std=np.full(shape, 0.1, np.float32),
-                    text=rng.normal(size=(1 + i % MAX_TEXT_TOKENS, TEXT_DIM)).astype(np.float32),
+                    texts=(Text(f"picture number {i}", features),),
                     label=i % 3,
                 )
             )

@@ -3,7 +3,7 @@
     python -m tools.make_quickstart_data --out data/quickstart
 
 Two stand-ins keep it offline: a linear autoencoder (`models/linear_autoencoder.py`) fitted to the glyphs in place of
-the VAE, and a fixed random vector per word (`features.WordEncoder`) in place of T5. Shards, both encoders,
+the VAE, and a fixed random vector per word (`words.WordEncoder`) in place of T5. Shards, both encoders,
 `quickstart.json` (what was chosen, and how) and `contact_sheet.png` (each glyph, and beside it what the autoencoder
 keeps of it) land in one directory. The label is the index of the
 glyph's group, for the class-conditional first stage. The same font and options give the same data.
@@ -27,11 +27,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pixart_jax.data.feature_shards import FeatureShardWriter
 from pixart_jax.data.manifest import check_shards, read_manifest
-from pixart_jax.data.records import Sample
+from pixart_jax.data.records import Sample, Text
 from pixart_jax.errors import InputError
-from pixart_jax.features import LINEAR_AUTOENCODER_FILE, WordEncoder, load_autoencoder, load_text_encoder
+from pixart_jax.features import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.images import labelled_grid, save_png, to_uint8
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
+from pixart_jax.words import WordEncoder
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
@@ -243,10 +244,13 @@ def make(out: pathlib.Path, font_path: str | None, recipe: dict) -> str:
         latent_kind="plain",
         downsample=BLOCK,
         patch_size=PATCH_SIZE,
+        resolution=size,
         autoencoder="linear",
         text_encoder="words",
+        caption_cleaning="none",
         text_dim=TEXT_DIM,
         max_text_tokens=MAX_TEXT_TOKENS,
+        text_dtype="float32",
         num_classes=len(GROUPS),
         records_per_shard=RECORDS_PER_SHARD,
     ) as writer:
@@ -254,12 +258,11 @@ def make(out: pathlib.Path, font_path: str | None, recipe: dict) -> str:
             writer.write(
                 Sample(
                     key=f"u{ord(glyph.character):05x}",
-                    caption=glyph.caption,
                     image_size=(size, size),
                     bucket=(size, size),
                     latent_mean=latents[index],
                     latent_std=None,
-                    text=text[index, : length[index]],
+                    texts=(Text(glyph.caption, text[index, : length[index]]),),
                     label=glyph.label,
                 )
             )

@@ -1,6 +1,11 @@
-"""Pictures from a trained model.
+"""Pictures from prompts, with converted weights or a training run.
 
-python -m tools.sample --workdir runs/quickstart --prompt "blue heart" --prompt "red apple"
+python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a lighthouse in fog" --aspect-ratio 16:9
+python -m tools.sample --checkpoint weights/alpha-512 --text-encoder weights/t5 --vae weights/vae --prompts prompts.txt
+python -m tools.sample --checkpoint runs/quickstart --prompt "blue heart" --prompt "red apple"
+
+A run that was interrupted goes on when it is started again: pictures that are there already, with the same settings in
+their text chunk, are not drawn again.
 """
 
 from __future__ import annotations
@@ -12,40 +17,160 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
 from absl import logging
+from PIL import Image
 
 from pixart_jax.errors import InputError
-from pixart_jax.generate import TextToImage
-from pixart_jax.images import labelled_grid, save_png, to_uint8
+from pixart_jax.generate import TextToImage, choose_canvas
+from pixart_jax.images import labelled_grid, save_png
+from pixart_jax.metrics import format_duration
+from pixart_jax.pretrained import TILE_SIZE
 from pixart_jax.samplers import SAMPLERS
+
+# Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
+# encoder, model and autoencoder take turns on the device.
+GROUP = 256
+# The contact sheet: at most so many pictures, each at most so many pixels wide and high.
+SHEET_PICTURES, SHEET_PIXELS = 64, 384
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that a checkpoint opened for reading is opened for reading.
+    logging.set_verbosity(logging.WARNING)
+    # Orbax warns that a checkpoint opened for reading is opened for reading.
+    logging.get_absl_logger().addFilter(lambda record: "read_only" not in record.getMessage())
+    out = args.out or args.checkpoint / "generated"
+    begin = time.perf_counter()
     try:
-        prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
-        if args.num_images < 1 or args.batch_size < 1:
-            raise InputError("--num-images and --batch-size must be at least 1")
-        out = pathlib.Path(args.out or pathlib.Path(args.workdir) / "generated")
-        pipeline = TextToImage.from_workdir(args.workdir, ema=args.ema)
-        begin = time.perf_counter()
-        settings = {"seed": args.seed} | {
-            name: getattr(pipeline if getattr(args, name) is None else args, name)
-            for name in ("sampler", "num_steps", "guidance_scale")
-        }
-        images = to_uint8(pipeline(prompts, batch_size=args.batch_size, **settings))
+        count = draw(args, out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chunks = {name: str(value) for name, value in settings.items()}
-    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        save_png(out / f"{number:03d}_{slug(prompt)}.png", image, {"prompt": prompt, **chunks})
-    sheet = out / "sheet.png"
-    entries = list(zip(images, prompts, strict=True))
-    save_png(sheet, labelled_grid(entries, columns=round(len(entries) ** 0.5)), chunks)
-    print(f"{len(images)} picture(s) in {time.perf_counter() - begin:.1f} s, compilation included: {sheet}")
+    print(
+        f"{count} picture(s) in {format_duration(time.perf_counter() - begin)}, compilation included: {out}/sheet.png"
+    )
     return 0
+
+
+def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
+    """Draws what is not there yet, group by group; returns how many pictures that were."""
+    prompts = read_prompts(args)
+    if args.num_images < 1 or args.batch_size < 1:
+        raise InputError("--num-images and --batch-size must be at least 1")
+    pipeline = TextToImage.from_checkpoint(
+        args.checkpoint,
+        ema=args.ema,
+        text_encoder=args.text_encoder,
+        vae=args.vae,
+        keep_loaded=args.keep_loaded,
+        tile_size=args.tile_size,
+    )
+    shape = {name: getattr(args, name) for name in ("size", "aspect_ratio", "height", "width")}
+    canvas = choose_canvas(pipeline.resolution, **shape)
+    if canvas.size != pipeline.resolution:
+        print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
+    settings = {"seed": args.seed, "negative_prompt": args.negative_prompt} | {
+        name: getattr(pipeline if getattr(args, name) is None else args, name)
+        for name in ("sampler", "num_steps", "guidance_scale")
+    }
+    about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size} | settings
+    about |= {"height": canvas.height, "width": canvas.width}
+
+    def text(prompt: str, number: int) -> dict[str, str]:
+        chunks = {"prompt": prompt, "image": number} | about
+        return {name: str(value) for name, value in chunks.items() if value is not None}
+
+    digits = max(3, len(str(len(prompts) * args.num_images - 1)))
+    paths = [
+        [out / f"{i * args.num_images + k:0{digits}d}_{slug(prompt)}.png" for k in range(args.num_images)]
+        for i, prompt in enumerate(prompts)
+    ]
+    missing = [
+        i
+        for i, prompt in enumerate(prompts)
+        if any(read_text(path) != text(prompt, k) for k, path in enumerate(paths[i]))
+    ]
+    if len(missing) < len(prompts):
+        print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
+    per_group = max(1, GROUP // args.num_images)
+    progress = ProgressLines(len(missing) * args.num_images)
+    for start in range(0, len(missing), per_group):
+        group = missing[start : start + per_group]
+        images = pipeline(
+            [prompts[i] for i in group],
+            num_images=args.num_images,
+            batch_size=args.batch_size,
+            progress=progress,
+            **shape,
+            **settings,
+        )
+        for number, image in enumerate(images):
+            i, k = group[number // args.num_images], number % args.num_images
+            save_png(paths[i][k], image, text(prompts[i], k))
+        progress.finish_group(len(images))
+    flat = [(path, prompt) for row, prompt in zip(paths, prompts, strict=True) for path in row]
+    write_sheet(out / "sheet.png", flat[:SHEET_PICTURES])
+    return len(missing) * args.num_images
+
+
+class ProgressLines:
+    """Prints what is being done, how fast, and when all will be done, at most every few seconds."""
+
+    def __init__(self, total: int, every: float = 5.0):
+        self._total, self._every = total, every
+        self._begin = self._printed = time.perf_counter()
+        self._finished = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._printed < self._every:
+            return
+        self._printed = now
+        line = f"{stage} {done}/{total}"
+        if self._finished:  # The first group, which compiles, tells nothing about the others.
+            rate = self._finished / (now - self._begin)
+            left = format_duration((self._total - self._finished) / rate)
+            line += f"; {self._finished}/{self._total} pictures, {rate:.2f}/s, {left} to go"
+        print(line, file=sys.stderr, flush=True)
+
+    def finish_group(self, count: int) -> None:
+        self._finished += count
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Those of the command line, or the lines of a file."""
+    if args.prompts is None:
+        return args.prompt
+    try:
+        prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"--prompts {args.prompts}: {error}; it must be a text file in UTF-8, a prompt a line"
+        ) from error
+    if not prompts:
+        raise InputError(f"--prompts {args.prompts}: holds no prompt; write one a line")
+    return prompts
+
+
+def read_text(path: pathlib.Path) -> dict[str, str] | None:
+    """The text chunk of a picture, or None where there is no whole one."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return dict(image.text)
+    except (OSError, SyntaxError, AttributeError):
+        return None
+
+
+def write_sheet(path: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, str]]) -> None:
+    """Small copies of the pictures with their prompts."""
+    entries = []
+    for file, prompt in pictures:
+        with Image.open(file) as image:
+            image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
+            entries.append((np.asarray(image), prompt))
+    save_png(path, labelled_grid(entries, columns=round(len(entries) ** 0.5)))
 
 
 def slug(prompt: str) -> str:
@@ -54,18 +179,55 @@ def slug(prompt: str) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.sample", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="of a training run")
-    parser.add_argument("--prompt", action="append", required=True, help="what to draw; may be given several times")
-    parser.add_argument("--out", help="folder for the pictures (default: WORKDIR/generated)")
-    parser.add_argument("--num-images", type=int, default=1, help="per prompt")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sampler", choices=SAMPLERS, help="default: the run's")
-    parser.add_argument("--num-steps", type=int, help="default: the run's")
-    parser.add_argument("--guidance-scale", type=float, help="default: the run's")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--ema", action=argparse.BooleanOptionalAction, default=True, help="the averaged weights, or the raw ones"
+        "--checkpoint",
+        type=pathlib.Path,
+        required=True,
+        metavar="DIR",
+        help="what tools.convert wrote, or the workdir of a training run",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    what.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="a text file of prompts, one a line")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the pictures (default: DIR/generated)")
+    parser.add_argument("--negative-prompt", help="what to move away from (default: the model's null caption)")
+    parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")
+
+    shape = parser.add_argument_group("size", "pictures are drawn in the bucket of the nearest aspect ratio")
+    shape.add_argument("--size", type=int, help="pixels along a side of the square (default: the model's)")
+    shape.add_argument("--aspect-ratio", metavar="WIDTH:HEIGHT", help="such as 16:9 (default: 1:1)")
+    shape.add_argument("--height", type=int, help="with --width, in place of a ratio: resized and cropped to this")
+    shape.add_argument("--width", type=int)
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--sampler", choices=SAMPLERS, help="default: the model's")
+    sampling.add_argument("--num-steps", type=int, help="default: 20, or the run's")
+    sampling.add_argument("--guidance-scale", type=float, help="default: 4.5, or the run's")
+
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of a training run, the averaged weights (the default), or the raw ones",
+    )
+    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
+    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
+    models.add_argument(
+        "--keep-loaded",
+        action="store_true",
+        help="keep text encoder, model and autoencoder in device memory together: faster over many prompts",
+    )
+    models.add_argument(
+        "--tile-size",
+        type=int,
+        default=TILE_SIZE,
+        help="latent cells along a side up to which pictures are decoded at once, 8 pixels each (default: %(default)s)",
     )
     return parser.parse_args(argv)
 

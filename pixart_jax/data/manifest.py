@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import os
 import pathlib
 import re
 
+import numpy as np
 from array_record.python import array_record_module
 
-from pixart_jax.data.records import FORMAT_VERSION
+from pixart_jax.captions import CLEANING
+from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
+from pixart_jax.data.records import FORMAT_VERSION, TEXT_DTYPES
 from pixart_jax.errors import InputError
 
 MANIFEST_FILE = "manifest.json"
+BUCKETS_FILE = "buckets.npy"
 LATENT_KINDS = ("mean_std", "plain")
+# The `text_dtype` of a set without text.
+NO_TEXT = "none"
 
 _MAKE_DATA = "`python -m tools.make_quickstart_data` makes a small set to start with"
 _JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,)}
@@ -31,7 +38,7 @@ class Shard:
     num_bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What the samples of one directory have in common, and where they are.
 
@@ -43,39 +50,64 @@ class Manifest:
       downsample: pixels per latent cell, along each side.
       patch_size: latent cells per token, along each side, that every bucket is a multiple of.
       autoencoder: name of the encoder of the latents, such as "linear" or "sdxl-vae".
+      resolution: pixels along the side of the square that no bucket has more pixels than; 0 for none in particular.
       text_encoder: name of the encoder of the text features.
-      text_dim: their width.
-      max_text_tokens: the text encoder's token limit; no sample has more.
+      caption_cleaning: what captions went through before it, a key of `captions.CLEANING`.
+      text_dim: width of the text features; 0 for a set without text, for class-conditional training alone.
+      max_text_tokens: the text encoder's token limit; no text has more. 0 for a set without text.
+      text_dtype: what every text is stored as, one of `records.TEXT_DTYPES`; "none" for a set without text.
       num_classes: labels are in [0, num_classes); 0 if samples carry none.
-      num_samples: in all shards together.
+      num_samples: in all shards together; 0, like no shards and no histogram, in what describes a set still to be made.
       shards: in order; sample i of the set is counted through them.
       bucket_histogram: samples per bucket, keyed "{height}x{width}" in pixels.
+      skipped: items of the source that are not in the set, by reason; with num_samples they add up to the source.
 
     Raises:
       InputError: a descriptive field is out of range; names the field and its value.
     """
 
-    format_version: int
+    format_version: int = FORMAT_VERSION
     latent_channels: int
     latent_scale: float
     latent_kind: str
     downsample: int
     patch_size: int
+    resolution: int
     autoencoder: str
     text_encoder: str
+    caption_cleaning: str
     text_dim: int
     max_text_tokens: int
-    num_classes: int
-    num_samples: int
-    shards: tuple[Shard, ...]
-    bucket_histogram: dict[str, int]
+    text_dtype: str
+    num_classes: int = 0
+    num_samples: int = 0
+    shards: tuple[Shard, ...] = ()
+    bucket_histogram: dict[str, int] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for field in ("latent_channels", "downsample", "patch_size", "text_dim", "max_text_tokens"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)!r}")
+        for field, low in (
+            ("latent_channels", 1), ("downsample", 1), ("patch_size", 1), ("resolution", 0), ("text_dim", 0),
+        ):  # fmt: skip
+            if getattr(self, field) < low:
+                raise InputError(f"{field} must be at least {low}, not {getattr(self, field)!r}")
+        if self.max_text_tokens < 0 or (self.max_text_tokens == 0) != (self.text_dim == 0):
+            raise InputError(
+                f"max_text_tokens must be at least 1, or 0 together with text_dim for a set without text, not "
+                f"{self.max_text_tokens!r} with text_dim {self.text_dim!r}"
+            )
+        if self.text_dtype not in (dtypes := TEXT_DTYPES if self.text_dim else (NO_TEXT,)):
+            raise InputError(
+                f"text_dtype must be one of {', '.join(dtypes)} with text_dim {self.text_dim}, not {self.text_dtype!r}"
+            )
+        if self.caption_cleaning not in CLEANING:
+            raise InputError(f"caption_cleaning must be one of {', '.join(CLEANING)}, not {self.caption_cleaning!r}")
         if self.num_classes < 0:
             raise InputError(f"num_classes must be 0 (no labels) or more, not {self.num_classes!r}")
+        if not (self.num_classes or self.text_dim):
+            raise InputError(
+                "num_classes must be above 0 in a set without text (text_dim 0): nothing would say what a picture shows"
+            )
         if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
             raise InputError(f"latent_scale must be a positive number, not {self.latent_scale!r}")
         if self.latent_kind not in LATENT_KINDS:
@@ -86,12 +118,39 @@ class Manifest:
 
     @property
     def buckets(self) -> dict[tuple[int, int], int]:
-        """Number of samples per bucket (height, width) in pixels."""
-        return {tuple(int(n) for n in name.split("x")): count for name, count in self.bucket_histogram.items()}
+        """Number of samples per bucket (height, width) in pixels, by rising height, then width."""
+        sizes = {tuple(int(n) for n in name.split("x")): count for name, count in self.bucket_histogram.items()}
+        return dict(sorted(sizes.items()))
 
     def latent_grid(self, bucket: tuple[int, int]) -> tuple[int, int]:
         """Latent rows and columns of a bucket (height, width) in pixels."""
         return bucket[0] // self.downsample, bucket[1] // self.downsample
+
+    def size_problem(self, bucket: tuple[int, int]) -> str | None:
+        """What is wrong with a bucket (height, width) in pixels for the set's resolution; None for nothing."""
+        if self.resolution and bucket[0] * bucket[1] > self.resolution**2:
+            return f"bucket {bucket_name(bucket)} has more pixels than the square of resolution {self.resolution}"
+        return None
+
+    def aspect_ratio(self, bucket: tuple[int, int]) -> float:
+        """The height/width that α's micro-condition is trained on, of a bucket (height, width) in pixels.
+
+        The reference trains on its bucket's label, 0.48 for 704×1472 at 1024 px, so that is the answer where one of its
+        tables has the bucket; elsewhere it is the quotient.
+        """
+        return _labels(self.resolution).get(bucket, bucket[0] / bucket[1])
+
+
+@functools.cache
+def _labels(resolution: int) -> dict[tuple[int, int], float]:
+    if resolution not in RESOLUTIONS:
+        return {}
+    return {(bucket.height, bucket.width): bucket.label for bucket in training_buckets(resolution)}
+
+
+def bucket_name(bucket: tuple[int, int]) -> str:
+    """ "{height}x{width}" as in `Manifest.bucket_histogram`."""
+    return f"{bucket[0]}x{bucket[1]}"
 
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
@@ -121,7 +180,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         raise InputError(f"{path} is not valid JSON ({error}); copy it again from where the set was made") from error
     try:
         manifest = _parse(raw)
-        _check_totals(manifest)
+        check_totals(manifest)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return manifest
@@ -134,8 +193,8 @@ def _parse(raw: object) -> Manifest:
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"format_version is {version!r}, this code reads {FORMAT_VERSION}; "
-            "update pixart_jax, or encode the set again with this version"
+            f"format_version is {version!r}, this code reads {FORMAT_VERSION}; make the set again with this version of "
+            "pixart_jax, or update pixart_jax if a newer one made it"
         )
     values = _checked_fields(Manifest, raw, "field")
     shards = values["shards"]
@@ -152,6 +211,9 @@ def _parse(raw: object) -> Manifest:
             raise InputError(
                 f'field bucket_histogram must map "{{height}}x{{width}}" to counts, not {name!r}: {count!r}'
             )
+    skipped = values["skipped"]
+    if not isinstance(skipped, dict) or not all(_has_type(count, "int") and count > 0 for count in skipped.values()):
+        raise InputError(f"field skipped must map reasons to counts, not {skipped!r}")
     return Manifest(**values)
 
 
@@ -175,7 +237,8 @@ def _has_type(value: object, type_name: str) -> bool:
     return isinstance(value, _JSON_TYPES[type_name]) and not isinstance(value, bool)
 
 
-def _check_totals(manifest: Manifest) -> None:
+def check_totals(manifest: Manifest) -> None:
+    """Raises InputError where the shards and counts of a manifest contradict each other or its descriptive fields."""
     if not manifest.num_samples:
         raise InputError(f"the set holds no samples (num_samples is 0); encode at least one, or {_MAKE_DATA}")
     totals = {
@@ -196,15 +259,19 @@ def _check_totals(manifest: Manifest) -> None:
                 f"bucket_histogram: bucket {bucket[0]}x{bucket[1]} is no multiple of downsample x patch_size = "
                 f"{manifest.downsample * manifest.patch_size} pixels; encode the set again"
             )
+        if problem := manifest.size_problem(bucket):
+            raise InputError(f"bucket_histogram: {problem}; encode the set again")
 
 
 def check_shards(directory: str | os.PathLike, manifest: Manifest) -> None:
     """Checks that every shard exists, has the manifest's size and opens with the manifest's number of records.
 
-    Cheap: it reads the files' footers only. A record damaged inside a file of the right size is found when it is read.
+    Cheap: it reads the shards' footers and one byte per sample (`read_buckets`). A record damaged inside a file of the
+    right size is found when it is read. That no key occurs in two shards is the writer's promise: nothing here relies
+    on it.
 
     Raises:
-      InputError: one line per bad shard, with the samples it held.
+      InputError: one line per bad shard, with the samples it held; or see `read_buckets`.
     """
     directory = pathlib.Path(directory)
     firsts = [0]
@@ -223,6 +290,38 @@ def check_shards(directory: str | os.PathLike, manifest: Manifest) -> None:
         more = [f"... and {len(lines) - 10} more shards"] if len(lines) > 10 else []
         cure = f"Copy the bad files again from where {directory} was made, or encode the set again."
         raise InputError("\n".join([*lines[:10], *more, cure]))
+    read_buckets(directory, manifest)
+
+
+def read_buckets(directory: str | os.PathLike, manifest: Manifest) -> np.ndarray:
+    """The bucket of every sample, without reading the samples.
+
+    Returns:
+      unsigned integers [num_samples]: places in `list(manifest.buckets)`.
+
+    Raises:
+      InputError: the file is missing, damaged or of another set.
+    """
+    path = pathlib.Path(directory, BUCKETS_FILE)
+    cure = f"copy it again from where {directory} was made, or encode the set again"
+    try:
+        places = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} (the bucket of every sample) cannot be read: {error}; {cure}") from error
+    counts = list(manifest.buckets.values())
+    if not (isinstance(places, np.ndarray) and places.dtype in (np.uint8, np.uint16) and places.ndim == 1):
+        raise InputError(f"{path} must be a one-dimensional array of uint8 or uint16; {cure}")
+    if np.bincount(places, minlength=len(counts)).tolist() != counts:
+        raise InputError(f"{path} counts other samples per bucket than {MANIFEST_FILE}: they are of two sets; {cure}")
+    return places
+
+
+def buckets_array(manifest: Manifest, sizes: np.ndarray) -> np.ndarray:
+    """What `read_buckets` gives for samples of these buckets, int[num_samples, 2] (height, width) in pixels."""
+    # One number per size, because pairs take a hundred times as long.
+    known = np.array([height << 32 | width for height, width in manifest.buckets], np.int64)
+    places = np.searchsorted(known, sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1])
+    return places.astype(np.uint8 if len(known) <= 256 else np.uint16)
 
 
 def _shard_problem(path: pathlib.Path, shard: Shard) -> str | None:

@@ -3,6 +3,7 @@
 Every sample has a number in one endless global order, which depends on the sources, their weights and the seed only.
 Step k of P processes with batches of B takes the P·B samples from k·P·B on, process p those at k·P·B + p, + p + P, ...
 So the order is the same for any number of processes and of workers, and a position in it is a single integer.
+With `BatchSpec.group_buckets` the order depends on the global batch P·B too, whose samples then are of one bucket.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 
-from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, check_shards, read_manifest
+from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, check_shards, read_buckets, read_manifest
+from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import block_order, grid_positions, patchify
 
@@ -46,6 +48,7 @@ class BatchSpec:
       num_classes: above 0 for class-conditional models, whose batches have `label` in place of the text.
       block_ratio: above 1, tokens are laid out block-major by this ratio (`tokens.block_order`).
       text_drop_prob: share of samples whose condition is replaced by the null embedding.
+      group_buckets: every global batch holds pictures of one bucket only, and of one source.
 
     Raises:
       InputError: a field is out of range; names it.
@@ -63,6 +66,7 @@ class BatchSpec:
     num_classes: int = 0
     block_ratio: int = 1
     text_drop_prob: float = 0.1
+    group_buckets: bool = False
 
     def __post_init__(self):
         for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
@@ -95,22 +99,26 @@ def make_iterator(
       positions     f32[B, N, 2]      see `tokens.grid_positions`
       num_tokens    i32[B]            how many of the N are real
       image_size    f32[B, 2]         original height and width in pixels
-      aspect_ratio  f32[B, 1]         height / width of the bucket
+      aspect_ratio  f32[B, 1]         height / width of the bucket, see `Manifest.aspect_ratio`
       text_drop     bool[B]           where the model is to use its null embedding
       text          [B, L, text_dim] of spec.text_dtype, zeros after the real tokens, and
       text_length   i32[B]            when spec.num_classes is 0; else
       label         i32[B]
 
-    Each epoch of a source visits every sample once, in a new order, with new posterior samples of the latents.
+    Each epoch of a source visits every sample once, in a new order, with one of its captions drawn by their weights and
+    a new posterior sample of the latents. With spec.group_buckets, see `grouping.BucketOrder` for what an epoch is;
+    whole batches are then mixed.
+
     `get_state()` is a small JSON-able dict of the position after the batches given out, whatever was read ahead; it
-    also restores into an iterator with other numbers of workers or processes or another batch size. It fits Grain's
-    Orbax handler, `grain.checkpoint.CheckpointSave`. Call `close()` when done, to end the workers.
+    also restores into an iterator with other numbers of workers or processes or (not with group_buckets) another global
+    batch. It fits Grain's Orbax handler, `grain.checkpoint.CheckpointSave`. Call `close()` when done, to end the
+    workers.
 
     Args:
       sources: (directory, weight) pairs; the weights' ratios are the shares of samples drawn.
       spec: the batch.
-      seed: of the order, the posterior samples and the text drops.
-      shuffle: False reads each source in its stored order.
+      seed: of the order, the captions drawn, the posterior samples and the text drops.
+      shuffle: False reads each source in its stored order, or bucket by bucket.
       num_workers: processes that read and assemble; 0 does it in this process, in threads.
       process_index, process_count: this process among those training together.
 
@@ -123,23 +131,39 @@ def make_iterator(
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index must lie in [0, {process_count}), not {process_index!r}")
     manifests = check_sources(sources, spec)
+    global_batch_size = spec.batch_size * process_count
     streams = []
     for number, (directory, _) in enumerate(sources):
+        manifest = manifests[number]
         # Grain shuffles epoch e with seed + e, so neighbouring seeds must not stay neighbours, nor sources share one.
         order_seed, sample_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
-        stream = grain.MapDataset.source(ShardReader(directory))
-        if shuffle:
-            stream = stream.shuffle(order_seed)
-        # Before repeat, indices still count through the epochs: each visit of a sample has its own random numbers.
-        streams.append(stream.random_map(_MakeExample(manifests[number].latent_scale, spec), seed=sample_seed).repeat())
+        make = _MakeExample(manifest, spec)
+        if spec.group_buckets:
+            read = functools.partial(read_buckets, directory, manifest)
+            counts = list(manifest.buckets.values())
+            order = BucketOrder(read, counts, global_batch_size, order_seed if shuffle else None)
+            stream = grain.MapDataset.source(InOrder(ShardReader(directory), order)).random_map(make, seed=sample_seed)
+        else:
+            stream = grain.MapDataset.source(ShardReader(directory))
+            if shuffle:
+                stream = stream.shuffle(order_seed)
+            # Before repeat, indices still count through the epochs: each visit of a sample has its own random numbers.
+            stream = stream.random_map(make, seed=sample_seed).repeat()
+        streams.append(stream)
     weights = [weight for _, weight in sources]
+    if spec.group_buckets:
+        examples = grain.MapDataset.select_from_datasets(streams, MixBatches(weights, global_batch_size))
+    else:
+        examples = grain.MapDataset.mix(streams, weights)
     return _BatchIterator(
-        grain.MapDataset.mix(streams, weights),
+        examples,
         spec.batch_size,
         identity={
             "seed": seed,
             "shuffle": shuffle,
             "sources": [[m.num_samples, w / sum(weights)] for m, w in zip(manifests, weights, strict=True)],
+            # The global batch is part of this order; of None it is not.
+            "group_buckets": global_batch_size if spec.group_buckets else None,
         },
         num_workers=num_workers,
         process_index=process_index,
@@ -221,15 +245,16 @@ def _bucket_mismatches(bucket: tuple[int, int], manifest: Manifest, spec: BatchS
 
 
 def make_example(
-    sample: Sample, latent_scale: float, spec: BatchSpec, rng: np.random.Generator | None = None
+    sample: Sample, manifest: Manifest, spec: BatchSpec, rng: np.random.Generator | None = None
 ) -> dict[str, np.ndarray]:
     """One sample as the arrays of `make_iterator`'s batches, without their leading batch dimension.
 
     Args:
       sample: as stored.
-      latent_scale: of the sample's set, from its manifest.
+      manifest: of the sample's set.
       spec: the batch it is made for.
-      rng: draws the posterior sample and the text drop; None takes the posterior's mean and drops nothing.
+      rng: draws the posterior sample, the caption and the text drop; None takes the posterior's mean and the caption of
+        the largest weight, and drops nothing.
 
     Raises:
       InputError: the sample does not fit the batch; names its key and the field.
@@ -238,7 +263,7 @@ def make_example(
     latents = sample.latent_mean.astype(np.float32)
     if rng is not None and sample.latent_std is not None:
         latents += sample.latent_std.astype(np.float32) * rng.standard_normal(latents.shape, dtype=np.float32)
-    latents *= np.float32(latent_scale)
+    latents *= np.float32(manifest.latent_scale)
     grid = (latents.shape[0] // spec.patch_size, latents.shape[1] // spec.patch_size)
     num_tokens = grid[0] * grid[1]
     if num_tokens > spec.num_tokens:
@@ -254,16 +279,19 @@ def make_example(
         "positions": _pad(positions, spec.num_tokens),
         "num_tokens": np.asarray(num_tokens, np.int32),
         "image_size": np.asarray(sample.image_size, np.float32),
-        "aspect_ratio": np.asarray([sample.bucket[0] / sample.bucket[1]], np.float32),
+        "aspect_ratio": np.asarray([manifest.aspect_ratio(sample.bucket)], np.float32),
         "text_drop": np.asarray(dropped, np.bool_),
     }
     if spec.num_classes:
         return example | {"label": np.asarray(sample.label or 0, np.int32)}
-    length = len(sample.text)
+    # Drawn last, so that a second caption changes none of the other random numbers.
+    chosen = sample.draw_text(rng)
+    length = len(chosen.features)
     if length > spec.max_text_tokens:
         raise InputError(f"sample {sample.key!r}: text has {length} tokens, max_text_tokens is {spec.max_text_tokens}")
-    text = sample.text.astype(_TEXT_DTYPES[spec.text_dtype])
-    return example | {"text": _pad(text, spec.max_text_tokens), "text_length": np.asarray(length, np.int32)}
+    text = np.zeros((spec.max_text_tokens, spec.text_dim), _TEXT_DTYPES[spec.text_dtype])
+    chosen.decode_into(text[:length])
+    return example | {"text": text, "text_length": np.asarray(length, np.int32)}
 
 
 # A resolution has some forty buckets; beside these, the tables of a 2K image take longer to make than its noise.
@@ -279,11 +307,12 @@ def _pad(rows: np.ndarray, length: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _MakeExample(grain.transforms.RandomMap):
-    latent_scale: float
+    # Kept out of Grain's messages: a manifest has thousands of shards.
+    manifest: Manifest = dataclasses.field(repr=False)
     spec: BatchSpec
 
     def random_map(self, element: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return make_example(element, self.latent_scale, self.spec, rng)
+        return make_example(element, self.manifest, self.spec, rng)
 
 
 class _BatchIterator(grain.DatasetIterator):
@@ -340,8 +369,9 @@ class _BatchIterator(grain.DatasetIterator):
             if state.get(field) != value:
                 raise InputError(
                     f"the input pipeline's saved state has {field} {state.get(field)!r}, this run {value!r} (sources "
-                    "are [number of samples, share] each), so it cannot continue in the same order; restore the data "
-                    "and settings of the saved run, or start a new run from its parameters"
+                    "are [number of samples, share] each, group_buckets is the global batch of grouped buckets), so it "
+                    "cannot continue in the same order; restore the data and settings of the saved run, or start a new "
+                    "run from its parameters"
                 )
         self._stop()
         self._next_sample = state["next_sample"]

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from pixart_jax.data.feature_shards import FeatureShardWriter, Sample
+from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, Text
+from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec
 
 FIELDS = {
@@ -15,12 +16,15 @@ FIELDS = {
     "latent_kind": "mean_std",
     "downsample": 8,
     "patch_size": 2,
+    "resolution": 0,
     "autoencoder": "linear",
     "text_encoder": "toy",
+    "caption_cleaning": "none",
     "text_dim": 6,
     "max_text_tokens": 5,
+    "text_dtype": "float32",
 }
-
+MANIFEST = Manifest(**FIELDS)
 
 SPEC = BatchSpec(
     batch_size=4,
@@ -45,12 +49,11 @@ def make_sample(index: int, *, bucket: tuple[int, int] = (32, 32), **changes) ->
     shape = (bucket[0] // 8, bucket[1] // 8, 4)
     sample = Sample(
         key=f"sample-{index}",
-        caption=f"caption {index}",
         image_size=(index + 1, 100),
         bucket=bucket,
         latent_mean=rng.standard_normal(shape).astype(np.float16),
         latent_std=rng.uniform(0.5, 1.5, shape).astype(np.float16),
-        text=rng.standard_normal((1 + index % 5, 6)).astype(np.float32),
+        texts=(Text(f"caption {index}", rng.standard_normal((1 + index % 5, 6)).astype(np.float32)),),
     )
     return dataclasses.replace(sample, **changes)
 
@@ -67,9 +70,16 @@ def write_set(directory, samples, **fields):
 
 def assert_samples_equal(a: Sample, b: Sample) -> None:
     """Equal in every field, arrays in dtype, shape and every bit."""
-    for field in dataclasses.fields(Sample):
+    _assert_fields_equal(a, b)
+    assert len(a.texts) == len(b.texts)
+    for x, y in zip(a.texts, b.texts, strict=True):
+        _assert_fields_equal(x, y)
+
+
+def _assert_fields_equal(a, b) -> None:
+    for field in dataclasses.fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if isinstance(x, np.ndarray):
             assert (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes()), field.name
-        else:
+        elif field.name != "texts":
             assert x == y, field.name

@@ -13,7 +13,16 @@ import pytest
 from array_record.python import array_record_module
 from shard_cases import FIELDS, assert_samples_equal, make_sample, write_set
 
-from pixart_jax.data.feature_shards import FeatureShardWriter, ShardReader, check_shards, encode_sample, read_manifest
+from pixart_jax.data.feature_shards import (
+    FeatureShardWriter,
+    ShardReader,
+    Text,
+    check_shards,
+    encode_sample,
+    quantize,
+    read_buckets,
+    read_manifest,
+)
 from pixart_jax.errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -23,6 +32,14 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 WIDE = np.zeros((4, 6, 4), np.float16)
+
+
+def texts(*features, **fields):
+    return {"texts": tuple(Text("dot", array, **fields) for array in features)}
+
+
+WITHOUT_TEXT = {"text_dim": 0, "max_text_tokens": 0, "text_dtype": "none", "num_classes": 3}
+ONES = np.ones((1, 6), np.float32)
 
 
 def filled(value):
@@ -35,16 +52,21 @@ def filled(value):
         ({}, {"latent_mean": filled(np.nan)}, "'sample-0': latent_mean holds NaN"),
         ({}, {"latent_std": filled(np.inf)}, "'sample-0': latent_std holds NaN"),
         ({}, {"latent_std": filled(-1)}, "'sample-0': latent_std holds negative"),
-        ({}, {"text": np.full((1, 6), -np.inf, np.float32)}, "'sample-0': text holds NaN"),
-        ({}, {"text": np.full((1, 6), np.nan, BFLOAT16)}, "'sample-0': text holds NaN"),
+        ({}, texts(-np.inf * ONES), r"'sample-0': texts\[0\] holds NaN"),
+        ({"text_dtype": "bfloat16"}, texts((np.nan * ONES).astype(BFLOAT16)), r"'sample-0': texts\[0\] holds NaN"),
+        ({"text_dtype": "int8"}, texts(ONES.astype(np.int8), scale=np.full(1, np.nan, np.float32)), "holds NaN"),
         ({}, {"latent_std": None}, "'sample-0': latent_std needs an array"),
         ({"latent_kind": "plain"}, {}, "'sample-0': latent_std must be None"),
         ({}, {"latent_mean": WIDE, "latent_std": WIDE}, r"'sample-0': latent_mean has shape \(4, 6, 4\)"),
         ({}, {"bucket": (32, 36)}, "'sample-0': bucket .* multiple of .* 16 pixels"),
         ({"patch_size": 4, "downsample": 16}, {}, "'sample-0': bucket .* multiple of .* 64 pixels"),
         ({"latent_channels": 3}, {}, "'sample-0': latent_mean has shape"),
-        ({"text_dim": 7}, {}, "'sample-0': text has width 6, the set's text_dim is 7"),
-        ({}, {"text": np.zeros((6, 6), np.float32)}, "'sample-0': text has 6 tokens, .* is 5"),
+        ({"resolution": 24}, {}, "'sample-0': bucket .*32x32 has more pixels than the square of resolution 24"),
+        ({"text_dim": 7}, {}, r"'sample-0': texts\[0\] has width 6, the set's text_dim is 7"),
+        ({}, texts(ONES, np.zeros((6, 6), np.float32)), r"'sample-0': texts\[1\] has 6 tokens, .* is 5"),
+        ({}, texts(ONES.astype(BFLOAT16)), r"texts\[0\] has dtype bfloat16, the set's text_dtype is float32"),
+        ({}, {"texts": ()}, "'sample-0': texts must hold at least one caption"),
+        (WITHOUT_TEXT, {"label": 0}, r"'sample-0': texts must be empty in a set without text"),
         ({}, {"label": 0}, "'sample-0': label is 0, but the set has num_classes 0"),
         ({"num_classes": 3}, {}, "'sample-0': label is None"),
         ({"num_classes": 3}, {"label": 3}, "'sample-0': label is 3"),
@@ -54,6 +76,23 @@ def test_writer_refuses_what_contradicts_the_set(tmp_path, fields, changes, mess
     with pytest.raises(InputError, match=message):
         write_set(tmp_path / "set", [make_sample(0, **changes)], **fields)
     assert not list(tmp_path.iterdir())
+
+
+def test_writer_goes_on_after_a_refused_sample(tmp_path):
+    with FeatureShardWriter(tmp_path / "set", **FIELDS, records_per_shard=2) as writer:
+        for i in range(5):
+            with pytest.raises(InputError):
+                writer.write(make_sample(i, label=3))
+            writer.write(make_sample(i))
+    reader = ShardReader(tmp_path / "set")
+    assert [reader[i].key for i in range(len(reader))] == [f"sample-{i}" for i in range(5)]
+
+
+def test_set_without_text(tmp_path):
+    samples = [make_sample(i, texts=(), label=i) for i in range(3)]
+    reader = ShardReader(write_set(tmp_path / "set", samples, **WITHOUT_TEXT))
+    assert_samples_equal(reader[2], samples[2])
+    assert reader[2].caption == ""
 
 
 def test_writer_refuses_a_repeated_key(tmp_path):
@@ -72,8 +111,13 @@ def test_writer_refuses_a_repeated_key(tmp_path):
         ("patch_size", 0),
         ("autoencoder", ""),
         ("text_encoder", ""),
-        ("text_dim", 0),
+        ("resolution", -1),
+        ("caption_cleaning", "beta"),
+        ("text_dim", -1),
         ("max_text_tokens", 0),
+        ("max_text_tokens", -1),
+        ("text_dtype", "float64"),
+        ("text_dtype", "none"),
         ("num_classes", -1),
         ("records_per_shard", 0),
     ],
@@ -82,6 +126,21 @@ def test_writer_checks_its_fields_first(tmp_path, field, value):
     with pytest.raises(InputError, match=f"^{field} must"):
         FeatureShardWriter(tmp_path / "set", **(FIELDS | {field: value}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_dtype": "float32"}, "^text_dtype must be one of none with text_dim 0"),
+        ({"max_text_tokens": 5}, "^max_text_tokens must"),
+        ({"text_dim": 6}, "^max_text_tokens must"),
+        ({"num_classes": 0}, "^num_classes must be above 0"),
+    ],
+)
+def test_a_set_without_text_says_so_throughout(tmp_path, change, message):
+    FeatureShardWriter(tmp_path / "set", **(FIELDS | WITHOUT_TEXT))
+    with pytest.raises(InputError, match=message):
+        FeatureShardWriter(tmp_path / "set", **(FIELDS | WITHOUT_TEXT | change))
 
 
 def test_writer_leaves_an_existing_target_alone(tmp_path):
@@ -165,13 +224,17 @@ def test_manifest_says_what_was_written(tmp_path):
     manifest = read_manifest(tmp_path / "set")
     for field, value in FIELDS.items():
         assert getattr(manifest, field) == value
-    assert (manifest.format_version, manifest.num_classes, manifest.num_samples) == (1, 10, 10)
+    assert (manifest.format_version, manifest.num_classes, manifest.num_samples) == (2, 10, 10)
     assert [shard.num_records for shard in manifest.shards] == [4, 4, 2]
     for shard in manifest.shards:
         assert (tmp_path / "set" / shard.file).stat().st_size == shard.num_bytes
     assert manifest.bucket_histogram == {"16x64": 4, "32x32": 6}
     assert manifest.buckets == {(16, 64): 4, (32, 32): 6}
-    assert len(list((tmp_path / "set").iterdir())) == 4
+    assert read_buckets(tmp_path / "set", manifest).tolist() == [0 if i % 3 == 0 else 1 for i in range(10)]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
+        *("buckets.npy", "manifest.json", "shard-00000.array_record", "shard-00001.array_record"),
+        "shard-00002.array_record",
+    ]
 
 
 def test_missing_directory(tmp_path):
@@ -195,12 +258,16 @@ def test_directory_without_manifest(tmp_path):
     [
         (lambda raw: raw.pop("text_dim"), "field text_dim is missing"),
         (lambda raw: raw.update(surprise=1), "field surprise is unknown"),
-        (lambda raw: raw.update(format_version=2), "format_version is 2, this code reads 1"),
+        (lambda raw: raw.update(format_version=1), "format_version is 1, this code reads 2; make the set again"),
+        (lambda raw: raw.update(format_version=3), "format_version is 3, .*update pixart_jax if a newer one"),
         (lambda raw: raw.pop("format_version"), "format_version is None"),
         (lambda raw: raw.update(text_dim="6"), "field text_dim must be of type int"),
         (lambda raw: raw.update(text_dim=True), "field text_dim must be of type int"),
         (lambda raw: raw.update(latent_scale="big"), "field latent_scale must be of type float"),
         (lambda raw: raw.update(latent_kind="odd"), "latent_kind must be one of"),
+        (lambda raw: raw.update(caption_cleaning="odd"), "caption_cleaning must be one of alpha, sigma, none"),
+        (lambda raw: raw.update(resolution=24), "bucket 32x32 has more pixels than the square of resolution 24"),
+        (lambda raw: raw.pop("num_classes"), "field num_classes is missing"),
         (lambda raw: raw.update(shards=3), "field shards must be a list"),
         (lambda raw: raw.update(shards=[3]), r"shards\[0\] must be an object"),
         (lambda raw: raw["shards"][1].pop("num_bytes"), r"shards\[1\]: field num_bytes is missing"),
@@ -297,6 +364,35 @@ def test_shard_of_another_set(tmp_path):
         check(directory)
 
 
+def damage_buckets(change):
+    def damage(directory):
+        np.save(directory / "buckets.npy", change(np.load(directory / "buckets.npy")))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda directory: (directory / "buckets.npy").unlink(), "cannot be read: .*No such file"),
+        (lambda directory: os.truncate(directory / "buckets.npy", 130), "cannot be read"),
+        (lambda directory: os.truncate(directory / "buckets.npy", 0), "cannot be read"),
+        (damage_buckets(lambda places: places[:-1]), "counts other samples per bucket than manifest.json"),
+        (damage_buckets(lambda places: 1 - places), "counts other samples"),
+        (damage_buckets(lambda places: places + np.uint8(1)), "counts other samples"),
+        (damage_buckets(lambda places: places.astype(np.int64)), "must be a one-dimensional array of uint8"),
+        (damage_buckets(lambda places: places[None]), "must be a one-dimensional array of uint8"),
+        (damage_buckets(lambda places: places.astype(object)), "cannot be read: .*pickle"),
+    ],
+)
+def test_damaged_buckets(tmp_path, damage, message):
+    directory = write_set(tmp_path / "set", [make_sample(i, bucket=(32, 16 if i < 2 else 32)) for i in range(5)])
+    damage(directory)
+    with pytest.raises(InputError, match=message) as caught:
+        check(directory)
+    assert str(directory / "buckets.npy") in str(caught.value) and "copy it again" in str(caught.value)
+
+
 # --- reader
 
 
@@ -304,6 +400,7 @@ def test_reader_returns_every_sample(tmp_path):
     samples = [make_sample(i, bucket=(32, 16 * (1 + i % 3))) for i in range(10)]
     reader = ShardReader(write_set(tmp_path / "set", samples))
     assert len(reader) == 10
+    assert reader.manifest.buckets == {(32, 16): 4, (32, 32): 3, (32, 48): 3}
     for index in [9, 0, 4, 3, 8, 1, 2, 5, 6, 7]:
         assert_samples_equal(reader[index], samples[index])
     assert_samples_equal(reader[np.int64(5)], samples[5])
@@ -312,9 +409,16 @@ def test_reader_returns_every_sample(tmp_path):
             reader[index]
 
 
-def test_plain_latents_and_bfloat16_text(tmp_path):
-    sample = make_sample(1, latent_std=None, text=np.ones((2, 6), BFLOAT16))
-    reader = ShardReader(write_set(tmp_path / "set", [sample], latent_kind="plain"))
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [
+        ("bfloat16", Text("dot", np.ones((2, 6), BFLOAT16))),
+        ("int8", Text("dot", *quantize(np.arange(12.0).reshape(2, 6)), weight=0.5)),
+    ],
+)
+def test_plain_latents_and_two_texts_of_few_bytes(tmp_path, dtype, text):
+    sample = make_sample(1, latent_std=None, texts=(text, text))
+    reader = ShardReader(write_set(tmp_path / "set", [sample], latent_kind="plain", text_dtype=dtype))
     assert_samples_equal(reader[0], sample)
 
 

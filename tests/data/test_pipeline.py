@@ -11,9 +11,9 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from shard_cases import SPEC, make_sample, spec_with, write_set
+from shard_cases import MANIFEST, SPEC, make_sample, spec_with, write_set
 
-from pixart_jax.data.feature_shards import read_manifest
+from pixart_jax.data.feature_shards import Text, quantize, read_manifest
 from pixart_jax.data.pipeline import make_example, make_iterator
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import grid_positions, patchify
@@ -76,9 +76,10 @@ def test_mixed_aspect_ratios_in_one_batch(tmp_path):
         assert not batch["tokens"][i, n:].any() and not batch["positions"][i, n:].any()
         assert batch["aspect_ratio"][i, 0] == np.float32(height / width)
         np.testing.assert_array_equal(batch["image_size"][i], [i + 1, 100])
-        length = len(sample.text)
+        (text,) = sample.texts
+        length = len(text.features)
         assert batch["text_length"][i] == length
-        np.testing.assert_array_equal(batch["text"][i, :length], sample.text)
+        np.testing.assert_array_equal(batch["text"][i, :length], text.features)
         assert not batch["text"][i, length:].any()
 
 
@@ -108,9 +109,60 @@ def test_class_conditional_batch_has_labels_and_no_text(tmp_path):
     assert "label" not in batch
 
 
+def test_data_without_text_serve_class_conditional_models_alone(tmp_path):
+    samples = [make_sample(i, label=i % 3, texts=()) for i in range(6)]
+    directory = write_set(tmp_path / "set", samples, text_dim=0, max_text_tokens=0, text_dtype="none", num_classes=3)
+    (batch,) = batches(directory, 1, spec_with(num_classes=3))
+    assert "text" not in batch and batch["label"].tolist() == [i % 3 for i in ids(batch)]
+    with pytest.raises(InputError, match="text_dim is 0 in the data"):
+        batches(directory, 1)
+
+
+def test_aspect_ratio_is_the_label_of_a_known_bucket(tmp_path):
+    manifest = dataclasses.replace(MANIFEST, resolution=1024)
+    assert manifest.aspect_ratio((704, 1472)) == 0.48
+    assert manifest.aspect_ratio((1472, 704)) == 2.09
+    assert manifest.aspect_ratio((1024, 1024)) == 1.0
+    assert manifest.aspect_ratio((352, 736)) == 352 / 736  # a bucket of 512
+    for resolution in (0, 1000, 512):
+        assert dataclasses.replace(MANIFEST, resolution=resolution).aspect_ratio((704, 1472)) == 704 / 1472
+    directory = write_set(tmp_path / "set", [make_sample(0, bucket=(176, 368))], resolution=256)
+    (batch,) = batches(directory, 1, spec_with(num_tokens=256))
+    np.testing.assert_array_equal(batch["aspect_ratio"], np.full((4, 1), 0.48, np.float32))
+
+
+def test_one_of_the_captions_is_drawn_per_visit(tmp_path):
+    texts = [Text(str(i), np.full((1 + i, 6), i, np.float32), weight=w) for i, w in enumerate((1.0, 3.0))]
+    alone = write_set(tmp_path / "alone", [make_sample(i, texts=(texts[0],)) for i in range(10)])
+    both = write_set(tmp_path / "both", [make_sample(i, texts=tuple(texts)) for i in range(10)])
+    spec = spec_with(batch_size=500)
+    (one,), (two,) = (batches(source, 1, spec, shuffle=False) for source in (alone, both))
+    drawn = two["text_length"] - 1
+    np.testing.assert_array_equal(two["text"][:, 0, 0], drawn)
+    assert abs(drawn.mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 500)
+    per_sample = collections.defaultdict(set)
+    for i, choice in zip(ids(two), drawn, strict=True):
+        per_sample[i].add(int(choice))
+    assert all(choices == {0, 1} for choices in per_sample.values())
+    for name in ("tokens", "text_drop", "image_size"):  # a second caption changes nothing else
+        np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("text_dtype", ["float32", "bfloat16"])
+def test_int8_text_is_dequantized(tmp_path, text_dtype):
+    text = Text("", *quantize(np.random.default_rng(0).standard_normal((3, 6))))
+    directory = write_set(tmp_path / "set", [make_sample(0, texts=(text,))], text_dtype="int8")
+    (batch,) = batches(directory, 1, spec_with(text_dtype=text_dtype))
+    expected = (text.features.astype(np.float32) * text.scale[:, None]).astype(batch["text"].dtype)
+    assert batch["text"].dtype.name == text_dtype
+    for row in batch["text"]:
+        np.testing.assert_array_equal(row[:3], expected)
+        assert not row[3:].any()
+
+
 def test_text_is_cast(tmp_path):
     text = np.full((2, 6), 1.0 + 2**-7, ml_dtypes.bfloat16)
-    directory = write_set(tmp_path / "set", [make_sample(0, text=text)])
+    directory = write_set(tmp_path / "set", [make_sample(0, texts=(Text("", text),))], text_dtype="bfloat16")
     (batch,) = batches(directory, 1)
     assert batch["text"].dtype == np.float32 and (batch["text"][:, :2] == 1.0 + 2**-7).all()
 
@@ -142,9 +194,12 @@ def test_text_drop_prob_leaves_the_latents_alone(thirteen):
 
 def test_example_without_random_numbers_is_the_mean():
     sample = make_sample(3)
-    example = make_example(sample, 0.5, spec_with(text_drop_prob=1.0))
+    heavy = Text("", np.ones((2, 6), np.float32), weight=2.0)
+    sample = dataclasses.replace(sample, texts=(*sample.texts, heavy))
+    example = make_example(sample, MANIFEST, spec_with(text_drop_prob=1.0))
     np.testing.assert_array_equal(example["tokens"][:4], patchify(sample.latent_mean.astype(np.float32), 2) * 0.5)
     assert not example["text_drop"]
+    assert example["text_length"] == 2 and example["text"][:2].all()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +208,7 @@ def test_example_without_random_numbers_is_the_mean():
 )
 def test_example_that_does_not_fit(changes, message):
     with pytest.raises(InputError, match=message):
-        make_example(make_sample(4), 0.5, spec_with(**changes))
+        make_example(make_sample(4), MANIFEST, spec_with(**changes))
 
 
 # --- order
@@ -163,6 +218,14 @@ def test_every_epoch_has_each_sample_once_in_a_new_order(thirteen):
     epochs = [ids(batch) for batch in batches(thirteen, 5, spec_with(batch_size=13))]
     assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_the_order_of_a_seed_is_the_one_it_always_was(thirteen, tmp_path):
+    assert [ids(batch) for batch in batches(thirteen, 3, seed=5)] == [[7, 10, 9, 3], [1, 12, 5, 6], [0, 8, 4, 2]]
+    other = write_set(tmp_path / "other", [make_sample(100 + i) for i in range(7)])
+    assert [ids(batch) for batch in batches([(thirteen, 1.0), (other, 3.0)], 3, seed=5)] == [
+        *([7, 103, 102, 104], [10, 105, 101, 100], [9, 106, 103, 106]),
+    ]
 
 
 def test_each_epoch_draws_new_latents(thirteen):
@@ -307,6 +370,7 @@ def test_state_of_another_run_is_refused(thirteen, tmp_path):
         "shuffle": {"shuffle": False},
         "sources": {"sources": [(thirteen, 1.0), (other, 1.0)]},
         "sources ": {"sources": [(thirteen, 1.0)]},
+        "group_buckets": {"spec": spec_with(group_buckets=True)},
     }.items():
         with pytest.raises(InputError, match=f"saved state has {field.strip()} .*start a new run"):
             batches(**({"sources": sources, "count": 1, "state": state} | options))

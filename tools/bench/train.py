@@ -1,6 +1,4 @@
-"""Benchmarks. Each prints one JSON line per figure and runs on any device.
-
-    python -m tools.bench --what=train --config=configs/quickstart.py [--config.model.depth=12 ...] [--steps=20]
+"""The training step's speed, FLOPs and memory.
 
 Imports only jax, flax, optax, einops, numpy and this package's core, so that it runs on an accelerator image as it is.
 """
@@ -9,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +32,20 @@ from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.train_state import abstract_state, create_state
 from pixart_jax.train_step import make_train_step
+
+
+def run(argv: Sequence[str]) -> Iterator[dict]:
+    """The figures of the command line's config."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench --what=train", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps")
+    args, settings = parser.parse_known_args(argv)
+    config = read_config_file(args.config)
+    if args.steps < 1:
+        raise InputError(f"--steps={args.steps}: must be at least 1")
+    for setting in settings:
+        override(config, setting)
+    yield {"config": args.config, "overrides": settings, **bench_train(config, args.steps)}
 
 
 def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
@@ -65,8 +75,7 @@ def bench_train(config, steps: int) -> dict:
     """The training step that `pixart_jax.train` compiles, on a synthetic batch already on the devices.
 
     FLOPs are those of the model's forward and backward pass, counted by XLA on the step with its loops unrolled and
-    nothing
-    recomputed: rematerialisation costs time but does not count as work.
+    nothing recomputed: rematerialisation costs time but does not count as work.
     """
     check_config(config)
     check_batch(config, jax.device_count())
@@ -125,31 +134,6 @@ def bench_train(config, steps: int) -> dict:
     }
 
 
-BENCHMARKS = {"train": bench_train}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--what", choices=BENCHMARKS, required=True)
-    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps")
-    args, rest = parser.parse_known_args(argv)
-    try:
-        config = read_config_file(args.config)
-        if args.steps < 1:
-            raise InputError(f"--steps={args.steps}: must be at least 1")
-        for setting in rest:
-            override(config, setting)
-        figures = BENCHMARKS[args.what](config, args.steps)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    device = jax.devices()[0]
-    where = {"device": device.device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
-    print(json.dumps({"what": args.what, "config": args.config, "overrides": rest, **figures, **where}))
-    return 0
-
-
 def override(config, setting: str) -> None:
     """Applies one --config.key=value; the value must have the type that the key has."""
     name, separator, text = setting.partition("=")
@@ -174,7 +158,3 @@ def override(config, setting: str) -> None:
     for section in sections:
         node = node[section]
     node[last] = value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

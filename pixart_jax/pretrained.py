@@ -1,0 +1,297 @@
+"""T5 and the autoencoder with their weights: captions to text features, pictures to latents and back.
+
+Each takes device memory only while it works, unless it is told to stay. The compiled programs stay in either case.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
+from pixart_jax.conversion.sources import read_json
+from pixart_jax.errors import InputError
+from pixart_jax.models.layers import Dtype
+from pixart_jax.models.t5 import encoder_from_config
+from pixart_jax.models.tiles import decode_tiled, encode_tiled
+from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.sharding import batch_sharding
+
+# Cells along a side of the square up to which latents are decoded at once: 1024 px.
+TILE_SIZE = 128
+
+# Lengths, in tokens, that captions are padded to when they are encoded for good.
+_TEXT_SIZES = (32, 64, 128)
+
+
+def local_mesh() -> Mesh:
+    """This process's devices, over which "fsdp" splits the parameters of what is too large for one of them."""
+    devices = np.asarray(jax.local_devices())
+    return Mesh(devices.reshape(1, -1), ("data", "fsdp"))
+
+
+class Weights:
+    """Parameters that are loaded when something starts to work.
+
+    Args:
+      load: gives the parameters, on devices.
+      keep: leave them there afterwards.
+    """
+
+    def __init__(self, load: Callable[[], Any], *, keep: bool):
+        self._load, self._keep, self._loaded = load, keep, None
+
+    def __call__(self) -> Any:
+        """The parameters; hold them no longer than they are needed."""
+        loaded = self._load() if self._loaded is None else self._loaded
+        self._loaded = loaded if self._keep else None
+        return loaded
+
+
+class T5TextEncoder:
+    """T5 with its tokenizer: captions to text features.
+
+    Args:
+      directory: `text_encoder/`, as `tools.convert` writes it, with the tokenizer in `tokenizer/` below.
+      max_tokens: text positions of every caption, its end token included; 120 for α, 300 for Σ.
+      mesh: parameters are spread over "fsdp", captions over all devices.
+      dtype: of matrix products.
+      batch_size: captions at a time.
+      keep: leave the weights on the devices between calls.
+
+    Raises:
+      InputError: the directory holds no T5 or no tokenizer, or a damaged one.
+
+    Attributes:
+      dim: width of the features.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        max_tokens: int,
+        mesh: Mesh,
+        dtype: Dtype = jnp.float32,
+        batch_size: int = 8,
+        keep: bool = False,
+    ):
+        directory = pathlib.Path(directory)
+        config = directory / "config.json"
+        self._model = encoder_from_config(read_json(config), path=config, dtype=dtype)
+        self.dim, self.max_tokens = self._model.d_model, max_tokens
+        self._tokenizer = load_tokenizer(directory / TOKENIZER)
+        self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
+        self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
+        self._weights = Weights(lambda: restore_text_encoder(directory, mesh)[1], keep=keep)
+
+    def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids i32[n, max_tokens], padded at the end, and how many of them are real, i32[n].
+
+        The end token always is the last; the words of a caption that is too long are cut before it, and a warning says
+        which.
+        """
+        full = self._tokenizer(list(captions))["input_ids"]
+        ids = np.full((len(full), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
+        for row, caption, tokens in zip(ids, captions, full, strict=True):
+            if len(tokens) > self.max_tokens:
+                unread = self._tokenizer.decode(tokens[self.max_tokens - 1 : -1])
+                logging.warning(
+                    "a caption has %d tokens and the model reads %d; of %r this is not read: %r",
+                    len(tokens),
+                    self.max_tokens,
+                    caption[:60],
+                    unread,
+                )
+                tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
+            row[: len(tokens)] = tokens
+        return ids, np.minimum([len(tokens) for tokens in full], self.max_tokens).astype(np.int32)
+
+    def encode(
+        self, captions: Sequence[str], progress: Callable[[int], None] = lambda done: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Text features of n captions.
+
+        Args:
+          progress: told after each batch how many are done.
+
+        Returns:
+          (text f32[n, max_tokens, d_model], length i32[n]). As in PyTorch's pipelines, rows past a caption's length are
+          not zero; nothing attends to them.
+        """
+        ids, length = self.tokenize(captions)
+        params = self._weights()
+        # Powers of two, so that calls with few captions share a few programs.
+        batch_size = min(self._batch_size, _round_up(2 ** (len(ids) - 1).bit_length(), self._num_devices))
+        parts = []
+        for rows in _batches(len(ids), batch_size):
+            parts.append(np.asarray(_features(self._model, params, *self._place((ids[rows], length[rows])))))
+            progress(min(len(ids), batch_size * len(parts)))
+        return np.concatenate(parts)[: len(ids)], length
+
+    def probe(self) -> str:
+        """A few digits that another T5, or the same with other weights, would hardly give."""
+        (features,) = self.encode_trimmed(["a photograph of an astronaut riding a horse"], 1)
+        return f"{self._model.num_layers}x{self.dim}:{_digits(features)}"
+
+    def encode_trimmed(self, captions: Sequence[str], batch_size: int) -> list[np.ndarray]:
+        """Features f32[length, d_model] of each caption, without padding.
+
+        Captions of similar length share a program, which is as long as the longest of them needs: most are far shorter
+        than `max_tokens`.
+
+        Args:
+          batch_size: captions at a time, rounded up to the number of devices.
+        """
+        if not captions:
+            return []
+        ids, length = self.tokenize(captions)
+        params = self._weights()
+        sizes = np.array([*(n for n in _TEXT_SIZES if n < self.max_tokens), self.max_tokens])
+        size_of = sizes[np.searchsorted(sizes, length)]
+        features: list[np.ndarray] = [np.empty(0)] * len(ids)
+        for size in np.unique(size_of):
+            members = np.flatnonzero(size_of == size)
+            for rows in members[_batches(len(members), _round_up(batch_size, self._num_devices))]:
+                batch = np.asarray(_features(self._model, params, *self._place((ids[rows, :size], length[rows]))))
+                for row, text in zip(rows, batch, strict=True):
+                    features[row] = text[: length[row]]
+        return features
+
+
+class Autoencoder:
+    """The image autoencoder: pictures to latents and back.
+
+    Args:
+      directory: `vae/`, as `tools.convert` writes it.
+      mesh: pictures are spread over all devices; each has all parameters.
+      dtype: of convolutions and matrix products.
+      tile_size: cells along a side of the square up to which latents are decoded at once; larger ones in tiles of it.
+      keep: leave the weights on the devices between calls.
+
+    Raises:
+      InputError: the directory holds no autoencoder.
+
+    Attributes:
+      latent_scale: one over the std of the latents that it was trained on.
+      latent_channels: C.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        mesh: Mesh,
+        dtype: Dtype = jnp.float32,
+        tile_size: int = TILE_SIZE,
+        keep: bool = False,
+    ):
+        self._model = AutoencoderKL.from_config(read_json(pathlib.Path(directory) / "config.json"), dtype)
+        self.latent_scale, self.latent_channels = self._model.scaling_factor, self._model.latent_channels
+        mesh = Mesh(mesh.devices.reshape(-1, 1), mesh.axis_names)
+        self._tile_size, self._num_devices = tile_size, mesh.size
+        self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
+        self._weights = Weights(lambda: restore_vae(directory, mesh)[1], keep=keep)
+
+    def probe(self) -> str:
+        """A few digits that another autoencoder, or the same with other weights, would hardly give."""
+        ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(1, 64, 64, 3).astype(np.uint8)
+        return f"{self.latent_channels}x{self._model.downsample}:{_digits(self.encode(ramp, 1)[0])}"
+
+    def encode(self, pictures: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The posterior of the latents of pictures of one size.
+
+        Args:
+          pictures: uint8[n, H, W, 3].
+          batch_size: pictures at a time, rounded up to the number of devices. A picture's latents depend on it in the
+            last bits, and on nothing else that is done with other pictures.
+
+        Returns:
+          (mean, std), f32[n, H/s, W/s, C] each, unscaled.
+        """
+        params = self._weights()
+        downsample = self._model.downsample
+        if pictures.shape[1] * pictures.shape[2] > (self._tile_size * downsample) ** 2:
+            encode = functools.partial(_encode, self._model, params)
+            parts = [
+                encode_tiled(encode, picture[None], downsample=downsample, tile_size=self._tile_size)
+                for picture in pictures
+            ]
+        else:
+            parts = [
+                jax.device_get(_encode(self._model, params, self._place(pictures[rows])))
+                for rows in _batches(len(pictures), _round_up(batch_size, self._num_devices))
+            ]
+        mean, std = (np.concatenate(arrays)[: len(pictures)] for arrays in zip(*parts, strict=True))
+        return mean, std
+
+    def decode(self, latents: np.ndarray, progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+        """Pictures f32[n, h·s, w·s, 3], about [-1, 1], of unscaled latents f32[n, h, w, C]; one per device at a time.
+
+        Args:
+          progress: told how many are done.
+        """
+        params = self._weights()
+        pictures = []
+        if latents.shape[1] * latents.shape[2] > self._tile_size**2:
+            for i in range(len(latents)):
+                decode = functools.partial(_decode, self._model, params)
+                pictures.append(decode_tiled(decode, latents[i : i + 1], tile_size=self._tile_size))
+                progress(len(pictures))
+        else:
+            for rows in _batches(len(latents), self._num_devices):
+                pictures.append(np.asarray(_decode(self._model, params, self._place(latents[rows]))))
+                progress(min(len(latents), self._num_devices * len(pictures)))
+        return np.concatenate(pictures)[: len(latents)]
+
+
+def load_tokenizer(directory: pathlib.Path):
+    """A T5 tokenizer, from `tokenizer.json` or `spiece.model`; raises InputError where there is none."""
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise InputError(
+            f"{directory} has no tokenizer: neither tokenizer.json nor spiece.model; convert the text encoder again "
+            "from a folder that has them, or copy them there"
+        )
+    # Half a second, which only those who have captions should wait.
+    from transformers import T5Tokenizer
+
+    try:
+        return T5Tokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the library raises everything from ImportError to bare Exception for a malformed file
+        raise InputError(f"{directory} is no tokenizer of T5's, or a damaged one: {str(error)[:300]}") from error
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(model, params, token_ids, text_length):
+    return model.apply({"params": params}, token_ids, text_length)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(model, params, pictures):
+    return model.apply({"params": params}, pictures.astype(jnp.float32) / 127.5 - 1.0, method="encode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(model, params, latents):
+    return model.apply({"params": params}, latents, method="decode")
+
+
+def _digits(array: np.ndarray) -> str:
+    return f"{array.mean():.2e},{array.std():.3e}"
+
+
+def _batches(count: int, batch_size: int) -> np.ndarray:
+    """Indices [batches, batch_size]; the last batch is filled up with the last index, so that all have one shape."""
+    return np.minimum(np.arange(_round_up(count, batch_size)), count - 1).reshape(-1, batch_size)
+
+
+def _round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -1,0 +1,75 @@
+"""Time and peak memory of conversion, with random weights of a released model's shape, each in a process of its own.
+
+The disk is part of it: give --directory one that is as fast as that of real use, with five times the model's size free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.stored import StoredModel, parameter_shapes
+from pixart_jax.conversion.transfer import Weights, write_pixart
+from pixart_jax.models.pixart import SIZES, PixArt
+
+
+def run(argv: Sequence[str]) -> Iterator[dict]:
+    """Figures of .pth to ours, ours to .pth, ours to diffusers and diffusers to ours."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench --what=convert", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="XL/2")
+    parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
+        folder = pathlib.Path(folder)
+        write_pixart(folder / "model.pth", random_weights(args.size))
+        for source, target, to in (
+            ("model.pth", "ours", "orbax"),
+            ("ours", "again.pth", "pixart"),
+            ("ours", "transformer", "diffusers"),
+            ("transformer", "ours-again", "orbax"),
+        ):
+            model_bytes = (folder / "model.pth").stat().st_size
+            figures = measure(folder / source, folder / target, to)
+            yield {"size": args.size, "from": source, "to": to, "model_bytes": model_bytes, **figures}
+
+
+def random_weights(size: str) -> Weights:
+    """Of a PixArt-Σ at 1024 px."""
+    model = PixArt(**SIZES[size], max_text_tokens=300)
+    shapes, rng = parameter_shapes(model), np.random.default_rng(0)
+    stored = StoredModel(
+        model=model,
+        position_base=64,
+        position_scale=2.0,
+        null_text="stored",
+        provenance={"source": "tools.bench"},
+        **{name: value for name, value in FAMILIES["sigma"].items() if name != "max_text_tokens"},
+    )
+    return Weights(stored, list(shapes), lambda path: rng.standard_normal(shapes[path], dtype=np.float32))
+
+
+def measure(source: pathlib.Path, target: pathlib.Path, to: str) -> dict:
+    """Wall time and largest resident memory, Python and its libraries included, of one run of tools.convert."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.convert", str(source), str(target), f"--to={to}", *family(source)],
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"tools.convert failed from {source.name} to {to}; its message stands above")
+    return {"seconds": time.perf_counter() - begin, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def family(source: pathlib.Path) -> list[str]:
+    """What a diffusers transformer does not tell."""
+    return ["--family=sigma"] if (source / "config.json").exists() else []
