@@ -1,0 +1,167 @@
+"""What every source of pictures gives: an encoded picture with captions or a label, or why that item cannot be used."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol, SupportsIndex
+
+IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"))
+
+# Wide enough for any mixture, and narrow enough that no share of a sum rounds to zero.
+LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6
+
+# Labels become rows of an embedding table, so that a number beyond any class list is a mistake, not a class.
+MOST_CLASSES = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One item of a source, as found: nothing is decoded, cleaned or checked beyond what reading it takes.
+
+    Attributes:
+      key: unique within the source; always encodes as UTF-8.
+      data: the encoded image file.
+      captions: (text, sampling weight) pairs; no text is empty or white space, the weights are positive and sum to 1.
+        () for a picture that has a class instead.
+      label: index into the source's class_names, or None.
+    """
+
+    key: str
+    data: bytes
+    captions: tuple[tuple[str, float], ...]
+    label: int | None
+
+
+class BadItem(Exception):
+    """An item that cannot be used. Nothing is wrong with the run: count the reason and go on with the next item.
+
+    Attributes:
+      key: the item's key, or where it stands ("list.json#3" is the list's third record) when it has none.
+      reason: why, in a stable word to count by.
+        "missing-file": the file is not there.
+        "unreadable": it is, and the system cannot read it, or it has shrunk since it was listed.
+        "image-missing": a tar's members of one key hold no picture.
+        "caption-missing": neither caption nor label.
+        "caption-empty": captions of white space only.
+        "caption-not-utf8": a caption's bytes, or its escapes, are no Unicode text.
+        "class-missing": a picture beside the class folders instead of in one.
+        "bad-record": a JSON record, a label or a weight of the wrong type or range.
+        "truncated-tar": stands for everything behind the place where a tar is cut short or damaged.
+        `reference_features` has more.
+      message: what exactly.
+    """
+
+    def __init__(self, key: str, reason: str, message: str):
+        # All three, so that the exception survives pickling on its way out of a worker process.
+        super().__init__(key, reason, message)
+        self.key = key
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}: {self.message}"
+
+
+class Pictures(Protocol):
+    """Random access to pictures: a Grain data source. Threads may share it; it pickles, for spawned worker processes.
+
+    Attributes:
+      class_names: names of the labels, in their order; () when there are none. Where only numbers are known, the
+        numbers from 0 to the greatest label.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> Picture:
+        """Item 0 <= index < len.
+
+        Raises:
+          BadItem: this item cannot be used; whatever is wrong with it, nothing else is raised.
+          IndexError: there is no such item.
+        """
+
+    def fingerprint(self) -> str:
+        """Hex digest that tells whether a resumed run has the same items in the same order: of names and sizes, not of
+        contents. Each class says what it covers and costs."""
+
+
+def checked_index(index: SupportsIndex, length: int) -> int:
+    index = operator.index(index)
+    if not 0 <= index < length:
+        raise IndexError(f"item {index} of a source of {length}")
+    return index
+
+
+def read_file(path: str | os.PathLike, key: str) -> bytes:
+    """The whole file.
+
+    Raises:
+      BadItem: "missing-file" or "unreadable".
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadItem(key, "missing-file", f"{printable(path)} is not there") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the name
+        raise BadItem(key, "unreadable", f"{printable(path)}: {error}") from error
+
+
+def caption_text(data: bytes, key: str) -> str:
+    """A caption file's text: the whole of it, stripped, less a byte order mark.
+
+    Raises:
+      BadItem: "caption-not-utf8".
+    """
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadItem(key, "caption-not-utf8", f"{error}; save the caption as UTF-8") from error
+
+
+def weighed(captions: Iterable[tuple[str, float]], key: str) -> tuple[tuple[str, float], ...]:
+    """The captions that are more than white space, their weights scaled to sum to 1; () of none.
+
+    Raises:
+      BadItem: "caption-empty" when there are captions and none is left, "caption-not-utf8" when one is no text.
+    """
+    captions = tuple(captions)
+    left = [(text, weight) for text, weight in captions if text.strip()]
+    if captions and not left:
+        raise BadItem(key, "caption-empty", "its caption is empty or white space; write one, or remove the picture")
+    for text, _ in left:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadItem(key, "caption-not-utf8", f"{error}: a JSON escape of half a surrogate pair") from error
+    total = sum(weight for _, weight in left)
+    return tuple((text, weight / total) for text, weight in left)
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1][1:].lower() in IMAGE_EXTENSIONS
+
+
+def printable(name: str | os.PathLike) -> str:
+    """A file name as text that encodes: what stands for bytes that are no UTF-8 becomes escapes."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+
+
+def clashing(short: Sequence[str], long: Sequence[str]) -> frozenset[int]:
+    """Indices of the items that must go by their long name so that no two names are equal; long names are unique."""
+    names, clashes = list(short), set()
+    while True:
+        counts = collections.Counter(names)
+        found = {index for index, name in enumerate(names) if counts[name] > 1} - clashes
+        if not found:
+            return frozenset(clashes)
+        # A long name may be another's short one: a.jpg, a.png and a.jpg.png. So look again.
+        clashes |= found
+        for index in found:
+            names[index] = long[index]

@@ -1,0 +1,196 @@
+"""Pictures and captions to feature shards: in units that are whole or absent, so that a killed run goes on.
+
+Unit k is items k·S to (k+1)·S − 1 of the source. What it becomes depends on its items, the encoders and the settings
+alone: not on other units, nor on which process encodes it, nor on how often the run was killed. Several processes share
+the units without talking to each other: process i of P takes every P-th, and whoever finishes last publishes the whole.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from pixart_jax.data.manifest import Manifest, Shard
+from pixart_jax.data.records import Sample
+from pixart_jax.data.shard_files import assemble, write_shard
+from pixart_jax.errors import InputError
+from pixart_jax.files import fsync, write_atomically
+
+SKIPPED_FILE = "skipped.jsonl"
+RECIPE_FILE = "recipe.json"
+# Name of a set that is alone.
+ONLY = "set"
+
+
+class Skipped(NamedTuple):
+    """An item of the source that is not in the set, and why."""
+
+    key: str
+    reason: str
+    message: str
+
+
+class Units(Protocol):
+    """What makes the samples of a unit.
+
+    Attributes:
+      num_items: of the source.
+      items_per_unit: S.
+      manifests: of each set to be written, without shards, by the name of its folder below the output; the only one,
+        ONLY, is the output itself.
+      recipe: JSON-able; all that the samples depend on. A run is gone on with only under the same recipe.
+    """
+
+    num_items: int
+    items_per_unit: int
+    manifests: Mapping[str, Manifest]
+    recipe: Mapping[str, Any]
+
+    def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
+        """Samples of each set in the order of `items`, and the items that are in none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far this process is: units and items done and to be done, and items skipped."""
+
+    units: int
+    total_units: int
+    items: int
+    total_items: int
+    skipped: int
+
+
+def extract(
+    units: Units,
+    out: str | os.PathLike,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> bool:
+    """Encodes this process's share of the units that are not done yet, and publishes the sets when none is left.
+
+    Everything is written to the hidden folder `.NAME.incomplete` beside `out`, which gets the name when all of it is
+    on disk. Call it again with the same arguments to go on after a kill.
+
+    Args:
+      out: must not exist. Of one set its folder, of several the folder above them.
+      process_index, process_count: this process among those that share the work, and the file system.
+      report: told after every unit.
+
+    Returns:
+      Whether the sets are published; False when other processes have not finished.
+
+    Raises:
+      InputError: `out` exists, was begun with another recipe, cannot be written, or no item could be used.
+    """
+    out = pathlib.Path(out).absolute()
+    work = _open_work(out, units)
+    total = -(-units.num_items // units.items_per_unit)
+    mine = range(process_index, total, process_count)
+
+    def items_of(number: int) -> range:
+        start = number * units.items_per_unit
+        return range(start, min(start + units.items_per_unit, units.num_items))
+
+    done = skipped = 0
+    total_items = sum(len(items_of(number)) for number in mine)
+    for count, number in enumerate(mine, 1):
+        if not _unit_file(work, number).exists():
+            _write_unit(work, number, items_of(number), units)
+        done += len(items_of(number))
+        skipped += len(json.loads(_unit_file(work, number).read_text())["skipped"])
+        report(Progress(count, len(mine), done, total_items, skipped))
+    if not all(_unit_file(work, number).exists() for number in range(total)):
+        return False
+    _publish(work, out, units, total)
+    return True
+
+
+def _open_work(out: pathlib.Path, units: Units) -> pathlib.Path:
+    """The folder of what is not finished, new or of a run that was interrupted."""
+    if out.exists():
+        raise InputError(f"{out} exists already; remove it, or name another folder")
+    work = out.with_name(f".{out.name}.incomplete")
+    recipe = json.dumps(units.recipe, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    try:
+        for name in ("units", *(f"sets/{name}" for name in units.manifests)):
+            (work / name).mkdir(parents=True, exist_ok=True)
+        if not (work / RECIPE_FILE).exists():
+            write_atomically(work / RECIPE_FILE, lambda file: file.write(recipe.encode()))
+        begun, wanted = json.loads((work / RECIPE_FILE).read_text()), json.loads(recipe)
+    except OSError as error:
+        raise InputError(f"{work} cannot be written: {error.strerror}") from error
+    if changed := [key for key in sorted(begun | wanted) if begun.get(key) != wanted.get(key)]:
+        rows = [f"{key}: {begun.get(key)!r}, now {wanted.get(key)!r}" for key in changed]
+        raise InputError(
+            f"{work} was begun otherwise; go on as it was begun, or remove it, or name another folder:\n  "
+            + "\n  ".join(rows)
+        )
+    return work
+
+
+def _unit_file(work: pathlib.Path, number: int) -> pathlib.Path:
+    return work / "units" / f"{number:06d}.json"
+
+
+def _write_unit(work: pathlib.Path, number: int, items: range, units: Units) -> None:
+    """Shards first, then the file that says that they are whole."""
+    sets, skipped = units.samples(items)
+    parts = {}
+    for name, samples in sets.items():
+        if samples:
+            path = work / "sets" / name / f"shard-{number:05d}.array_record"
+            shard, histogram = write_shard(path, samples, units.manifests[name])
+            parts[name] = {"shard": dataclasses.asdict(shard), "histogram": histogram}
+    unit = json.dumps({"items": len(items), "skipped": skipped, "parts": parts}, ensure_ascii=False)
+    write_atomically(_unit_file(work, number), lambda file: file.write(unit.encode()))
+
+
+def _publish(work: pathlib.Path, out: pathlib.Path, units: Units, total: int) -> None:
+    """Makes the shards sets, and gives them their name. Whichever process comes second finds nothing left to do."""
+    try:
+        lock = (work / "lock").open("w")
+    except FileNotFoundError:
+        return
+    with lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if out.exists():
+            return
+        written = [json.loads(_unit_file(work, number).read_text()) for number in range(total)]
+        skipped = [Skipped(*row) for unit in written for row in unit["skipped"]]
+        counts = dict(sorted(collections.Counter(item.reason for item in skipped).items()))
+        ready = work / "ready"
+        ready.mkdir(exist_ok=True)
+        for name, manifest in units.manifests.items():
+            if (ready / name).exists():  # A kill came between this and the end.
+                continue
+            if not any(name in unit["parts"] for unit in written):
+                raise InputError(f"{out}: not one of {units.num_items} items could be used; {counts} were skipped")
+            parts = [
+                (Shard(**unit["parts"][name]["shard"]), unit["parts"][name]["histogram"])
+                for unit in written
+                if name in unit["parts"]
+            ]
+            whole = dataclasses.replace(manifest, skipped=counts)
+            assemble(work / "sets" / name, ready / name, whole, parts)
+        lone = ready / ONLY
+        root = lone if lone.exists() else ready
+        rows = "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in skipped)
+        write_atomically(root / SKIPPED_FILE, lambda file: file.write(rows.encode()))
+        recipe = (work / RECIPE_FILE).read_bytes()
+        write_atomically(root / RECIPE_FILE, lambda file: file.write(recipe))
+        fsync(root)
+        root.rename(out)
+        fsync(out.parent)
+        shutil.rmtree(work)

@@ -1,0 +1,219 @@
+"""Units of pictures that are decoded, cropped and encoded: the work of `tools.extract_features`."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import ml_dtypes
+import numpy as np
+
+from pixart_jax.captions import CLEANING
+from pixart_jax.data.buckets import Bucket, nearest_bucket, training_buckets
+from pixart_jax.data.decoding import BadImage, decode, fit
+from pixart_jax.data.manifest import Manifest
+from pixart_jax.data.pictures import BadItem, Pictures
+from pixart_jax.data.records import Sample, Text, quantize
+from pixart_jax.extraction.engine import ONLY, Skipped
+from pixart_jax.pretrained import Autoencoder, T5TextEncoder
+from pixart_jax.tokens import DOWNSAMPLE
+
+# Of every PixArt; what buckets must be multiples of, with DOWNSAMPLE.
+PATCH_SIZE = 2
+
+_TEXT_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+
+E = TypeVar("E")
+T = TypeVar("T")
+
+
+class Prepared(NamedTuple):
+    """A picture that is to be encoded: its pixels uint8[H, W, 3] and bucket by set, and its cleaned captions."""
+
+    key: str
+    image_size: tuple[int, int]
+    pixels: dict[str, tuple[Bucket, np.ndarray]]
+    captions: list[tuple[str, float]]
+    label: int | None
+
+
+class EncodedPictures:
+    """Units of pictures that are decoded, cropped to their buckets and encoded here.
+
+    Args:
+      pictures: the source.
+      resolutions: of the sets; several share the decoding and the captions.
+      autoencoder, text_encoder: without a text encoder the sets are for class-conditional training.
+      caption_cleaning: a key of `captions.CLEANING`.
+      text_dtype: what text is stored as: "bfloat16", "float16", "float32", or "int8" with a scale per token.
+      about: JSON-able, for the recipe: what the source and the encoders are.
+      items_per_unit, batch_size: of the engine; pictures and captions at a time.
+      min_side: pixels; smaller pictures are skipped.
+      max_pixels: larger ones are skipped before anything of them is decoded.
+      max_ratio: of the longer side to the shorter; what is longer is skipped rather than cropped beyond recognition.
+      num_threads: that decode.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        resolutions: Iterable[int],
+        *,
+        autoencoder: Autoencoder,
+        text_encoder: T5TextEncoder | None,
+        caption_cleaning: str,
+        text_dtype: str,
+        about: Mapping[str, Any],
+        items_per_unit: int = 1024,
+        batch_size: int = 16,
+        min_side: int = 64,
+        max_pixels: int = 2**27,
+        max_ratio: float = 4.5,
+        num_threads: int = 8,
+    ):
+        self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder
+        self._caption_cleaning, self._text_dtype = caption_cleaning, text_dtype
+        self._limits, self._max_ratio = {"min_side": min_side, "max_pixels": max_pixels}, max_ratio
+        self._batch_size, self._num_threads = batch_size, num_threads
+        resolutions = sorted(set(resolutions))
+        self._buckets = {
+            str(resolution) if len(resolutions) > 1 else ONLY: training_buckets(resolution)
+            for resolution in resolutions
+        }
+        self.num_items, self.items_per_unit = len(pictures), items_per_unit
+        self.recipe = {
+            **about,
+            "fingerprint": pictures.fingerprint(),
+            "resolutions": resolutions,
+            "caption_cleaning": caption_cleaning,
+            "text_dtype": text_dtype,
+            "items_per_unit": items_per_unit,
+            "batch_size": batch_size,
+            "max_ratio": max_ratio,
+            **self._limits,
+        }
+        self.manifests = {
+            name: self._manifest(resolution) for name, resolution in zip(self._buckets, resolutions, strict=True)
+        }
+
+    def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
+        """See `engine.Units`."""
+        kept: list[Prepared] = []
+        skipped: list[Skipped] = []
+        # (place among those kept, pixels) that wait for their batch to be full, by set and bucket; what is encoded, by
+        # set and place.
+        waiting: dict[tuple[str, Bucket], list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
+        latents: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+
+        def encode(name: str, batch: list[tuple[int, np.ndarray]]) -> None:
+            means, stds = self._autoencoder.encode(np.stack([pixels for _, pixels in batch]), self._batch_size)
+            for (place, _), mean, std in zip(batch, means, stds, strict=True):
+                latents[name, place] = mean.astype(np.float16), std.astype(np.float16)
+            batch.clear()
+
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            for result in bounded_map(pool, self._prepare, items, ahead=4 * self._num_threads):
+                if isinstance(result, Skipped):
+                    skipped.append(result)
+                    continue
+                for name, (bucket, pixels) in result.pixels.items():
+                    batch = waiting[name, bucket]
+                    batch.append((len(kept), pixels))
+                    if len(batch) == self._batch_size:
+                        encode(name, batch)
+                kept.append(
+                    result._replace(pixels={name: (bucket, None) for name, (bucket, _) in result.pixels.items()})
+                )
+        for (name, _), batch in waiting.items():
+            if batch:
+                encode(name, batch)
+        texts = self._encode_captions(kept)
+        return {
+            name: [
+                Sample(
+                    key=item.key,
+                    texts=texts[place],
+                    image_size=item.image_size,
+                    bucket=(item.pixels[name][0].height, item.pixels[name][0].width),
+                    latent_mean=latents[name, place][0],
+                    latent_std=latents[name, place][1],
+                    label=item.label,
+                )
+                for place, item in enumerate(kept)
+            ]
+            for name in self._buckets
+        }, skipped
+
+    def _prepare(self, index: int) -> Prepared | Skipped:
+        """Reads, decodes and crops one item; never raises for what is wrong with it."""
+        try:
+            picture = self._pictures[index]
+        except BadItem as error:
+            return Skipped(error.key, error.reason, str(error))
+        if self._pictures.class_names and picture.label is None:
+            return Skipped(picture.key, "label-missing", "no class label, and the others have one")
+        clean = CLEANING[self._caption_cleaning]
+        captions = [(text, weight) for caption, weight in picture.captions if (text := clean(caption))]
+        if self._text_encoder is None:
+            captions = []
+        elif not captions:
+            return Skipped(picture.key, "caption-empty", "no caption, or nothing left of it after cleaning")
+        try:
+            image = decode(picture.data, **self._limits)
+        except BadImage as error:
+            return Skipped(picture.key, error.reason, error.message)
+        if max(image.size) > self._max_ratio * min(image.size):
+            return Skipped(
+                picture.key, "too-long", f"{image.width}×{image.height} pixels, wider than {self._max_ratio}:1"
+            )
+        label = picture.label if self._pictures.class_names else None
+        fitted = {}
+        for name, buckets in self._buckets.items():
+            bucket = nearest_bucket(buckets, image.height / image.width)
+            fitted[name] = bucket, fit(image, bucket)
+        return Prepared(picture.key, (image.height, image.width), fitted, captions, label)
+
+    def _encode_captions(self, kept: list[Prepared]) -> list[tuple[Text, ...]]:
+        """The stored texts of each picture."""
+        if self._text_encoder is None:
+            return [()] * len(kept)
+        captions = [caption for item in kept for caption, _ in item.captions]
+        features = iter(self._text_encoder.encode_trimmed(captions, self._batch_size))
+        return [
+            tuple(self._text(caption, weight, next(features)) for caption, weight in item.captions) for item in kept
+        ]
+
+    def _text(self, caption: str, weight: float, features: np.ndarray) -> Text:
+        if self._text_dtype == "int8":
+            return Text(caption, *quantize(features), weight=weight)
+        return Text(caption, features.astype(_TEXT_DTYPES[self._text_dtype]), weight=weight)
+
+    def _manifest(self, resolution: int) -> Manifest:
+        encoder = self._text_encoder
+        return Manifest(
+            resolution=resolution,
+            latent_channels=self._autoencoder.latent_channels,
+            latent_scale=self._autoencoder.latent_scale,
+            latent_kind="mean_std",
+            downsample=DOWNSAMPLE,
+            patch_size=PATCH_SIZE,
+            autoencoder="vae",
+            text_encoder="t5" if encoder else "none",
+            text_dim=encoder.dim if encoder else 0,
+            max_text_tokens=encoder.max_tokens if encoder else 0,
+            text_dtype=self._text_dtype if encoder else "none",
+            caption_cleaning=self._caption_cleaning,
+            num_classes=len(self._pictures.class_names),
+        )
+
+
+def bounded_map(pool: ThreadPoolExecutor, function: Callable[[E], T], items: Iterable[E], ahead: int) -> Iterator[T]:
+    """`pool.map` that is never more than `ahead` items ahead of its reader, so that results do not pile up."""
+    items = iter(items)
+    futures = collections.deque(pool.submit(function, item) for item in itertools.islice(items, ahead))
+    while futures:
+        yield futures.popleft().result()
+        futures.extend(pool.submit(function, item) for item in itertools.islice(items, 1))

@@ -1,0 +1,215 @@
+"""Pictures with captions or class labels to feature shards, which training reads.
+
+python -m tools.extract_features --source photos/ --out data/train --resolution 512 --checkpoint weights/sigma-512
+python -m tools.extract_features --source list.json --out data/train --resolution 512 1024 --checkpoint weights/sigma
+python -m tools.extract_features --source "sam-{000000..000999}.tar" --out data/sam --resolution 256 \
+    --family alpha --text-encoder weights/t5 --vae weights/vae --process-index 3 --process-count 16
+python -m tools.extract_features --source classes:imagenet/train --out data/classes --resolution 256 --vae weights/vae
+python -m tools.extract_features --source list.json --out data/train --resolution 512 --family alpha \
+    --reference-text data/caption_features --reference-latents data/img_vae_features
+
+Killed and started again with the same command, it goes on. Pictures that cannot be used are listed with their reason in
+DIR/skipped.jsonl; docs/data.md describes every kind of source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.stored import read_stored_model
+from pixart_jax.data.buckets import RESOLUTIONS
+from pixart_jax.data.pictures import open_pictures
+from pixart_jax.data.records import TEXT_DTYPES
+from pixart_jax.errors import InputError
+from pixart_jax.extraction.engine import SKIPPED_FILE, Progress, extract
+from pixart_jax.extraction.pictures import EncodedPictures
+from pixart_jax.metrics import format_duration
+from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    logging.set_verbosity(logging.WARNING)
+    warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
+    begin = time.perf_counter()
+    try:
+        if not 0 <= args.process_index < args.process_count:
+            raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
+        units = open_units(args)
+        finished = extract(
+            units,
+            args.out,
+            process_index=args.process_index,
+            process_count=args.process_count,
+            report=ProgressLines(f"process {args.process_index + 1}/{args.process_count}: "),
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    seconds = format_duration(time.perf_counter() - begin)
+    if not finished:
+        print(f"this process's share is done in {seconds}; the set is complete when the others are done too")
+        return 0
+    print(f"{args.out}: done in {seconds}")
+    print(summary(args.out))
+    return 0
+
+
+def open_units(args: argparse.Namespace) -> EncodedPictures:
+    """The source and the encoders that the command line names."""
+    weights = dict(part.partition("=")[::2] for part in args.caption_weights.split(",") if part)
+    try:
+        weights = {name: float(value) for name, value in weights.items()}
+    except ValueError as error:
+        raise InputError(f"--caption-weights {args.caption_weights}: must be FIELD=NUMBER,... ({error})") from error
+    pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
+    print(f"{args.source}: {len(pictures)} items, {len(pictures.class_names)} classes", file=sys.stderr)
+    dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    mesh = local_mesh()
+    vae = args.vae or (args.checkpoint and args.checkpoint / "vae")
+    if not vae:
+        raise InputError("pictures need an autoencoder: name a converted model (--checkpoint) or autoencoder (--vae)")
+    autoencoder = Autoencoder(vae, mesh=mesh, dtype=dtype, keep=True)
+    about = {"source": args.source, "caption_weights": weights, "dtype": dtype.name, "vae": autoencoder.probe()}
+    text_encoder, cleaning = None, "none"
+    if not args.labels:
+        directory = args.text_encoder or (args.checkpoint and args.checkpoint / "text_encoder")
+        if not directory:
+            raise InputError(
+                "captions need a text encoder: name a converted model (--checkpoint) or T5 (--text-encoder); for "
+                "class-conditional training pass --labels"
+            )
+        cleaning, max_tokens = captions_of(args)
+        text_encoder = T5TextEncoder(directory, max_tokens=max_tokens, mesh=mesh, dtype=dtype, keep=True)
+        about |= {"text_encoder": text_encoder.probe(), "max_text_tokens": max_tokens}
+    elif not pictures.class_names:
+        raise InputError(f"--labels: {args.source} has no class labels; see docs/data.md for the sources that have")
+    return EncodedPictures(
+        pictures,
+        args.resolution,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        caption_cleaning=cleaning,
+        text_dtype=args.text_dtype,
+        about=about,
+        items_per_unit=args.items_per_shard,
+        batch_size=args.batch_size,
+        min_side=args.min_side,
+        max_pixels=args.max_pixels,
+        num_threads=args.num_threads,
+    )
+
+
+def captions_of(args: argparse.Namespace) -> tuple[str, int]:
+    """How captions are cleaned, and how many tokens of them are read."""
+    if args.family:
+        return args.family, FAMILIES[args.family]["max_text_tokens"]
+    if args.checkpoint is None:
+        raise InputError("--family alpha or --family sigma says how captions are cleaned and how long they may be")
+    stored = read_stored_model(args.checkpoint)
+    return stored.caption_cleaning, stored.model.max_text_tokens
+
+
+class ProgressLines:
+    """Prints, unit by unit, how fast it goes and when it will be done."""
+
+    def __init__(self, prefix: str):
+        self._prefix, self._first = prefix, None
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.perf_counter()
+        line = f"{self._prefix}{progress.items}/{progress.total_items} items, {progress.skipped} skipped"
+        if self._first is None:  # Compilation, and what an earlier run has done, would spoil the rate.
+            self._first = now, progress.items
+        elif now > self._first[0]:
+            rate = (progress.items - self._first[1]) / (now - self._first[0])
+            line += f", {rate:.1f}/s, {format_duration((progress.total_items - progress.items) / rate)} to go"
+        print(line, file=sys.stderr, flush=True)
+
+
+def summary(out: pathlib.Path) -> str:
+    """What the sets hold, and what was skipped for which reason."""
+    lines = []
+    for path in sorted(out.glob("**/manifest.json")):
+        manifest = json.loads(path.read_text())
+        num_bytes = sum(shard["num_bytes"] for shard in manifest["shards"])
+        lines.append(
+            f"{path.parent}: {manifest['num_samples']} samples in {len(manifest['shards'])} shards, "
+            f"{num_bytes / 1e6:,.1f} MB, {len(manifest['bucket_histogram'])} buckets"
+        )
+    with (out / SKIPPED_FILE).open() as file:
+        reasons = collections.Counter(json.loads(line)["reason"] for line in file)
+    if reasons:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"{sum(reasons.values())} items skipped ({out / SKIPPED_FILE}): {counts}")
+    return "\n".join(lines)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.extract_features",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--source", required=True, help="pictures and captions; see docs/data.md")
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="must not exist")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        nargs="+",
+        required=True,
+        choices=RESOLUTIONS,
+        help="pixels along a side of the buckets' square; of several each has a folder of DIR",
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument("--data-dir", help="where a list's pictures or tensorflow-datasets' data are")
+    source.add_argument(
+        "--caption-weights", default="", metavar="FIELD=NUMBER,...", help="of a list's caption fields, e.g. prompt=0.2"
+    )
+    source.add_argument("--min-side", type=int, default=64, help="skip smaller pictures (default: %(default)s px)")
+    source.add_argument("--max-pixels", type=int, default=2**27, help="skip larger pictures (default: %(default)s)")
+
+    encoders = parser.add_argument_group("encoders", "directories that tools.convert wrote")
+    encoders.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="a model with both encoders")
+    encoders.add_argument("--vae", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
+    encoders.add_argument("--text-encoder", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
+    encoders.add_argument("--family", choices=FAMILIES, help="of captions (default: the checkpoint's)")
+    encoders.add_argument("--labels", action="store_true", help="class labels in place of captions, for stage 1")
+    encoders.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
+    )
+    encoders.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--text-dtype",
+        choices=TEXT_DTYPES,
+        default="bfloat16",
+        help="int8 has a scale per token (default: %(default)s)",
+    )
+    output.add_argument(
+        "--items-per-shard", type=int, default=1024, help="what a kill can cost at most (default: %(default)s)"
+    )
+
+    share = parser.add_argument_group("sharing the work", "every process runs the same command but for its index")
+    share.add_argument("--process-index", type=int, default=0)
+    share.add_argument("--process-count", type=int, default=1)
+    share.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that decode pictures")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
