@@ -38,7 +38,7 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import SampleFn, latents_to_tokens, make_sample_fn, sample_in_batches, tokens_to_latents
 from pixart_jax.sharding import batch_sharding, make_mesh
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions
-from pixart_jax.train_state import abstract_params
+from pixart_jax.train_state import abstract_params, kernels_as
 
 # (what is being done, how many are done, of how many)
 Progress = Callable[[str, int, int], None]
@@ -334,16 +334,6 @@ class TextToImage:
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
     def _sample_fn(self, sampler: str, num_steps: int) -> SampleFn:
         return make_sample_fn(self.model, linear_schedule(), sampler, num_steps)
-
-
-def kernels_as(dtype: Dtype, abstract):
-    """Shapes of parameters, with kernels of the dtype that matrix products convert them to anyway: half the memory."""
-
-    def leaf(path, leaf):
-        is_kernel = getattr(path[-1], "key", None) == "kernel"
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if is_kernel else leaf.dtype, sharding=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
 def _open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:

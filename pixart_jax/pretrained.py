@@ -91,7 +91,7 @@ class T5TextEncoder:
         self._tokenizer = load_tokenizer(directory / TOKENIZER)
         self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-        self._weights = Weights(lambda: restore_text_encoder(directory, mesh)[1], keep=keep)
+        self._weights = Weights(lambda: restore_text_encoder(directory, mesh, dtype=dtype)[1], keep=keep)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids i32[n, max_tokens], padded at the end, and how many of them are real, i32[n].

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pixart_jax"
 LAYERS = [
     ["errors", "tokens", "rng", "captions", "files", "words"],
     ["diffusion"],
-    ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images"],
+    ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images", "charts"],
     [
         "losses",
         "train_step",

@@ -33,22 +33,35 @@ from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.records import TEXT_DTYPES
+from pixart_jax.data.reference_features import open_reference_features
 from pixart_jax.errors import InputError
-from pixart_jax.extraction.engine import SKIPPED_FILE, Progress, extract
+from pixart_jax.extraction.engine import SKIPPED_FILE, Progress, Units, extract
 from pixart_jax.extraction.pictures import EncodedPictures
+from pixart_jax.extraction.reference import ReferenceUnits
 from pixart_jax.metrics import format_duration
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
 
+# Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them
+# to do where features exist, and the other way round.
+OF_PICTURES = (
+    "data_dir", "caption_weights", "min_side", "max_pixels", "checkpoint", "vae", "text_encoder", "labels", "dtype",
+    "batch_size",
+)  # fmt: skip
+OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    args = make_parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
     begin = time.perf_counter()
     try:
         if not 0 <= args.process_index < args.process_count:
             raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
-        units = open_units(args)
+        for name in ("items_per_shard", "batch_size", "num_threads"):
+            if getattr(args, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+        units = open_reference(args) if args.reference_text or args.reference_latents else open_pictures_of(args)
         finished = extract(
             units,
             args.out,
@@ -68,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_units(args: argparse.Namespace) -> EncodedPictures:
+def open_pictures_of(args: argparse.Namespace) -> Units:
     """The source and the encoders that the command line names."""
+    refuse(args, OF_REFERENCE, "is for features that exist; name their folders, or leave it out")
     weights = dict(part.partition("=")[::2] for part in args.caption_weights.split(",") if part)
     try:
         weights = {name: float(value) for name, value in weights.items()}
@@ -111,6 +125,45 @@ def open_units(args: argparse.Namespace) -> EncodedPictures:
         max_pixels=args.max_pixels,
         num_threads=args.num_threads,
     )
+
+
+def open_reference(args: argparse.Namespace) -> Units:
+    """The list and the folders of features that the command line names."""
+    refuse(
+        args,
+        OF_PICTURES,
+        "is for encoding pictures, and --reference-text and --reference-latents are encoded; leave it out",
+    )
+    if not (args.reference_text and args.reference_latents):
+        raise InputError("--reference-text and --reference-latents go together: name the folders of .npz and of .npy")
+    if not args.source.lower().endswith((".json", ".jsonl")):
+        raise InputError(f"--source {args.source}: name the .json or .jsonl list that the features were extracted from")
+    if not args.family:
+        raise InputError("--family alpha or --family sigma says whose features they are, which no file of them tells")
+    if len(set(args.resolution)) > 1:
+        raise InputError(f"--resolution {args.resolution}: a folder of latents is of one resolution; import one by one")
+    field = args.caption_field or "prompt"
+    about = {"source": args.source, "caption_field": field}
+    source = open_reference_features(
+        args.source, text_dir=args.reference_text, latents_dir=args.reference_latents, caption_field=field
+    )
+    print(f"{args.source}: {len(source)} records", file=sys.stderr)
+    return ReferenceUnits(
+        source,
+        args.resolution[0],
+        family=args.family,
+        text_dtype=args.text_dtype,
+        about=about | {name: str(getattr(args, name)) for name in ("reference_text", "reference_latents")},
+        items_per_unit=args.items_per_shard,
+        num_threads=args.num_threads,
+    )
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises InputError for options that were given and that this run would not heed."""
+    default = make_parser().get_default
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != default(name)]:
+        raise InputError(f"{', '.join(given)} {why}")
 
 
 def captions_of(args: argparse.Namespace) -> tuple[str, int]:
@@ -158,7 +211,7 @@ def summary(out: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.extract_features",
         description=__doc__,
@@ -186,12 +239,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     encoders.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="a model with both encoders")
     encoders.add_argument("--vae", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
     encoders.add_argument("--text-encoder", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
-    encoders.add_argument("--family", choices=FAMILIES, help="of captions (default: the checkpoint's)")
+    encoders.add_argument("--family", choices=FAMILIES, help="of captions or of features (default: the checkpoint's)")
     encoders.add_argument("--labels", action="store_true", help="class labels in place of captions, for stage 1")
     encoders.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
     )
     encoders.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
+
+    reference = parser.add_argument_group(
+        "reference", "features that PixArt's own tools extracted, in place of encoders"
+    )
+    reference.add_argument("--reference-text", type=pathlib.Path, metavar="DIR", help="of .npz files")
+    reference.add_argument("--reference-latents", type=pathlib.Path, metavar="DIR", help="of .npy files")
+    reference.add_argument("--caption-field", metavar="FIELD", help="that the text is of (default: prompt)")
 
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -207,8 +267,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     share = parser.add_argument_group("sharing the work", "every process runs the same command but for its index")
     share.add_argument("--process-index", type=int, default=0)
     share.add_argument("--process-count", type=int, default=1)
-    share.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that decode pictures")
-    return parser.parse_args(argv)
+    share.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
+    return parser
 
 
 if __name__ == "__main__":

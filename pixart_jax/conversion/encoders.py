@@ -30,6 +30,7 @@ from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.sharding import tree_shardings
+from pixart_jax.train_state import kernels_as
 
 # What the parts of a pipeline are called, there and here, and the stem of their files of weights.
 STEMS = {"vae": WEIGHTS, "text_encoder": "model"}
@@ -206,7 +207,8 @@ def restore_text_encoder(
     Args:
       directory: its own, `text_encoder/` beside a model.
       mesh: over which `sharding.tree_shardings` spreads the parameters.
-      dtype: of matrix products. The parameters keep the dtype that they are stored in.
+      dtype: of matrix products. Kernels come in bfloat16 if that is bfloat16, or if they are stored so; the rest as it
+        is stored.
 
     Returns:
       (module, parameters as jax arrays).
@@ -218,7 +220,7 @@ def restore_text_encoder(
 
 
 def restore_vae(directory: str | pathlib.Path, mesh: Mesh, *, dtype: Dtype = jnp.float32) -> tuple[AutoencoderKL, Any]:
-    """An image autoencoder that `write_encoder` wrote; all else as `restore_text_encoder`."""
+    """An image autoencoder that `write_encoder` wrote, its parameters as they are stored; else as the text encoder."""
     return _restore(pathlib.Path(directory), "vae", mesh, dtype)
 
 
@@ -234,6 +236,9 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
         stored,
         tree_shardings(shapes, mesh),
     )
+    # Not the autoencoder's: its first and last convolutions stay in float32.
+    if kind == "text_encoder" and jnp.dtype(dtype) == jnp.bfloat16:
+        abstract = kernels_as(dtype, abstract)
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             return model, checkpointer.restore(path, abstract)

@@ -8,7 +8,6 @@ With `BatchSpec.group_buckets` the order depends on the global batch P·B too, w
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
@@ -16,70 +15,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
-import ml_dtypes
 import numpy as np
 from absl import flags
 
-from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, check_shards, read_buckets, read_manifest
+from pixart_jax.data.examples import BatchSpec, MakeExample, make_example, pack, pad_text
+from pixart_jax.data.feature_shards import Manifest, ShardReader, check_shards, read_buckets, read_manifest
 from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
 from pixart_jax.errors import InputError
-from pixart_jax.tokens import block_order, grid_positions, patchify
 
-_TEXT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+__all__ = ["BatchSpec", "check_sources", "make_example", "make_iterator"]
 
 # Batches that are made ahead, each by its own thread, in every process that reads: enough to hide a read behind a step,
 # little enough to fit in memory when a batch has hundreds of megabytes.
 _READ_AHEAD = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchSpec:
-    """The shapes of a batch: what the model needs of its data.
-
-    Attributes:
-      batch_size: samples per process per step.
-      num_tokens: N that every image is padded to; those of the largest bucket.
-      patch_size: latent cells per token along each side.
-      latent_channels: C of the latents.
-      position_base, position_scale: see `tokens.grid_positions`.
-      max_text_tokens: L that every caption's features are padded to.
-      text_dim: their width.
-      text_dtype: "float32" or "bfloat16".
-      num_classes: above 0 for class-conditional models, whose batches have `label` in place of the text.
-      block_ratio: above 1, tokens are laid out block-major by this ratio (`tokens.block_order`).
-      text_drop_prob: share of samples whose condition is replaced by the null embedding.
-      group_buckets: every global batch holds pictures of one bucket only, and of one source.
-
-    Raises:
-      InputError: a field is out of range; names it.
-    """
-
-    batch_size: int
-    num_tokens: int
-    patch_size: int
-    latent_channels: int
-    position_base: int
-    position_scale: float
-    max_text_tokens: int
-    text_dim: int
-    text_dtype: str
-    num_classes: int = 0
-    block_ratio: int = 1
-    text_drop_prob: float = 0.1
-    group_buckets: bool = False
-
-    def __post_init__(self):
-        for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)!r}")
-        if not self.position_scale > 0:
-            raise InputError(f"position_scale must be positive, not {self.position_scale!r}")
-        if self.text_dtype not in _TEXT_DTYPES:
-            raise InputError(f"text_dtype must be one of {', '.join(_TEXT_DTYPES)}, not {self.text_dtype!r}")
-        if self.num_classes < 0:
-            raise InputError(f"num_classes must be 0 (text-conditional) or more, not {self.num_classes!r}")
-        if not 0 <= self.text_drop_prob <= 1:
-            raise InputError(f"text_drop_prob must lie in [0, 1], not {self.text_drop_prob!r}")
 
 
 def make_iterator(
@@ -137,7 +85,7 @@ def make_iterator(
         manifest = manifests[number]
         # Grain shuffles epoch e with seed + e, so neighbouring seeds must not stay neighbours, nor sources share one.
         order_seed, sample_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
-        make = _MakeExample(manifest, spec)
+        make = MakeExample(manifest, spec)
         if spec.group_buckets:
             read = functools.partial(read_buckets, directory, manifest)
             counts = list(manifest.buckets.values())
@@ -157,7 +105,7 @@ def make_iterator(
         examples = grain.MapDataset.mix(streams, weights)
     return _BatchIterator(
         examples,
-        spec.batch_size,
+        spec,
         identity={
             "seed": seed,
             "shuffle": shuffle,
@@ -244,77 +192,6 @@ def _bucket_mismatches(bucket: tuple[int, int], manifest: Manifest, spec: BatchS
         )
 
 
-def make_example(
-    sample: Sample, manifest: Manifest, spec: BatchSpec, rng: np.random.Generator | None = None
-) -> dict[str, np.ndarray]:
-    """One sample as the arrays of `make_iterator`'s batches, without their leading batch dimension.
-
-    Args:
-      sample: as stored.
-      manifest: of the sample's set.
-      spec: the batch it is made for.
-      rng: draws the posterior sample, the caption and the text drop; None takes the posterior's mean and the caption of
-        the largest weight, and drops nothing.
-
-    Raises:
-      InputError: the sample does not fit the batch; names its key and the field.
-    """
-    dropped = rng is not None and rng.random() < spec.text_drop_prob
-    latents = sample.latent_mean.astype(np.float32)
-    if rng is not None and sample.latent_std is not None:
-        latents += sample.latent_std.astype(np.float32) * rng.standard_normal(latents.shape, dtype=np.float32)
-    latents *= np.float32(manifest.latent_scale)
-    grid = (latents.shape[0] // spec.patch_size, latents.shape[1] // spec.patch_size)
-    num_tokens = grid[0] * grid[1]
-    if num_tokens > spec.num_tokens:
-        raise InputError(
-            f"sample {sample.key!r}: latent_mean makes {num_tokens} tokens, num_tokens is {spec.num_tokens}"
-        )
-    tokens, positions = patchify(latents, spec.patch_size), _positions(grid, spec.position_base, spec.position_scale)
-    if spec.block_ratio > 1:
-        order = _block_order(grid, spec.block_ratio)
-        tokens, positions = tokens[order], positions[order]
-    example = {
-        "tokens": _pad(tokens, spec.num_tokens),
-        "positions": _pad(positions, spec.num_tokens),
-        "num_tokens": np.asarray(num_tokens, np.int32),
-        "image_size": np.asarray(sample.image_size, np.float32),
-        "aspect_ratio": np.asarray([manifest.aspect_ratio(sample.bucket)], np.float32),
-        "text_drop": np.asarray(dropped, np.bool_),
-    }
-    if spec.num_classes:
-        return example | {"label": np.asarray(sample.label or 0, np.int32)}
-    # Drawn last, so that a second caption changes none of the other random numbers.
-    chosen = sample.draw_text(rng)
-    length = len(chosen.features)
-    if length > spec.max_text_tokens:
-        raise InputError(f"sample {sample.key!r}: text has {length} tokens, max_text_tokens is {spec.max_text_tokens}")
-    text = np.zeros((spec.max_text_tokens, spec.text_dim), _TEXT_DTYPES[spec.text_dtype])
-    chosen.decode_into(text[:length])
-    return example | {"text": text, "text_length": np.asarray(length, np.int32)}
-
-
-# A resolution has some forty buckets; beside these, the tables of a 2K image take longer to make than its noise.
-_positions = functools.lru_cache(maxsize=128)(grid_positions)
-_block_order = functools.lru_cache(maxsize=128)(block_order)
-
-
-def _pad(rows: np.ndarray, length: int) -> np.ndarray:
-    padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
-    padded[: len(rows)] = rows
-    return padded
-
-
-@dataclasses.dataclass(frozen=True)
-class _MakeExample(grain.transforms.RandomMap):
-    # Kept out of Grain's messages: a manifest has thousands of shards.
-    manifest: Manifest = dataclasses.field(repr=False)
-    spec: BatchSpec
-
-    def random_map(self, element: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return make_example(element, self.manifest, self.spec, rng)
-
-
 class _BatchIterator(grain.DatasetIterator):
     """Batches of this process's share of an endless global order of examples.
 
@@ -325,7 +202,7 @@ class _BatchIterator(grain.DatasetIterator):
     def __init__(
         self,
         examples: grain.MapDataset,
-        batch_size: int,
+        spec: BatchSpec,
         *,
         identity: dict[str, Any],
         num_workers: int,
@@ -334,7 +211,7 @@ class _BatchIterator(grain.DatasetIterator):
     ):
         super().__init__()
         self._examples = examples
-        self._batch_size = batch_size
+        self._spec = spec
         self._identity = identity
         self._num_workers = num_workers
         self._process_index = process_index
@@ -345,7 +222,7 @@ class _BatchIterator(grain.DatasetIterator):
     def __next__(self) -> dict[str, np.ndarray]:
         self.start_prefetch()
         batch = next(self._reading)
-        self._next_sample += self._batch_size * self._process_count
+        self._next_sample += self._spec.batch_size * self._process_count
         return batch
 
     def start_prefetch(self) -> None:
@@ -356,9 +233,17 @@ class _BatchIterator(grain.DatasetIterator):
                 flags.FLAGS.mark_as_parsed()
             share = self._examples[self._next_sample + self._process_index :: self._process_count]
             # Workers take turns by whole batches, because batching happens before they are dealt out.
+            batches = share.batch(
+                self._spec.batch_size, drop_remainder=True, batch_fn=functools.partial(pack, spec=self._spec)
+            )
             read_options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
-            batches = share.batch(self._batch_size, drop_remainder=True).to_iter_dataset(read_options)
-            self._reading = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._num_workers)))
+            pad = functools.partial(pad_text, spec=self._spec)
+            if self._num_workers:
+                workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
+                batches = batches.to_iter_dataset(read_options).mp_prefetch(workers).map(pad)
+            else:  # In the threads that read, not in the caller's.
+                batches = batches.map(pad).to_iter_dataset(read_options)
+            self._reading = iter(batches)
             self._reading.start_prefetch()
 
     def get_state(self) -> dict[str, Any]:

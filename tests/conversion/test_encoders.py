@@ -99,6 +99,18 @@ def test_the_encoders_equal_pytorchs(pipeline, model):
         )
 
 
+def test_bfloat16_kernels_for_bfloat16_products_and_the_same_features(model):
+    """They would be rounded at every use; what is not multiplied by stays as it is stored."""
+    mesh, inputs = make_mesh(1), captions(TINY.vocab_size, 9, 9, 4, 1)
+    encoder, half = restore_text_encoder(model / "text_encoder", mesh, dtype=jnp.bfloat16)
+    leaves = jax.tree_util.tree_leaves_with_path(half)
+    dtypes = {(path[-1].key == "kernel", str(leaf.dtype)) for path, leaf in leaves}
+    assert dtypes == {(True, "bfloat16"), (False, "float32")}
+    _, full = restore_text_encoder(model / "text_encoder", mesh)
+    found, expected = (jax.jit(encoder.apply)({"params": params}, *inputs) for params in (half, full))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_tokenizers_files_are_copied(model):
     tokenizer = model / "text_encoder/tokenizer"
     assert sorted(os.listdir(tokenizer)) == TOKENIZER

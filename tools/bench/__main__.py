@@ -2,6 +2,7 @@
 
 python -m tools.bench --what=train --config=configs/quickstart.py [--config.model.depth=12 ...] [--steps=20]
 python -m tools.bench --what=convert [--size=XL/2]
+python -m tools.bench --what=data [--resolution=256]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax
 from pixart_jax.errors import InputError
 
 # A module of this package each, imported when asked for: an accelerator image lacks what some of them need.
-BENCHMARKS = ("train", "convert")
+BENCHMARKS = ("train", "convert", "data")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
