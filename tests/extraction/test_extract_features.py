@@ -15,25 +15,15 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_pipeline import make_pipeline, save
 
 from pixart_jax.data.buckets import nearest_bucket, training_buckets
 from pixart_jax.data.decoding import decode, fit
 from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
-from tools import convert, extract_features
+from tools import extract_features
 
 COLOURS = ["red", "green", "blue", "small", "brown"]
 SIZES = [(300, 200), (200, 300), (256, 256), (420, 200), (70, 90)]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A converted Σ, of which extraction takes the encoders."""
-    folder = tmp_path_factory.mktemp("weights")
-    reference = make_pipeline("sigma", sample_size=32, interpolation_scale=0.5)
-    assert convert.main([str(save(reference, folder / "pipeline")), str(folder / "weights")]) == 0
-    return folder / "weights"
 
 
 def picture(number):
