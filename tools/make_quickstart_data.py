@@ -36,8 +36,8 @@ from pixart_jax.words import WordEncoder
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
-# Raise it when the choice, the drawing or the encoders change, so that old data is not taken for new.
-RECIPE_VERSION = 2
+# Raise it when the choice, the drawing, the encoders or the format change, so that old data is not taken for new.
+RECIPE_VERSION = 3
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 12

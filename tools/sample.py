@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     logging.set_verbosity(logging.WARNING)
     # Orbax warns that a checkpoint opened for reading is opened for reading.
-    logging.get_absl_logger().addFilter(lambda record: "read_only" not in record.getMessage())
+    logging.get_absl_logger().addFilter(lambda record: "read only" not in record.getMessage())
     out = args.out or args.checkpoint / "generated"
     begin = time.perf_counter()
     try:
