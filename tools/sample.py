@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -63,6 +64,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
         ema=args.ema,
         text_encoder=args.text_encoder,
         vae=args.vae,
+        dtype=args.dtype and jnp.dtype(args.dtype),
         keep_loaded=args.keep_loaded,
         tile_size=args.tile_size,
     )
@@ -218,6 +220,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
     models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
+    models.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
+    )
     models.add_argument(
         "--keep-loaded",
         action="store_true",

@@ -18,11 +18,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
-from pixart_jax.conversion.stored import StoredArrays, check_shapes, stored_leaves, write_params
+from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.conversion.t5 import convert_t5, revert_t5
 from pixart_jax.conversion.vae import convert_vae, revert_vae
 from pixart_jax.errors import InputError
@@ -239,11 +238,10 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
     # Not the autoencoder's: its first and last convolutions stay in float32.
     if kind == "text_encoder" and jnp.dtype(dtype) == jnp.bfloat16:
         abstract = kernels_as(dtype, abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            return model, checkpointer.restore(path, abstract)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    try:
+        return model, restore_tree(path, abstract)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> nn.Module:

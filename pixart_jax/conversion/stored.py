@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -232,8 +233,19 @@ def restore_params(directory: str | pathlib.Path, abstract: Any):
     path = pathlib.Path(directory).absolute() / "params"
     flat = flax.traverse_util.flatten_dict(abstract, sep="/")
     check_shapes(path, {name: leaf.shape for name, leaf in flat.items()})
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, abstract)
+    return restore_tree(path, abstract)
+
+
+def restore_tree(path: pathlib.Path, abstract: Any):
+    """A tree of jax arrays like `abstract`, read a few at a time: the host needs little more than one of them.
+
+    Raises:
+      ValueError, OSError: the checkpoint is damaged.
+    """
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=1 + math.ceil(largest / 1e9))
+    with ocp.Checkpointer(handler) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.StandardRestore(abstract))
 
 
 def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
