@@ -1,10 +1,220 @@
-"""What a config says about the data, as the typed arguments that the input pipeline takes."""
+"""What a config says about the data: opened, checked, and the same to the loop whatever kind it is."""
 
 from __future__ import annotations
 
-from pixart_jax.config import ConfigDict, build_model, position_base
-from pixart_jax.data.pipeline import BatchSpec
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from pixart_jax.captions import CLEANING
+from pixart_jax.config import ConfigDict, architecture, build_model, position_base, require_setting
+from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
+from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader
+from pixart_jax.data.pictures import open_pictures
+from pixart_jax.data.pipeline import BatchSpec, check_sources, make_iterator
 from pixart_jax.errors import InputError
+from pixart_jax.extraction.pictures import EncodedPictures
+from pixart_jax.features import copy_encoders, load_autoencoder, record_encoders
+from pixart_jax.images import false_colour
+from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
+from pixart_jax.pretrained import Autoencoder, T5TextEncoder
+from pixart_jax.sharding import make_mesh
+from pixart_jax.tokens import DOWNSAMPLE
+
+# Pictures, and captions, that are encoded at a time in online training. Each bucket's last few are filled up to it, so
+# that it should be far below a batch, which mixes buckets.
+ENCODED_AT_A_TIME = 4
+
+
+class Batches(Protocol):
+    """Endless batches; see `data.pipeline.make_iterator` for what they hold."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on. Nothing is read before it is asked for.
+
+    Attributes:
+      batches: this process's.
+      samples: the data set, or some of it, for pictures of what was learnt; at least one.
+      manifest: of the samples.
+      decode: unscaled latents f32[1, h, w, C] to pictures f32[1, H, W, 3] in about [-1, 1].
+      keep_encoders: puts into a folder what sampling has to know of the encoders; raises InputError if the run there
+        started with others.
+    """
+
+    batches: Batches
+    samples: Sequence[Sample]
+    manifest: Manifest
+    decode: Callable[[np.ndarray], np.ndarray]
+    keep_encoders: Callable[[pathlib.Path], None]
+
+
+def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, process_count: int = 1) -> TrainingData:
+    """The data that a config names, checked against its model.
+
+    Raises:
+      InputError: names the config key or the directory, and the cure; before anything is encoded.
+    """
+    processes = {"process_index": process_index, "process_count": process_count}
+    return (_open_pictures if config.data.online else _open_shards)(config, spec, processes)
+
+
+def _open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+    require = functools.partial(require_setting, config)
+    for key, unset in (("text_encoder", ""), ("caption_cleaning", "none"), ("data_dir", "")):
+        require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
+    sources = parse_sources(config.data.sources)
+    manifests = check_sources(sources, spec)
+    (directory, _), manifest = sources[0], manifests[0]
+    require(
+        not config.sample.retrieval_captions or len(manifest.bucket_histogram) == 1,
+        "sample.retrieval_captions",
+        f"pictures are compared pixel by pixel, and {directory} holds {len(manifest.bucket_histogram)} sizes; set it "
+        "to 0",
+    )
+    if config.data.vae:
+        require(
+            manifest.autoencoder == "vae",
+            "data.vae",
+            f"{directory} was made with the autoencoder \"{manifest.autoencoder}\", which is another; set it to ''",
+        )
+        decode = _open_autoencoder(config, manifest.latent_scale).decode
+    else:
+        decode = _own_decoder(directory, manifest)
+    return TrainingData(
+        batches=make_iterator(sources, spec, seed=config.seed, num_workers=config.data.num_workers, **processes),
+        samples=ShardReader(directory),
+        manifest=manifest,
+        decode=decode,
+        keep_encoders=functools.partial(copy_encoders, directory, manifest),
+    )
+
+
+def _own_decoder(directory: str, manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
+    """That of the autoencoder beside the shards."""
+    try:
+        return load_autoencoder(directory, manifest).decode
+    except InputError as error:
+        logging.warning("sample grids are drawn in false colours: %s", error)
+        return false_colour
+
+
+def _open_pictures(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+    """Pictures that are encoded on the way."""
+    require = functools.partial(require_setting, config)
+    data, model, has_classes = config.data, config.model, spec.num_classes > 0
+    resolutions, choices = ", ".join(map(str, RESOLUTIONS)), ", ".join(CLEANING)
+    only_shards = "is for feature shards; with config.data.online=True set it to"
+    require(bool(data.sources.strip()), "data.sources", "name pictures as tools.extract_features --source takes them")
+    require(not data.group_buckets, "data.group_buckets", f"{only_shards} False")
+    require(data.num_workers == 0, "data.num_workers", f"{only_shards} 0: pictures are decoded in threads")
+    require(not config.sample.retrieval_captions, "sample.retrieval_captions", f"{only_shards} 0")
+    require(model.resolution in RESOLUTIONS, "model.resolution", f"has no aspect-ratio buckets; one of {resolutions}")
+    unit = DOWNSAMPLE * spec.patch_size * spec.block_ratio
+    fits = all(side % unit == 0 for b in training_buckets(model.resolution) for side in (b.height, b.width))
+    sides = f"the sides of the buckets at {model.resolution} px are no multiples of {unit} px"
+    require(fits or spec.block_ratio == 1, "model.kv_compress_ratio", f"{sides}; set it to 1, or raise the resolution")
+    require(
+        fits, "model.resolution", f"{sides}, of which a token has {DOWNSAMPLE * architecture(config)['patch_size']}"
+    )
+    require(bool(data.vae), "data.vae", "name an autoencoder's directory that tools.convert wrote")
+    require(data.caption_cleaning in CLEANING, "data.caption_cleaning", f"must be one of {choices}")
+    if has_classes:
+        for key, unset in (("text_encoder", ""), ("caption_cleaning", "none")):
+            require(
+                data[key] == unset,
+                f"data.{key}",
+                f"a model of {spec.num_classes} classes reads labels, no captions; set it to {unset!r}",
+            )
+    else:
+        require(
+            bool(data.text_encoder), "data.text_encoder", "name a text encoder's directory that tools.convert wrote"
+        )
+    pictures = open_pictures(data.sources.strip(), data_dir=data.data_dir or None)
+    require(len(pictures) > 0, "data.sources", "holds no pictures")
+    require(
+        not has_classes or len(pictures.class_names) == spec.num_classes,
+        "model.num_classes",
+        f"the pictures of {data.sources} have {len(pictures.class_names)} classes",
+    )
+    autoencoder = _open_autoencoder(config)
+    text_encoder = None
+    if not has_classes:
+        text_encoder = T5TextEncoder(
+            data.text_encoder,
+            max_tokens=spec.max_text_tokens,
+            mesh=_encoder_mesh(),
+            dtype=jnp.dtype(config.dtype),
+            keep=True,
+        )
+        require(
+            text_encoder.dim == spec.text_dim,
+            "model.text_dim",
+            f"the text encoder {data.text_encoder} (config.data.text_encoder) gives features {text_encoder.dim} wide",
+        )
+    encoder = EncodedPictures(
+        pictures,
+        [model.resolution],
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        caption_cleaning=data.caption_cleaning,
+        text_dtype=spec.text_dtype,
+        about={},
+        batch_size=ENCODED_AT_A_TIME,
+    )
+    items = OnlineItems(encoder)
+    return TrainingData(
+        batches=OnlineBatches(items, spec, seed=config.seed, **processes),
+        # One is needed for the shapes of a batch.
+        samples=SpreadSamples(items, config.sample.num_images if config.sample.every else 1),
+        manifest=items.manifest,
+        decode=autoencoder.decode,
+        keep_encoders=functools.partial(record_encoders, items.manifest),
+    )
+
+
+def _open_autoencoder(config: ConfigDict, latent_scale: float | None = None) -> Autoencoder:
+    """config.data.vae, which stays on the devices; `latent_scale` is that of latents that exist already."""
+    autoencoder = Autoencoder(config.data.vae, mesh=_encoder_mesh(), dtype=jnp.dtype(config.dtype), keep=True)
+    require_setting(
+        config,
+        autoencoder.latent_channels == config.model.latent_channels,
+        "model.latent_channels",
+        f"the autoencoder {config.data.vae} (config.data.vae) has latents of {autoencoder.latent_channels} channels",
+    )
+    require_setting(
+        config,
+        latent_scale is None or abs(autoencoder.latent_scale / latent_scale - 1) < 1e-6,
+        "data.vae",
+        f"its latent scale is {autoencoder.latent_scale:g}, that of the data {latent_scale or 0:g}, which another "
+        "autoencoder made",
+    )
+    return autoencoder
+
+
+def _encoder_mesh() -> jax.sharding.Mesh:
+    """This process's devices, each with a copy of all parameters.
+
+    Split parameters would have to be gathered, and devices that are told by two threads to gather, here the encoders'
+    arrays and there the gradients, may each begin with another and wait for ever.
+    """
+    return make_mesh(1, jax.local_devices())
 
 
 def parse_sources(text: str) -> list[tuple[str, float]]:

@@ -7,6 +7,7 @@ This module needs only the core's imports, so that a benchmark can read configs 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import json
 import math
@@ -88,8 +89,21 @@ def default_config() -> ConfigDict:
                 "attention": "xla",
             },
             "data": {
-                # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT".
+                # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures.
                 "sources": "",
+                # Encode pictures and captions (or labels) on the way, without tools.extract_features: for small sets.
+                # Each visit costs the encoders' time, and every device holds a copy of both. Then `sources` is what
+                # tools.extract_features takes as --source, `data_dir` what it takes as --data-dir, and `resolution` one
+                # that has buckets (256, 512, 1024, 2048, 2880, 4096). Ratios mix freely in the one compiled step; the
+                # autoencoder is compiled once for each bucket, when its first picture comes.
+                "online": False,
+                "data_dir": "",
+                # Directories that tools.convert wrote. The autoencoder also decodes the sample grids of shards that
+                # were made with it, which are drawn in false colours otherwise.
+                "vae": "",
+                "text_encoder": "",
+                # How `online` cleans captions: "none", "alpha" or "sigma".
+                "caption_cleaning": "none",
                 # Global: over all devices and processes.
                 "batch_size": 256,
                 # Processes that read and assemble batches; 0 does it in threads of this one.
@@ -200,13 +214,16 @@ def unknown_key_error(key: str, config: ConfigDict) -> InputError:
     return InputError(f"unknown config key config.{key}; {hint}")
 
 
+def require_setting(config: ConfigDict, ok: bool, key: str, cure: str) -> None:
+    """Raises InputError with the dotted key, its value and the cure, unless `ok`."""
+    if not ok:
+        raise InputError(f"config.{key} = {flatten(config)[key]!r}: {cure}")
+
+
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for the first setting that cannot work; names the key, the value and the cure."""
 
-    def require(ok: bool, key: str, cure: str) -> None:
-        if not ok:
-            raise InputError(f"config.{key} = {flatten(config)[key]!r}: {cure}")
-
+    require = functools.partial(require_setting, config)
     for key, choices in {
         "dtype": ("float32", "bfloat16"),
         "model.size": SIZES,

@@ -6,10 +6,12 @@ A data set names its two encoders in the manifest and keeps their files beside t
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import pathlib
 
-from pixart_jax.data.manifest import MANIFEST_FILE, Manifest
+from pixart_jax.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
@@ -20,6 +22,9 @@ from pixart_jax.words import WordEncoder
 ENCODERS = "encoders"
 
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
+
+# How a run and a sampler are told where converted encoders are.
+_CONVERTED = {"vae": "--vae; in training config.data.vae", "text_encoder": "--text-encoder"}
 
 
 def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str | os.PathLike) -> None:
@@ -47,6 +52,29 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
         write_atomically(target / file, lambda copy, content=content: copy.write(content))
 
 
+def record_encoders(manifest: Manifest, target: str | os.PathLike) -> None:
+    """Puts the manifest of pictures that a run encodes as it goes into the folder `target`.
+
+    Their encoders are too large to keep, so that whoever samples names them again; the manifest says what must fit.
+
+    Raises:
+      InputError: `target` has that of other latents or text features; nothing is changed.
+    """
+    target = pathlib.Path(target)
+    if (target / MANIFEST_FILE).exists():
+        begun = read_manifest(target, may_be_empty=True)
+        for field in ("latent_scale", "latent_channels", "text_dim", "max_text_tokens", "caption_cleaning"):
+            if getattr(begun, field) != getattr(manifest, field):
+                raise InputError(
+                    f"{target / MANIFEST_FILE}: this run started with {field} {getattr(begun, field)!r}, and now it "
+                    f"would be {getattr(manifest, field)!r}; go on with the encoders (config.data.vae, "
+                    "config.data.text_encoder) and settings that it started with, or name another workdir"
+                )
+    target.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+    write_atomically(target / MANIFEST_FILE, lambda file: file.write(content.encode()))
+
+
 def load_autoencoder(data_dir: str | os.PathLike, manifest: Manifest) -> LinearAutoencoder:
     """The autoencoder that made the latents of a data set.
 
@@ -56,7 +84,7 @@ def load_autoencoder(data_dir: str | os.PathLike, manifest: Manifest) -> LinearA
     if manifest.autoencoder != "linear":
         raise InputError(
             f'{data_dir}: manifest.json names autoencoder "{manifest.autoencoder}", and only "linear" is known here; '
-            "encode the data with it, or update pixart_jax"
+            f"encode the data with it, or name a converted autoencoder ({_CONVERTED['vae']})"
         )
     path = pathlib.Path(data_dir) / LINEAR_AUTOENCODER_FILE
     autoencoder = LinearAutoencoder.load(path)
@@ -74,7 +102,7 @@ def load_text_encoder(data_dir: str | os.PathLike, manifest: Manifest) -> WordEn
     if manifest.text_encoder != "words":
         raise InputError(
             f'{data_dir}: manifest.json names text_encoder "{manifest.text_encoder}", and only "words" is known here; '
-            "encode the data with it, or update pixart_jax"
+            f"encode the data with it, or name a converted text encoder ({_CONVERTED['text_encoder']})"
         )
     encoder = WordEncoder.load(data_dir)
     _check_fit(data_dir, "text_dim", encoder.dim, manifest)

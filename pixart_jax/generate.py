@@ -183,7 +183,8 @@ class TextToImage:
                         f"its directory (--{option.replace('_', '-')})"
                     )
         else:
-            fields = _open_run(directory, ema is not False, mesh, dtype, keep_loaded)
+            given = {"text_encoder": text_encoder, "vae": vae}
+            fields = _open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
         model: PixArt = fields["model"]
         if model.num_classes:
             raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
@@ -354,27 +355,35 @@ def _open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> di
     }
 
 
-def _open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool) -> dict[str, Any]:
-    """Fields of a TextToImage from the workdir of a run, with the encoders that it was trained with."""
+def _open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a TextToImage from the workdir of a run, with the encoders that it keeps.
+
+    Args:
+      given: directories of encoders by kind, or None; of those given, the fields are left to the caller.
+    """
     config = load_config(workdir)
     model = build_model(config).clone(dtype=dtype)
     encoders = workdir / ENCODERS
-    manifest = read_manifest(encoders)
-    text_encoder, autoencoder = load_text_encoder(encoders, manifest), load_autoencoder(encoders, manifest)
+    manifest = read_manifest(encoders, may_be_empty=True)
+    fields = {}
+    if not given["text_encoder"] and not model.num_classes:
+        text_encoder = load_text_encoder(encoders, manifest)
+        fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
+    if not given["vae"]:
+        autoencoder = load_autoencoder(encoders, manifest)
+        fields["decode_latents"] = lambda latents, progress: autoencoder.decode(latents)
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
     abstract = kernels_as(dtype, abstract_params(model, mesh))
 
-    return {
+    return fields | {
         "model": model,
         "weights": Weights(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
         "position_base": position_base(config),
         "position_scale": config.model.position_scale,
         "latent_scale": manifest.latent_scale,
         "has_null_text": True,
-        "encode_text": lambda captions, progress: text_encoder.encode(captions),
-        "decode_latents": lambda latents, progress: autoencoder.decode(latents),
-        "caption_cleaning": "none",
+        "caption_cleaning": manifest.caption_cleaning,
         "sampler": config.sample.sampler,
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,

@@ -89,6 +89,7 @@ class T5TextEncoder:
         self._model = encoder_from_config(read_json(config), path=config, dtype=dtype)
         self.dim, self.max_tokens = self._model.d_model, max_tokens
         self._tokenizer = load_tokenizer(directory / TOKENIZER)
+        self._warned_of: set[str] = set()  # once, not in every epoch
         self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
         self._weights = Weights(lambda: restore_text_encoder(directory, mesh, dtype=dtype)[1], keep=keep)
@@ -102,7 +103,8 @@ class T5TextEncoder:
         full = self._tokenizer(list(captions))["input_ids"]
         ids = np.full((len(full), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
         for row, caption, tokens in zip(ids, captions, full, strict=True):
-            if len(tokens) > self.max_tokens:
+            if len(tokens) > self.max_tokens and caption not in self._warned_of:
+                self._warned_of.add(caption)
                 unread = self._tokenizer.decode(tokens[self.max_tokens - 1 : -1])
                 logging.warning(
                     "a caption has %d tokens and the model reads %d; of %r this is not read: %r",
@@ -111,6 +113,7 @@ class T5TextEncoder:
                     caption[:60],
                     unread,
                 )
+            if len(tokens) > self.max_tokens:
                 tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
             row[: len(tokens)] = tokens
         return ids, np.minimum([len(tokens) for tokens in full], self.max_tokens).astype(np.int32)

@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.assembly import batch_spec, parse_sources
+from pixart_jax.assembly import TrainingData, batch_spec, open_data
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
     ConfigDict,
@@ -25,10 +25,10 @@ from pixart_jax.config import (
     load_config,
     optimizer_spec,
 )
-from pixart_jax.data.pipeline import check_sources, make_iterator
+from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.features import ENCODERS, copy_encoders
+from pixart_jax.features import ENCODERS
 from pixart_jax.files import write_atomically
 from pixart_jax.history import History
 from pixart_jax.images import loss_curve_png, save_png
@@ -62,14 +62,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------------------ What can be refused is refused now.
     check_config(config)
     check_batch(config, jax.device_count(), jax.process_count())
-    sources = parse_sources(config.data.sources)
     spec = batch_spec(config, jax.process_count())
-    manifests = check_sources(sources, spec)
-    if config.sample.retrieval_captions and len(manifests[0].bucket_histogram) > 1:
-        raise InputError(
-            f"config.sample.retrieval_captions = {config.sample.retrieval_captions}: pictures are compared pixel by "
-            f"pixel, and {sources[0][0]} holds {len(manifests[0].bucket_histogram)} sizes; set it to 0"
-        )
+    data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
+    iterator = data.batches
     workdir = open_workdir(workdir)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
@@ -77,14 +72,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     model, schedule = build_model(config), linear_schedule()
     optimizer = optimizer_spec(config)
     tx = build_optimizer(optimizer)
-    iterator = make_iterator(
-        sources,
-        spec,
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     train_step = make_train_step(
         diffusion_loss(model.apply, schedule, snr=config.train.snr_loss),
         tx,
@@ -94,7 +81,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         learning_rate=learning_rate_schedule(optimizer),
     )
     previews = Previews(
-        directory=sources[0][0],
+        samples=data.samples,
+        manifest=data.manifest,
+        decode=data.decode,
         spec=spec,
         sample_fn=make_sample_fn(model, schedule, config.sample.sampler, config.sample.num_steps),
         guidance_scale=config.sample.guidance_scale,
@@ -103,7 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     )
 
     # --------------------------------------------------------------------------------------------- Birth or resumption.
-    batch_shapes = abstract_batch(iterator, mesh)
+    batch_shapes = abstract_batch(data, spec, mesh)
     abstract = abstract_state(model, tx, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     if checkpoints.latest_step is None:
@@ -117,7 +106,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     start, last = int(state.step), config.train.num_steps
     first_process = jax.process_index() == 0
     if first_process:
-        copy_encoders(sources[0][0], manifests[0], workdir / ENCODERS)
+        data.keep_encoders(workdir / ENCODERS)
         record_config(workdir, config)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
     history = History(workdir, start) if first_process else None
@@ -195,7 +184,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             draw_loss_curve(workdir, history)
             rates = [row["images_per_second"] for row in history.rows]
             logging.info("%.0f images/s over the whole run", len(rates) / sum(1 / rate for rate in rates))
-        if manifests[0].text_encoder == "words":
+        if data.manifest.text_encoder == "words":
             logging.info('draw anything: python -m tools.sample --checkpoint %s --prompt "blue heart"', workdir)
         return state
     except TrainingDiverged as error:
@@ -214,16 +203,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         checkpoints.close()
 
 
-def abstract_batch(iterator, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch; the iterator stays where it is."""
-    position = iterator.get_state()
-    batch = next(iterator)
-    iterator.set_state(position)
+def abstract_batch(data: TrainingData, spec: BatchSpec, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch, told from one sample: no batch is made for it."""
+    size = spec.batch_size * jax.process_count()
     return {
-        name: jax.ShapeDtypeStruct(
-            (value.shape[0] * jax.process_count(), *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh)
-        )
-        for name, value in batch.items()
+        name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype, sharding=batch_sharding(mesh))
+        for name, value in make_example(data.samples[0], data.manifest, spec).items()
     }
 
 

@@ -29,8 +29,10 @@ LAYERS = [
         "sampling",
         "pretrained",
     ],
+    ["extraction"],
+    ["online"],
     ["assembly"],
-    ["generate", "previews", "extraction"],
+    ["generate", "previews"],
     ["train"],
     ["main"],
 ]

@@ -25,8 +25,10 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
     # Batches mix three aspect ratios; 12 steps, a sample grid on the way and one at the end.
     assert compilations.count("jit(train_step)") == 1, compilations
     assert compilations.count("jit(sample)") == 1, compilations
-    # After the step only the sampler and its noise are compiled: between the steps no stray operation even runs.
-    assert compilations[compilations.index("jit(train_step)") + 1 :] == ["jit(draw_noise)", "jit(sample)"]
+    # After the step only the sampler is compiled, and its noise unless another test has had it of this shape: between
+    # the steps no stray operation even runs.
+    after = compilations[compilations.index("jit(train_step)") + 1 :]
+    assert [name for name in after if name != "jit(draw_noise)"] == ["jit(sample)"]
 
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]

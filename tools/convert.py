@@ -236,14 +236,14 @@ def load_run(workdir: pathlib.Path, *, ema: bool) -> Weights:
         raise InputError(f"{workdir}: no checkpoint yet; train first")
     item = "ema_params" if ema else "params"
     params = StoredParams(checkpoints.directory / str(step) / item, model)
+    manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
     stored = StoredModel(
         model=model,
         position_base=position_base(config),
         position_scale=config.model.position_scale,
-        latent_scale=read_manifest(workdir / ENCODERS).latent_scale,
+        latent_scale=manifest.latent_scale,
         null_text="none" if model.num_classes else "stored",
-        # The encoder of words, the only one that a run's data set has so far, does its own.
-        caption_cleaning="none",
+        caption_cleaning=manifest.caption_cleaning,
         sampler=config.sample.sampler,
         provenance={"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"},
     )

@@ -159,8 +159,11 @@ def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
     pathlib.Path(directory, MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(directory: str | os.PathLike) -> Manifest:
+def read_manifest(directory: str | os.PathLike, *, may_be_empty: bool = False) -> Manifest:
     """The manifest of a directory of feature shards, checked against itself but not yet against the shards.
+
+    Args:
+      may_be_empty: also take what describes samples that are on no disk: those that a run encodes as it goes.
 
     Raises:
       InputError: the directory or its manifest is missing, broken, of another version, inconsistent or empty.
@@ -180,7 +183,8 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
         raise InputError(f"{path} is not valid JSON ({error}); copy it again from where the set was made") from error
     try:
         manifest = _parse(raw)
-        check_totals(manifest)
+        if manifest.num_samples or not may_be_empty:
+            check_totals(manifest)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return manifest

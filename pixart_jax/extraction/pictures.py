@@ -101,6 +101,11 @@ class EncodedPictures:
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """See `engine.Units`."""
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            return self.encode(bounded_map(pool, self.prepare, items, ahead=4 * self._num_threads))
+
+    def encode(self, items: Iterable[Prepared | Skipped]) -> tuple[dict[str, list[Sample]], list[Skipped]]:
+        """Samples of each set, and what was skipped, of items that `prepare` gave, in their order."""
         kept: list[Prepared] = []
         skipped: list[Skipped] = []
         # (place among those kept, pixels) that wait for their batch to be full, by set and bucket; what is encoded, by
@@ -108,28 +113,25 @@ class EncodedPictures:
         waiting: dict[tuple[str, Bucket], list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
         latents: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
 
-        def encode(name: str, batch: list[tuple[int, np.ndarray]]) -> None:
+        def encode_batch(name: str, batch: list[tuple[int, np.ndarray]]) -> None:
             means, stds = self._autoencoder.encode(np.stack([pixels for _, pixels in batch]), self._batch_size)
             for (place, _), mean, std in zip(batch, means, stds, strict=True):
                 latents[name, place] = mean.astype(np.float16), std.astype(np.float16)
             batch.clear()
 
-        with ThreadPoolExecutor(self._num_threads) as pool:
-            for result in bounded_map(pool, self._prepare, items, ahead=4 * self._num_threads):
-                if isinstance(result, Skipped):
-                    skipped.append(result)
-                    continue
-                for name, (bucket, pixels) in result.pixels.items():
-                    batch = waiting[name, bucket]
-                    batch.append((len(kept), pixels))
-                    if len(batch) == self._batch_size:
-                        encode(name, batch)
-                kept.append(
-                    result._replace(pixels={name: (bucket, None) for name, (bucket, _) in result.pixels.items()})
-                )
+        for result in items:
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                continue
+            for name, (bucket, pixels) in result.pixels.items():
+                batch = waiting[name, bucket]
+                batch.append((len(kept), pixels))
+                if len(batch) == self._batch_size:
+                    encode_batch(name, batch)
+            kept.append(result._replace(pixels={name: (bucket, None) for name, (bucket, _) in result.pixels.items()}))
         for (name, _), batch in waiting.items():
             if batch:
-                encode(name, batch)
+                encode_batch(name, batch)
         texts = self._encode_captions(kept)
         return {
             name: [
@@ -147,12 +149,12 @@ class EncodedPictures:
             for name in self._buckets
         }, skipped
 
-    def _prepare(self, index: int) -> Prepared | Skipped:
+    def prepare(self, index: int) -> Prepared | Skipped:
         """Reads, decodes and crops one item; never raises for what is wrong with it."""
         try:
             picture = self._pictures[index]
         except BadItem as error:
-            return Skipped(error.key, error.reason, str(error))
+            return Skipped(error.key, error.reason, error.message)
         if self._pictures.class_names and picture.label is None:
             return Skipped(picture.key, "label-missing", "no class label, and the others have one")
         clean = CLEANING[self._caption_cleaning]
