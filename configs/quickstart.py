@@ -25,7 +25,7 @@ def get_config():
             "scan_unroll": 6,
         }
     )
-    config.data.sources = "data/quickstart"
+    config.data.source = "data/quickstart"
     config.data.batch_size = 32
     config.optimizer.update(
         {

@@ -79,7 +79,7 @@ def _open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int])
     require = functools.partial(require_setting, config)
     for key, unset in (("text_encoder", ""), ("caption_cleaning", "none"), ("data_dir", "")):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
-    sources = parse_sources(config.data.sources)
+    sources = parse_sources(config.data.source)
     manifests = check_sources(sources, spec)
     (directory, _), manifest = sources[0], manifests[0]
     require(
@@ -121,7 +121,7 @@ def _open_pictures(config: ConfigDict, spec: BatchSpec, processes: dict[str, int
     data, model, has_classes = config.data, config.model, spec.num_classes > 0
     resolutions, choices = ", ".join(map(str, RESOLUTIONS)), ", ".join(CLEANING)
     only_shards = "is for feature shards; with config.data.online=True set it to"
-    require(bool(data.sources.strip()), "data.sources", "name pictures as tools.extract_features --source takes them")
+    require(bool(data.source.strip()), "data.source", "name pictures as tools.extract_features --source takes them")
     require(not data.group_buckets, "data.group_buckets", f"{only_shards} False")
     require(data.num_workers == 0, "data.num_workers", f"{only_shards} 0: pictures are decoded in threads")
     require(not config.sample.retrieval_captions, "sample.retrieval_captions", f"{only_shards} 0")
@@ -146,12 +146,12 @@ def _open_pictures(config: ConfigDict, spec: BatchSpec, processes: dict[str, int
         require(
             bool(data.text_encoder), "data.text_encoder", "name a text encoder's directory that tools.convert wrote"
         )
-    pictures = open_pictures(data.sources.strip(), data_dir=data.data_dir or None)
-    require(len(pictures) > 0, "data.sources", "holds no pictures")
+    pictures = open_pictures(data.source.strip(), data_dir=data.data_dir or None)
+    require(len(pictures) > 0, "data.source", "holds no pictures")
     require(
         not has_classes or len(pictures.class_names) == spec.num_classes,
         "model.num_classes",
-        f"the pictures of {data.sources} have {len(pictures.class_names)} classes",
+        f"the pictures of {data.source} have {len(pictures.class_names)} classes",
     )
     autoencoder = _open_autoencoder(config)
     text_encoder = None
@@ -227,7 +227,7 @@ def parse_sources(text: str) -> list[tuple[str, float]]:
         except ValueError:
             sources.append((part, 1.0))  # The colon belongs to the path.
     if not sources:
-        raise InputError("config.data.sources is empty: name a directory of feature shards, e.g. data/quickstart")
+        raise InputError("config.data.source is empty: name a directory of feature shards, e.g. data/quickstart")
     return sources
 
 

@@ -90,9 +90,9 @@ def default_config() -> ConfigDict:
             },
             "data": {
                 # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures.
-                "sources": "",
+                "source": "",
                 # Encode pictures and captions (or labels) on the way, without tools.extract_features: for small sets.
-                # Each visit costs the encoders' time, and every device holds a copy of both. Then `sources` is what
+                # Each visit costs the encoders' time, and every device holds a copy of both. Then `source` is what
                 # tools.extract_features takes as --source, `data_dir` what it takes as --data-dir, and `resolution` one
                 # that has buckets (256, 512, 1024, 2048, 2880, 4096). Ratios mix freely in the one compiled step; the
                 # autoencoder is compiled once for each bucket, when its first picture comes.

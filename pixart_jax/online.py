@@ -93,7 +93,7 @@ class OnlineItems:
         """Raises InputError once all items are left out."""
         if len(self._left_out) >= len(self):
             raise InputError(
-                f"config.data.sources: not one of {len(self)} items could be used: {self._reasons()}; the log says more"
+                f"config.data.source: not one of {len(self)} items could be used: {self._reasons()}; the log says more"
             )
 
     def encode(self, prepared: Iterable[Prepared]) -> list[Sample]:
@@ -192,7 +192,7 @@ class OnlineBatches(Iterator[dict[str, np.ndarray]]):
             if state.get(field) != value:
                 raise InputError(
                     f"the input pipeline's saved state has {field} {state.get(field)!r}, this run {value!r}, so it "
-                    "cannot continue in the same order; restore the pictures (config.data.sources) and the seed of the "
+                    "cannot continue in the same order; restore the pictures (config.data.source) and the seed of the "
                     "saved run, or name another workdir"
                 )
         self._stop_making()

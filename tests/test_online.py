@@ -62,7 +62,7 @@ def online_config(photos, weights):
     config.data.update(
         {
             "online": True,
-            "sources": str(photos),
+            "source": str(photos),
             "vae": f"{weights}/vae",
             "text_encoder": f"{weights}/text_encoder",
             "caption_cleaning": "sigma",
@@ -270,7 +270,7 @@ def test_labels_in_place_of_captions(photos, weights, tmp_path):
     config.model.num_classes = 4
     with pytest.raises(InputError, match=r"config.model.num_classes = 4: .* have 3 classes"):
         opened(config)
-    config.model.num_classes, config.data.sources = 3, str(photos)
+    config.model.num_classes, config.data.source = 3, str(photos)
     with pytest.raises(InputError, match=r"config.model.num_classes = 3: .* have 0 classes"):
         opened(config)
 
@@ -281,10 +281,10 @@ def test_shards_are_drawn_with_the_autoencoder_that_is_given(photos, weights, tm
     config.model.update({"text_dim": 8, "max_text_tokens": 5})
     latents = np.random.default_rng(0).standard_normal((1, 4, 6, 4)).astype(np.float32)
     assert opened(config).decode(latents).shape == (1, 32, 48, 3)
-    config.data.sources = str(write_data(tmp_path / "scaled", autoencoder="vae"))
+    config.data.source = str(write_data(tmp_path / "scaled", autoencoder="vae"))
     with pytest.raises(InputError, match=r"config.data.vae = .*: its latent scale is 0.13025, that of the data 0.5"):
         opened(config)
-    config.data.sources = str(write_data(tmp_path / "other"))
+    config.data.source = str(write_data(tmp_path / "other"))
     with pytest.raises(InputError, match=r'config.data.vae = .*made with the autoencoder "none"'):
         opened(config)
     config.data.vae = ""
@@ -297,8 +297,8 @@ def test_shards_are_drawn_with_the_autoencoder_that_is_given(photos, weights, tm
 @pytest.mark.parametrize(
     "key,value,message",
     [
-        ("data.sources", "", "name pictures as tools.extract_features"),
-        ("data.sources", "/nowhere", "'/nowhere' is no source of pictures"),
+        ("data.source", "", "name pictures as tools.extract_features"),
+        ("data.source", "/nowhere", "'/nowhere' is no source of pictures"),
         ("data.vae", "", "name an autoencoder's directory"),
         ("data.vae", "/nowhere", "/nowhere/config.json"),
         ("data.text_encoder", "", "name a text encoder's directory"),

@@ -70,7 +70,7 @@ def tiny_config(data: pathlib.Path) -> ConfigDict:
             "micro_condition": True,
         }
     )
-    config.data.update({"sources": str(data), "batch_size": 8})
+    config.data.update({"source": str(data), "batch_size": 8})
     config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 3, "grad_clip": 1.0, "eps": 1e-8})
     config.train.update({"num_steps": 12, "log_every": 3, "checkpoint_every": 4, "ema_decay": 0.9})
     config.sample.update({"every": 6, "num_images": 4, "num_steps": 3})
