@@ -15,11 +15,12 @@ from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.errors import InputError
 from pixart_jax.features import load_autoencoder, load_text_encoder
 from pixart_jax.images import to_uint8
+from tools import emoji
 from tools import make_quickstart_data as quickstart
 
 UNITS = 1000
 WHITISH, RED, GREEN, BLUE = 16, 17, 18, 19  # places in the palette, after sixteen random colours
-CANDIDATES = list(quickstart.candidates())
+CANDIDATES = list(emoji.candidates())
 CODE = {caption: ord(character) for character, caption, _ in CANDIDATES}
 # The odd ones out of the built font; all are among the first candidates, so that a faulty choice would take them.
 TWINS = ("dog face", "blue heart")
@@ -87,7 +88,7 @@ def font_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def font(font_file):
-    return quickstart.find_font(str(font_file))[0]
+    return emoji.find_font(str(font_file))[0]
 
 
 def run(*arguments):
@@ -104,40 +105,40 @@ def data(tmp_path_factory, font_file):
 def test_candidates_are_captioned_once_each():
     captions = [caption for _, caption, _ in CANDIDATES]
     assert len(set(captions)) == len({character for character, _, _ in CANDIDATES}) == len(CANDIDATES) > 500
-    assert captions[: len(quickstart.FIRST)] == list(quickstart.FIRST)
+    assert captions[: len(emoji.FIRST)] == list(emoji.FIRST)
     assert {"blue heart", "red apple", "dog face"} <= set(captions[:8])
     # Cross-attention has no word order: two captions of the same words would be one caption with two pictures.
     assert len({tuple(sorted(caption.replace("-", " ").split())) for caption in captions}) == len(captions)
-    assert all(len(caption.split()) <= quickstart.MAX_NAME_WORDS for caption in captions)
-    assert {label for _, _, label in CANDIDATES} == set(range(len(quickstart.GROUPS)))
+    assert all(len(caption.split()) <= emoji.MAX_NAME_WORDS for caption in captions)
+    assert {label for _, _, label in CANDIDATES} == set(range(len(emoji.GROUPS)))
 
 
 def test_choice_leaves_out_blank_monochrome_missing_and_twin_glyphs(font):
-    captions = [glyph.caption for glyph in quickstart.choose_glyphs(font, 20, 32)]
+    captions = [glyph.caption for glyph in emoji.choose_glyphs(font, 20, 32)]
     assert TWINS[0] in captions
     assert not {TWINS[1], BLANK, MONOCHROME, ABSENT, SMALL} & set(captions)  # SMALL is faint: nearly all white
     assert len(set(captions)) == 20
 
 
 def test_choice_is_sorted_by_group_and_smaller_choices_are_part_of_larger(font):
-    few, many = (quickstart.choose_glyphs(font, count, 32) for count in (10, 20))
+    few, many = (emoji.choose_glyphs(font, count, 32) for count in (10, 20))
     assert {glyph.caption for glyph in few} < {glyph.caption for glyph in many}
     assert [glyph.label for glyph in many] == sorted(glyph.label for glyph in many)
 
 
 def test_too_few_glyphs(font):
     with pytest.raises(InputError, match=r"--num-glyphs 1000: the font has only 3\d distinct"):
-        quickstart.choose_glyphs(font, 1000, 32)
+        emoji.choose_glyphs(font, 1000, 32)
 
 
 def test_render_is_upright_and_in_true_colours(font):
-    tile = quickstart.render(font, chr(CODE[FLAG]), 64).tolist()
+    tile = emoji.render(font, chr(CODE[FLAG]), 64).tolist()
     assert tile[16][16] == tile[16][48] == [255, 0, 0]
     assert (tile[48][16], tile[48][48]) == ([0, 255, 0], [0, 0, 255])
 
 
 def test_render_fills_the_tile_but_for_the_margin(font):
-    tile = quickstart.render(font, chr(CODE["dog face"]), 64)
+    tile = emoji.render(font, chr(CODE["dog face"]), 64)
     assert tile.shape == (64, 64, 3) and tile.dtype == np.uint8
     framed = tile.copy()
     framed[2:62, 2:62] = 255
@@ -147,7 +148,7 @@ def test_render_fills_the_tile_but_for_the_margin(font):
 
 
 def test_render_keeps_small_glyphs_small_and_centred(font):
-    rows, columns = np.nonzero((quickstart.render(font, chr(CODE[SMALL]), 64) < 200).any(axis=2))
+    rows, columns = np.nonzero((emoji.render(font, chr(CODE[SMALL]), 64) < 200).any(axis=2))
     for where in (rows, columns):
         assert np.ptp(where) + 1 == pytest.approx(60 / 5, abs=2)  # a fifth of the advance, in both directions
         assert where.mean() == pytest.approx(31.5, abs=1)
@@ -155,15 +156,15 @@ def test_render_keeps_small_glyphs_small_and_centred(font):
 
 def test_render_of_what_is_not_there(font):
     for caption in (MONOCHROME, ABSENT):
-        assert quickstart.render(font, chr(CODE[caption]), 32) is None
-    assert quickstart.render(font, quickstart.NOT_A_CHARACTER, 32) is None
+        assert emoji.render(font, chr(CODE[caption]), 32) is None
+    assert emoji.render(font, emoji.NOT_A_CHARACTER, 32) is None
 
 
 def test_shards_hold_the_glyphs(data, font):
-    glyphs = quickstart.choose_glyphs(font, 30, 32)
+    glyphs = emoji.choose_glyphs(font, 30, 32)
     reader = ShardReader(data)
     manifest = reader.manifest
-    assert (manifest.num_samples, manifest.num_classes) == (30, len(quickstart.GROUPS))
+    assert (manifest.num_samples, manifest.num_classes) == (30, len(emoji.GROUPS))
     assert (manifest.autoencoder, manifest.text_encoder, manifest.latent_kind) == ("linear", "words", "plain")
     assert manifest.bucket_histogram == {"32x32": 30}
     assert (manifest.resolution, manifest.caption_cleaning, manifest.text_dtype) == (32, "none", "float32")
@@ -196,16 +197,16 @@ def test_several_shards(tmp_path, font_file, monkeypatch):
 def test_contact_sheet_shows_the_originals(data, font):
     with Image.open(data / "contact_sheet.png") as opened:
         sheet = np.asarray(opened)
-    first = quickstart.choose_glyphs(font, 30, 32)[0].pixels
+    first = emoji.choose_glyphs(font, 30, 32)[0].pixels
     np.testing.assert_array_equal(sheet[6:38, 6:38], first)  # 4 pixels of frame, 2 around the tile
     assert not np.array_equal(sheet[6:38, 40:72], first)  # beside it, what the autoencoder keeps
 
 
 def test_recipe_file_lists_what_was_chosen(data, font):
     recipe = json.loads((data / "quickstart.json").read_text(encoding="utf-8"))
-    assert recipe["groups"] == list(quickstart.GROUPS)
+    assert recipe["groups"] == list(emoji.GROUPS)
     assert [entry["caption"] for entry in recipe["glyphs"]] == [
-        glyph.caption for glyph in quickstart.choose_glyphs(font, 30, 32)
+        glyph.caption for glyph in emoji.choose_glyphs(font, 30, 32)
     ]
     assert all(CODE[entry["caption"]] == ord(entry["character"]) for entry in recipe["glyphs"])
 
@@ -231,7 +232,7 @@ def test_second_run_changes_nothing(data, font_file, capsys, monkeypatch):
     assert run("--out", data, "--num-glyphs", 30, "--size", 32, "--font", font_file) == 0
     assert "already there, 30 glyphs" in capsys.readouterr().out
     # A font that is found, not named, may have been updated or removed since.
-    monkeypatch.setattr(quickstart, "FONT_DIRECTORIES", ())
+    monkeypatch.setattr(emoji, "FONT_DIRECTORIES", ())
     assert run("--out", data, "--num-glyphs", 30, "--size", 32) == 0
     assert {file.name: file.stat().st_mtime_ns for file in data.iterdir()} == before
 
@@ -263,7 +264,7 @@ def test_damaged_data_at_the_target(font_file, tmp_path, capsys):
 
 
 def test_font_search(font_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quickstart, "FONT_DIRECTORIES", (str(tmp_path / "absent"), str(tmp_path)))
+    monkeypatch.setattr(emoji, "FONT_DIRECTORIES", (str(tmp_path / "absent"), str(tmp_path)))
     assert run("--out", tmp_path / "data") == 2
     error = capsys.readouterr().err
     assert "apt-get install fonts-noto-color-emoji" in error and "--font FILE" in error
@@ -275,7 +276,7 @@ def test_font_search(font_file, tmp_path, monkeypatch, capsys):
     assert str(unusable) in capsys.readouterr().err
 
     unusable.write_bytes(font_file.read_bytes())
-    assert quickstart.find_font(None)[1] == unusable
+    assert emoji.find_font(None)[1] == unusable
 
 
 @pytest.mark.parametrize(
@@ -315,12 +316,12 @@ def test_command_line_prints_no_traceback(tmp_path):
 def test_font_of_this_machine_if_any():
     """Where an emoji font is installed it must yield the default data set; where none is, the message must say how."""
     try:
-        font, _ = quickstart.find_font(None)
+        font, _ = emoji.find_font(None)
     except InputError as error:
         assert "apt-get install" in str(error)
         return
-    glyphs = quickstart.choose_glyphs(font, 256, 64)
-    assert set(quickstart.FIRST[:8]) <= {glyph.caption for glyph in glyphs}
+    glyphs = emoji.choose_glyphs(font, 256, 64)
+    assert set(emoji.FIRST[:8]) <= {glyph.caption for glyph in glyphs}
     by_caption = {glyph.caption: glyph.pixels.astype(int) for glyph in glyphs}
     red, _, blue = by_caption["blue heart"][20:40, 20:44].mean(axis=(0, 1))
     assert blue > red + 80
