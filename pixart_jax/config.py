@@ -6,6 +6,7 @@ This module needs only the core's imports, so that a benchmark can read configs 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib.util
@@ -212,6 +213,36 @@ def unknown_key_error(key: str, config: ConfigDict) -> InputError:
     ]
     hint = f"did you mean config.{near[0]}?" if near else f"known keys: {', '.join(known)}"
     return InputError(f"unknown config key config.{key}; {hint}")
+
+
+def override(config: ConfigDict, setting: str) -> None:
+    """Applies one --config.key=value, where absl's flags are not at hand.
+
+    Raises:
+      InputError: another form, an unknown key, or a value of another type than the key's.
+    """
+    name, separator, text = setting.partition("=")
+    key = name.removeprefix("--config.")
+    if key == name or not separator:
+        raise InputError(f"what is {setting!r}? Settings are changed by --config.key=value")
+    known = flatten(config)
+    if key not in known:
+        raise unknown_key_error(key, config)
+    value = text
+    if not isinstance(known[key], str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if isinstance(known[key], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(known[key]):
+            raise InputError(f"config.{key} = {text!r}: must be of type {type(known[key]).__name__}")
+    *sections, last = key.split(".")
+    node = config
+    for section in sections:
+        node = node[section]
+    node[last] = value
 
 
 def require_setting(config: ConfigDict, ok: bool, key: str, cure: str) -> None:

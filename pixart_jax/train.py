@@ -30,6 +30,8 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS
 from pixart_jax.files import write_atomically
+from pixart_jax.flops import step_flops
+from pixart_jax.hardware import find_hardware
 from pixart_jax.history import History
 from pixart_jax.images import loss_curve_png, save_png
 from pixart_jax.losses import diffusion_loss
@@ -72,8 +74,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     model, schedule = build_model(config), linear_schedule()
     optimizer = optimizer_spec(config)
     tx = build_optimizer(optimizer)
+
+    def make_loss(model):
+        return diffusion_loss(model.apply, schedule, snr=config.train.snr_loss)
+
     train_step = make_train_step(
-        diffusion_loss(model.apply, schedule, snr=config.train.snr_loss),
+        make_loss(model),
         tx,
         seed=config.seed,
         ema_decay=config.train.ema_decay,
@@ -121,6 +127,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             .compile()
         )
         logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin))
+        hardware = find_hardware(jax.devices()[0].device_kind)
+        flops = step_flops(model, make_loss, batch_shapes) if hardware else None
 
     def save_checkpoint(step: int) -> None:
         window.fetch()  # A state that a non-finite loss has touched is never saved.
@@ -132,6 +140,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         scalars = window.means()
         steps_per_second = stopwatch.steps_per_second(step)
         rates = {"images_per_second": steps_per_second * config.data.batch_size}
+        if flops:
+            rates["mfu"] = hardware.utilisation(flops * steps_per_second, jax.device_count())
         writer.write_scalars(step, scalars | rates)
         if history:
             history.append(step, scalars | rates)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng", "captions", "files", "words"],
+    ["errors", "tokens", "rng", "captions", "files", "words", "hardware"],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images", "charts"],
     [
@@ -28,6 +28,7 @@ LAYERS = [
         "metrics",
         "sampling",
         "pretrained",
+        "flops",
     ],
     ["extraction"],
     ["online"],
@@ -36,7 +37,10 @@ LAYERS = [
     ["train"],
     ["main"],
 ]
-CORE = ["models", "diffusion", "samplers", "losses", "optimizers", "sharding", "train_state", "train_step", "config"]
+CORE = [
+    "models", "diffusion", "samplers", "losses", "optimizers", "sharding", "train_state", "train_step", "config",
+    "flops", "hardware",
+]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 
 

@@ -2,16 +2,22 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
 
+from pixart_jax import hardware
 from pixart_jax.checkpoints import Checkpoints
-from pixart_jax.config import load_config
+from pixart_jax.config import build_model, load_config
+from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.flops import step_flops
+from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import TrainingDiverged
 from pixart_jax.train import train_and_evaluate
+from tools.bench.train import synthetic_batch
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,8 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("train") / "data")
 
 
-def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilations):
+def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilations, monkeypatch):
+    monkeypatch.setitem(hardware.HARDWARE, "this", hardware.Hardware(1e12, 1e9, 1e9, None, ("cpu",)))
     state = train_and_evaluate(tiny_config(data), str(tmp_path))
     assert int(state.step) == 12
     # Batches mix three aspect ratios; 12 steps, a sample grid on the way and one at the end.
@@ -33,6 +40,13 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     assert rows[0].keys() == {"step", "loss", "mse", "vb", "grad_norm", "learning_rate"}
+    config = tiny_config(data)
+    flops = step_flops(
+        build_model(config), lambda model: diffusion_loss(model.apply, linear_schedule()), synthetic_batch(config)
+    )
+    for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        steps_per_second = row["images_per_second"] / config.data.batch_size
+        assert row["mfu"] == pytest.approx(flops * steps_per_second / (jax.device_count() * 1e12))
     for picture in ("samples.png", "loss.png", "samples/step_0000006.png"):
         assert np.asarray(Image.open(tmp_path / picture)).std() > 0
     assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -6,7 +6,6 @@ Imports only jax, flax, optax, einops, numpy and this package's core, so that it
 from __future__ import annotations
 
 import argparse
-import ast
 import time
 from collections.abc import Iterator, Sequence
 
@@ -18,14 +17,15 @@ from pixart_jax.config import (
     build_model,
     check_batch,
     check_config,
-    flatten,
     optimizer_spec,
+    override,
     position_base,
     read_config_file,
-    unknown_key_error,
 )
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.flops import step_flops
+from pixart_jax.hardware import find_hardware
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
@@ -74,8 +74,8 @@ def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
 def bench_train(config, steps: int) -> dict:
     """The training step that `pixart_jax.train` compiles, on a synthetic batch already on the devices.
 
-    FLOPs are those of the model's forward and backward pass, counted by XLA on the step with its loops unrolled and
-    nothing recomputed: rematerialisation costs time but does not count as work.
+    FLOPs are those of `pixart_jax.flops.step_flops`; `mfu` is their rate as a share of the devices' peak, None where
+    `pixart_jax.hardware` does not know it.
     """
     check_config(config)
     check_batch(config, jax.device_count())
@@ -89,19 +89,19 @@ def bench_train(config, steps: int) -> dict:
     }
     abstract = abstract_state(model, tx, mesh)
 
-    def lower(model, accumulation_steps):
-        step = make_train_step(
-            diffusion_loss(model.apply, schedule, snr=config.train.snr_loss),
-            tx,
-            seed=config.seed,
-            ema_decay=config.train.ema_decay,
-            accumulation_steps=accumulation_steps,
-        )
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(abstract, shapes)
+    def make_loss(model):
+        return diffusion_loss(model.apply, schedule, snr=config.train.snr_loss)
 
-    flops = lower(model.clone(scan_unroll=model.depth, remat="none"), 1).cost_analysis()["flops"]
-    lowered = lower(model, config.train.accumulation_steps)
+    step = make_train_step(
+        make_loss(model),
+        tx,
+        seed=config.seed,
+        ema_decay=config.train.ema_decay,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(abstract, shapes)
+    flops = step_flops(model, make_loss, shapes)
     begin = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begin
@@ -117,12 +117,15 @@ def bench_train(config, steps: int) -> dict:
     loss = float(metrics["loss"])
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - begin) / steps
+    rate = flops / seconds if flops else None
+    hardware = find_hardware(jax.devices()[0].device_kind)
     memory = compiled.memory_analysis()
     return {
         "images_per_second": config.data.batch_size / seconds,
         "seconds_per_step": seconds,
         "model_flops_per_step": flops,
-        "model_flops_per_second": flops / seconds,
+        "model_flops_per_second": rate,
+        "mfu": hardware.utilisation(rate, jax.device_count()) if rate and hardware else None,
         "compile_seconds": compile_seconds,
         # Per device, from the compiler; absent where it does not say.
         "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
@@ -132,29 +135,3 @@ def bench_train(config, steps: int) -> dict:
         "steps": steps,
         "loss": loss,
     }
-
-
-def override(config, setting: str) -> None:
-    """Applies one --config.key=value; the value must have the type that the key has."""
-    name, separator, text = setting.partition("=")
-    key = name.removeprefix("--config.")
-    if key == name or not separator:
-        raise InputError(f"what is {setting!r}? Settings are changed by --config.key=value")
-    known = flatten(config)
-    if key not in known:
-        raise unknown_key_error(key, config)
-    value = text
-    if not isinstance(known[key], str):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = None
-        if isinstance(known[key], float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(known[key]):
-            raise InputError(f"config.{key} = {text!r}: must be of type {type(known[key]).__name__}")
-    *sections, last = key.split(".")
-    node = config
-    for section in sections:
-        node = node[section]
-    node[last] = value

@@ -1,0 +1,51 @@
+"""FLOPs of a program that nobody has compiled: XLA counts them on the lowered program, and nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+
+from pixart_jax.losses import LossFn
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.train_state import init_params
+
+
+def count_flops(function: Callable, *arguments) -> float | None:
+    """FLOPs of one call, before the compiler's optimisations: a multiply-add is two, exp and its like are none.
+
+    A loop counts as one pass and a custom kernel as nothing: unroll the one and replace the other.
+
+    Args:
+      arguments: trees of arrays or of jax.ShapeDtypeStruct, of which only shapes and dtypes are looked at.
+
+    Returns:
+      The count, or None where JAX_PLATFORMS leaves out the CPU: on GPU and TPU jax has no count before compilation.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    with jax.default_device(cpu):
+        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapping) -> float | None:
+    """FLOPs of the loss and its gradient for one global batch: what a step must compute, however it does it.
+
+    What rematerialisation computes again costs time and is no work, so it does not count; nor do the optimizer and the
+    EMA, whose share falls with the batch. Padding counts as if it were real.
+
+    Args:
+      model: the model that is trained; how it is unrolled, rematerialised and what its attention runs on is ignored.
+      make_loss: the loss of such a model, as `pixart_jax.losses` makes it of its `apply`.
+      batch: name -> array or jax.ShapeDtypeStruct with the global batch as leading axis.
+
+    Returns:
+      FLOPs of the step over all devices and accumulation steps, or None as `count_flops`.
+    """
+    plain = model.clone(scan_unroll=model.depth, remat="none", attention="xla")
+    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
+    return count_flops(jax.value_and_grad(make_loss(plain), has_aux=True), params, dict(batch), keys)
