@@ -29,6 +29,7 @@ LAYERS = [
         "sampling",
         "pretrained",
         "flops",
+        "runs",
     ],
     ["extraction"],
     ["online"],

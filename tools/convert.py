@@ -28,8 +28,6 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
-from pixart_jax.checkpoints import Checkpoints
-from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
 from pixart_jax.conversion.encoders import (
     EncoderSource,
@@ -52,7 +50,6 @@ from pixart_jax.conversion.pipelines import (
 )
 from pixart_jax.conversion.reparameterize import UNCONDITIONAL, format_error_table
 from pixart_jax.conversion.sources import Source, open_source
-from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import (
     Weights,
     load_weights,
@@ -61,10 +58,9 @@ from pixart_jax.conversion.transfer import (
     write_orbax,
     write_pixart,
 )
-from pixart_jax.data.manifest import read_manifest
 from pixart_jax.errors import InputError
-from pixart_jax.features import ENCODERS
 from pixart_jax.files import fsync
+from pixart_jax.runs import load_run
 
 FORMATS = ("orbax", "pixart", "diffusers")
 
@@ -219,35 +215,6 @@ def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bo
     # Not the file's own name, which in a pipeline is "transformer" and in the hub's cache a hash.
     provenance = weights.stored.provenance | {"source": args.name}
     return dataclasses.replace(weights, stored=dataclasses.replace(weights.stored, provenance=provenance))
-
-
-def load_run(workdir: pathlib.Path, *, ema: bool) -> Weights:
-    """The newest checkpoint of a training run.
-
-    Raises:
-      InputError: there is none, or it is damaged.
-    """
-    config = load_config(workdir)
-    model = build_model(config)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest_step
-    checkpoints.close()
-    if step is None:
-        raise InputError(f"{workdir}: no checkpoint yet; train first")
-    item = "ema_params" if ema else "params"
-    params = StoredParams(checkpoints.directory / str(step) / item, model)
-    manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
-    stored = StoredModel(
-        model=model,
-        position_base=position_base(config),
-        position_scale=config.model.position_scale,
-        latent_scale=manifest.latent_scale,
-        null_text="none" if model.num_classes else "stored",
-        caption_cleaning=manifest.caption_cleaning,
-        sampler=config.sample.sampler,
-        provenance={"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"},
-    )
-    return Weights(stored, list(params), params.__getitem__)
 
 
 @contextlib.contextmanager

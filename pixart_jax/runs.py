@@ -1,0 +1,57 @@
+"""What a training run's workdir holds, as weights to convert or to start another run from."""
+
+from __future__ import annotations
+
+import pathlib
+
+from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.config import ConfigDict, build_model, load_config, position_base
+from pixart_jax.conversion.stored import StoredModel, StoredParams
+from pixart_jax.conversion.transfer import Weights
+from pixart_jax.data.manifest import Manifest, read_manifest
+from pixart_jax.errors import InputError
+from pixart_jax.features import ENCODERS
+
+
+def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Weights:
+    """A checkpoint of a training run; nothing of it is read before it is asked for.
+
+    Args:
+      ema: the averaged parameters, not the raw ones.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      InputError: there is none, or it is damaged.
+    """
+    config = load_config(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    newest = checkpoints.latest_step
+    checkpoints.close()
+    step = newest if step is None else step
+    if step is None:
+        raise InputError(f"{workdir}: no checkpoint yet; train first")
+    item = "ema_params" if ema else "params"
+    provenance = {"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"}
+    stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
+    params = StoredParams(checkpoints.directory / str(step) / item, stored.model)
+    return Weights(stored, list(params), params.__getitem__)
+
+
+def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:
+    """The model that a config trains.
+
+    Args:
+      manifest: of the data.
+      provenance: see `StoredModel`.
+    """
+    model = build_model(config)
+    return StoredModel(
+        model=model,
+        position_base=position_base(config),
+        position_scale=config.model.position_scale,
+        latent_scale=manifest.latent_scale,
+        null_text="none" if model.num_classes else "stored",
+        caption_cleaning=manifest.caption_cleaning,
+        sampler=config.sample.sampler,
+        provenance=provenance,
+    )
