@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,16 +18,21 @@ from pixart_jax.captions import CLEANING
 from pixart_jax.config import ConfigDict, architecture, build_model, position_base, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader
+from pixart_jax.data.manifest import write_manifest
 from pixart_jax.data.pictures import open_pictures
-from pixart_jax.data.pipeline import BatchSpec, check_sources, make_iterator
+from pixart_jax.data.pipeline import BatchSpec, SampleSet, check_sources, make_iterator, mix_samples
+from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
 from pixart_jax.extraction.pictures import EncodedPictures
-from pixart_jax.features import copy_encoders, load_autoencoder, record_encoders
+from pixart_jax.features import LINEAR_AUTOENCODER_FILE, copy_encoders, load_autoencoder, record_encoders
 from pixart_jax.images import false_colour
 from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import DOWNSAMPLE
+
+# The `data.source` that is no directory. One of this name is "./synthetic".
+SYNTHETIC = "synthetic"
 
 # Pictures, and captions, that are encoded at a time in online training. Each bucket's last few are filled up to it, so
 # that it should be far below a batch, which mixes buckets.
@@ -72,22 +78,27 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
       InputError: names the config key or the directory, and the cure; before anything is encoded.
     """
     processes = {"process_index": process_index, "process_count": process_count}
-    return (_open_pictures if config.data.online else _open_shards)(config, spec, processes)
+    if config.data.online:
+        return _open_pictures(config, spec, processes)
+    require = functools.partial(require_setting, config)
+    for key, unset in (("text_encoder", ""), ("caption_cleaning", "none"), ("data_dir", "")):
+        require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
+    is_synthetic = config.data.source.strip() == SYNTHETIC
+    data = (_open_synthetic if is_synthetic else _open_shards)(config, spec, processes)
+    sizes = len(data.manifest.bucket_histogram)
+    require(
+        not config.sample.retrieval_captions or sizes == 1,
+        "sample.retrieval_captions",
+        f"pictures are compared pixel by pixel, and {config.data.source} holds {sizes} sizes; set it to 0",
+    )
+    return data
 
 
 def _open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
     require = functools.partial(require_setting, config)
-    for key, unset in (("text_encoder", ""), ("caption_cleaning", "none"), ("data_dir", "")):
-        require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
     sources = parse_sources(config.data.source)
     manifests = check_sources(sources, spec)
     (directory, _), manifest = sources[0], manifests[0]
-    require(
-        not config.sample.retrieval_captions or len(manifest.bucket_histogram) == 1,
-        "sample.retrieval_captions",
-        f"pictures are compared pixel by pixel, and {directory} holds {len(manifest.bucket_histogram)} sizes; set it "
-        "to 0",
-    )
     if config.data.vae:
         require(
             manifest.autoencoder == "vae",
@@ -104,6 +115,38 @@ def _open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int])
         decode=decode,
         keep_encoders=functools.partial(copy_encoders, directory, manifest),
     )
+
+
+def _open_synthetic(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+    """Random numbers, with encoders of their own."""
+    require_setting(
+        config, not config.data.vae, "data.vae", "synthetic data have an autoencoder of their own; set it to ''"
+    )
+    samples = SyntheticSamples(spec, config.model.resolution)
+    return TrainingData(
+        batches=mix_samples(
+            [SampleSet(samples, samples.manifest, samples.read_buckets)],
+            spec,
+            seed=config.seed,
+            num_workers=config.data.num_workers,
+            **processes,
+        ),
+        samples=samples,
+        manifest=samples.manifest,
+        decode=samples.autoencoder.decode,
+        keep_encoders=functools.partial(_keep_synthetic_encoders, samples),
+    )
+
+
+def _keep_synthetic_encoders(samples: SyntheticSamples, target: pathlib.Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        samples.autoencoder.save(directory / LINEAR_AUTOENCODER_FILE)
+        if not samples.spec.num_classes:
+            samples.text_encoder.save(directory)
+        # The encoders outlive the samples, which are nowhere.
+        write_manifest(directory, dataclasses.replace(samples.manifest, num_samples=0, bucket_histogram={}))
+        copy_encoders(directory, samples.manifest, target)
 
 
 def _own_decoder(directory: str, manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:

@@ -90,7 +90,8 @@ def default_config() -> ConfigDict:
                 "attention": "xla",
             },
             "data": {
-                # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures.
+                # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures; or
+                # "synthetic", random numbers of the model's shapes in every aspect ratio, to try a config or a machine.
                 "source": "",
                 # Encode pictures and captions (or labels) on the way, without tools.extract_features: for small sets.
                 # Each visit costs the encoders' time, and every device holds a copy of both. Then `source` is what
@@ -170,9 +171,11 @@ def read_config_file(path: str) -> ConfigDict:
         raise InputError(f"--config={path}: no such file; see configs/")
     module_spec = importlib.util.spec_from_file_location("run_config", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
     try:
+        module_spec.loader.exec_module(module)
         return module.get_config()
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: {error}; run from the repository's root, where configs/ is") from error
     except (AttributeError, KeyError) as error:
         raise InputError(f"{path}: {error}") from error
 

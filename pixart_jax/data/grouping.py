@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pixart_jax.data.feature_shards import Sample, ShardReader
+from pixart_jax.data.records import Sample
 
 # Below this, one pass is shuffled as a whole: Grain's index shuffle takes 4 ms per index of 3, 6 µs of many thousands.
 _SMALL = 4096
@@ -104,14 +104,14 @@ class BucketOrder:
 class InOrder:
     """The samples of a set in an endless order: a Grain data source."""
 
-    reader: ShardReader
+    samples: Sequence[Sample]
     order: BucketOrder
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> Sample:
-        return self.reader[self.order[position]]
+        return self.samples[self.order[position]]
 
 
 class MixBatches(grain.transforms.DatasetSelectionMap):

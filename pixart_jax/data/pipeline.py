@@ -8,10 +8,11 @@ With `BatchSpec.group_buckets` the order depends on the global batch P·B too, w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -19,11 +20,11 @@ import numpy as np
 from absl import flags
 
 from pixart_jax.data.examples import BatchSpec, MakeExample, make_example, pack, pad_text
-from pixart_jax.data.feature_shards import Manifest, ShardReader, check_shards, read_buckets, read_manifest
+from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, check_shards, read_buckets, read_manifest
 from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
 from pixart_jax.errors import InputError
 
-__all__ = ["BatchSpec", "check_sources", "make_example", "make_iterator"]
+__all__ = ["BatchSpec", "SampleSet", "check_sources", "make_example", "make_iterator", "mix_samples"]
 
 # Batches that are made ahead, each by its own thread, in every process that reads: enough to hide a read behind a step,
 # little enough to fit in memory when a batch has hundreds of megabytes.
@@ -73,32 +74,76 @@ def make_iterator(
     Raises:
       InputError: see `check_sources`; or an argument is out of range.
     """
+    sets = [
+        SampleSet(ShardReader(directory), manifest, functools.partial(read_buckets, directory, manifest), weight)
+        for (directory, weight), manifest in zip(sources, check_sources(sources, spec), strict=True)
+    ]
+    return mix_samples(
+        sets,
+        spec,
+        seed=seed,
+        shuffle=shuffle,
+        num_workers=num_workers,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSet:
+    """Samples to draw batches from, with random access; threads may share it, and it should pickle small.
+
+    Attributes:
+      samples: at least one, each of which fits the batch.
+      manifest: of the samples.
+      read_buckets: gives integers [num_samples]: the place of each sample's bucket in `list(manifest.buckets)`.
+      weight: its share of the samples drawn beside the other sets', above 0.
+    """
+
+    samples: Sequence[Sample]
+    manifest: Manifest
+    read_buckets: Callable[[], np.ndarray]
+    weight: float = 1.0
+
+
+def mix_samples(
+    sets: Sequence[SampleSet],
+    spec: BatchSpec,
+    *,
+    seed: int,
+    shuffle: bool = True,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """What `make_iterator` says, of samples that need not be feature shards.
+
+    Raises:
+      InputError: an argument is out of range.
+    """
     for name, value, low in (("seed", seed, 0), ("num_workers", num_workers, 0), ("process_count", process_count, 1)):
         if value < low:
             raise InputError(f"{name} must be at least {low}, not {value!r}")
     if not 0 <= process_index < process_count:
         raise InputError(f"process_index must lie in [0, {process_count}), not {process_index!r}")
-    manifests = check_sources(sources, spec)
     global_batch_size = spec.batch_size * process_count
     streams = []
-    for number, (directory, _) in enumerate(sources):
-        manifest = manifests[number]
+    for number, each in enumerate(sets):
         # Grain shuffles epoch e with seed + e, so neighbouring seeds must not stay neighbours, nor sources share one.
         order_seed, sample_seed = (int(s) for s in np.random.SeedSequence([seed, number]).generate_state(2))
-        make = MakeExample(manifest, spec)
+        make = MakeExample(each.manifest, spec)
         if spec.group_buckets:
-            read = functools.partial(read_buckets, directory, manifest)
-            counts = list(manifest.buckets.values())
-            order = BucketOrder(read, counts, global_batch_size, order_seed if shuffle else None)
-            stream = grain.MapDataset.source(InOrder(ShardReader(directory), order)).random_map(make, seed=sample_seed)
+            counts = list(each.manifest.buckets.values())
+            order = BucketOrder(each.read_buckets, counts, global_batch_size, order_seed if shuffle else None)
+            stream = grain.MapDataset.source(InOrder(each.samples, order)).random_map(make, seed=sample_seed)
         else:
-            stream = grain.MapDataset.source(ShardReader(directory))
+            stream = grain.MapDataset.source(each.samples)
             if shuffle:
                 stream = stream.shuffle(order_seed)
             # Before repeat, indices still count through the epochs: each visit of a sample has its own random numbers.
             stream = stream.random_map(make, seed=sample_seed).repeat()
         streams.append(stream)
-    weights = [weight for _, weight in sources]
+    weights = [each.weight for each in sets]
     if spec.group_buckets:
         examples = grain.MapDataset.select_from_datasets(streams, MixBatches(weights, global_batch_size))
     else:
@@ -109,7 +154,7 @@ def make_iterator(
         identity={
             "seed": seed,
             "shuffle": shuffle,
-            "sources": [[m.num_samples, w / sum(weights)] for m, w in zip(manifests, weights, strict=True)],
+            "sources": [[each.manifest.num_samples, each.weight / sum(weights)] for each in sets],
             # The global batch is part of this order; of None it is not.
             "group_buckets": global_batch_size if spec.group_buckets else None,
         },
