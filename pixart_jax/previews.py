@@ -41,9 +41,9 @@ class Previews:
         """uint8[H, W, 3]: up to `count` captions spread over the samples, each with its real and its generated
         picture."""
         indices = self._spread(count)
-        real, generated = self._draw(params, indices)
+        real, generated = self.draw(params, indices)
         captions = [self.samples[int(i)].caption for i in indices]
-        tiles = _same_size(to_uint8(picture) for pair in zip(real, generated, strict=True) for picture in pair)
+        tiles = same_size(to_uint8(picture) for pair in zip(real, generated, strict=True) for picture in pair)
         pairs = [np.stack(tiles[i : i + 2]) for i in range(0, len(tiles), 2)]
         columns = max(1, round(len(pairs) ** 0.5))
         return labelled_grid(list(zip(pairs, captions, strict=True)), columns=columns)
@@ -51,14 +51,14 @@ class Previews:
     def retrieval(self, params, count: int) -> float:
         """retrieval@1 of up to `count` captions against every picture of the samples; all must be of one size."""
         indices = self._spread(count)
-        _, generated = self._draw(params, indices)
+        _, generated = self.draw(params, indices)
         gallery = self._decode(self.samples[i].latent_mean.astype(np.float32) for i in range(len(self.samples)))
         return retrieval_at_1(np.stack(generated), np.stack(gallery), indices)
 
     def _spread(self, count: int) -> np.ndarray:
         return np.unique(np.linspace(0, len(self.samples) - 1, count).astype(int))
 
-    def _draw(self, params, indices) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def draw(self, params, indices) -> tuple[list[np.ndarray], list[np.ndarray]]:
         samples = [self.samples[int(i)] for i in indices]
         conditions = stack_examples([make_example(sample, self.manifest, self.spec) for sample in samples])
         tokens = sample_in_batches(
@@ -91,7 +91,7 @@ class Previews:
         return [np.asarray(self.decode(latent[None]))[0] for latent in latents]
 
 
-def _same_size(pictures) -> list[np.ndarray]:
+def same_size(pictures) -> list[np.ndarray]:
     """Pictures of several aspect ratios centred on white tiles of one size."""
     pictures = list(pictures)
     height, width = (max(p.shape[i] for p in pictures) for i in (0, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import signal
 import tempfile
@@ -21,15 +20,12 @@ from pixart_jax.config import (
     build_model,
     check_batch,
     check_config,
-    flatten,
-    load_config,
     optimizer_spec,
 )
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS
-from pixart_jax.files import write_atomically
 from pixart_jax.flops import step_flops
 from pixart_jax.hardware import find_hardware
 from pixart_jax.history import History
@@ -38,6 +34,7 @@ from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
+from pixart_jax.record import record_config, record_run
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.train_state import TrainState, abstract_state, create_state
@@ -127,6 +124,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             .compile()
         )
         logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin))
+        if first_process:
+            record_run(workdir, abstract.params, compiled_step)
         hardware = find_hardware(jax.devices()[0].device_kind)
         flops = step_flops(model, make_loss, batch_shapes) if hardware else None
 
@@ -234,18 +233,6 @@ def open_workdir(workdir: str) -> pathlib.Path:
             f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
         ) from error
     return path
-
-
-def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes workdir/config.json, which sampling reads; says what changed since the run started."""
-    path = workdir / "config.json"
-    if path.exists():
-        new = flatten(config)
-        for key, value in flatten(load_config(workdir)).items():
-            if key in new and new[key] != value:
-                logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:

@@ -26,6 +26,7 @@ LAYERS = [
         "config",
         "history",
         "metrics",
+        "record",
         "sampling",
         "pretrained",
         "flops",

@@ -16,6 +16,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import TrainingDiverged
+from pixart_jax.record import read_run
 from pixart_jax.train import train_and_evaluate
 from tools.bench.train import synthetic_batch
 
@@ -50,6 +51,12 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
     for picture in ("samples.png", "loss.png", "samples/step_0000006.png"):
         assert np.asarray(Image.open(tmp_path / picture)).std() > 0
     assert list(tmp_path.glob("events.out.tfevents.*"))
+    recorded = read_run(tmp_path)
+    assert recorded["num_parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert recorded["versions"]["jax"] == jax.__version__
+    # Parameters, EMA and two moments in float32, and the batch.
+    assert 16 * recorded["num_parameters"] < recorded["argument_bytes"] < 20 * recorded["num_parameters"]
+    assert recorded["scratch_bytes"] > 0
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [8, 12]
 
 

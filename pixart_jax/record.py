@@ -1,0 +1,71 @@
+"""What a run writes down about itself: its settings, what it runs on and with, and what its step needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+from typing import Any
+
+import jax
+from absl import logging
+
+from pixart_jax.config import ConfigDict, flatten, load_config
+from pixart_jax.files import write_atomically
+
+RUN_FILE = "run.json"
+# Whose versions decide what a run computes.
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes workdir/config.json, which sampling reads; says what changed since the run started."""
+    path = workdir / "config.json"
+    if path.exists():
+        new = flatten(config)
+        for key, value in flatten(load_config(workdir)).items():
+            if key in new and new[key] != value:
+                logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
+    _write_json(path, config.to_dict())
+
+
+def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled) -> None:
+    """Writes workdir/run.json: versions, devices, number of parameters, and the step's memory by the compiler.
+
+    Args:
+      params: of the model; shapes are enough.
+      compiled: the training step. Its `argument_bytes` (state and batch) and `scratch_bytes` are per device, None where
+        the compiler does not say.
+    """
+    memory = compiled.memory_analysis()
+    device = jax.devices()[0]
+    _write_json(
+        workdir / RUN_FILE,
+        {
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "device_kind": device.device_kind,
+            "num_devices": jax.device_count(),
+            "num_processes": jax.process_count(),
+            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
+            "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
+        },
+    )
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """What `record_run` wrote when the run last started."""
+    return json.loads((workdir / RUN_FILE).read_text())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
