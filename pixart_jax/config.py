@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
-from pixart_jax.optimizers import SCHEDULES, OptimizerSpec
+from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, OptimizerSpec, lr_scale
+from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
 
@@ -116,14 +117,23 @@ def default_config() -> ConfigDict:
                 "group_buckets": False,
             },
             "optimizer": {
+                # "adamw" (α) or "came" (Σ, whose weight_decay is 0).
+                "name": "adamw",
                 "learning_rate": 2e-5,
-                # "constant" or "cosine" after the warm-up, both counted in optimizer steps.
+                # "none", or the reference's rules for the global batch B: "sqrt" (·√(B/256), on in all its configs but
+                # DreamBooth's) or "linear" (·B/256). What is logged is the result.
+                "lr_scaling": "none",
+                # After the warm-up, counted in optimizer steps: "constant"; "cosine", to zero at the end; or
+                # "cosine_decay_to_constant", back to the rate before lr_scaling after two thirds.
                 "schedule": "constant",
                 "warmup_steps": 1000,
                 "b1": 0.9,
                 "b2": 0.999,
-                # The reference's AdamW.
+                # AdamW's alone; the reference's.
                 "eps": 1e-10,
+                # CAME's alone: decay rate of the instability, what is added to the squared gradient and to the
+                # instability, and the largest root mean square of a tensor's update.
+                "came": {"b3": 0.9999, "eps1": 1e-30, "eps2": 1e-16, "clip_threshold": 1.0},
                 "weight_decay": 0.03,
                 # Largest global gradient norm.
                 "grad_clip": 0.01,
@@ -264,6 +274,8 @@ def check_config(config: ConfigDict) -> None:
         "model.adaln": ("single", "full"),
         "model.remat": REMAT_POLICIES,
         "model.attention": ("xla", "cudnn"),
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.lr_scaling": LR_SCALINGS,
         "optimizer.schedule": SCHEDULES,
         "sample.sampler": SAMPLERS,
     }.items():
@@ -274,12 +286,21 @@ def check_config(config: ConfigDict) -> None:
         "sample.num_images", "sample.num_steps", "model.kv_compress_ratio", "model.scan_unroll",
     ):  # fmt: skip
         require(flatten(config)[key] >= 1, key, "must be at least 1")
-    for key in ("data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps", "seed"):
+    for key in (
+        "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps",
+        "optimizer.weight_decay", "seed",
+    ):  # fmt: skip
         require(flatten(config)[key] >= 0, key, "must not be negative")
-    for key in ("optimizer.learning_rate", "optimizer.grad_clip", "model.position_scale"):
+    for key in (
+        "optimizer.learning_rate", "optimizer.grad_clip", "optimizer.eps", "optimizer.came.eps1", "optimizer.came.eps2",
+        "optimizer.came.clip_threshold", "model.position_scale",
+    ):  # fmt: skip
         require(flatten(config)[key] > 0, key, "must be positive")
+    for key in ("optimizer.b1", "optimizer.b2", "optimizer.came.b3"):
+        require(0 <= flatten(config)[key] < 1, key, "must lie in [0, 1)")
     for key in ("data.text_drop_prob", "train.ema_decay"):
         require(0 <= flatten(config)[key] <= 1, key, "must lie in [0, 1]")
+    _check_optimizer(config, require)
     model = architecture(config)
     hidden, heads, patch = (model[name] for name in ("hidden_size", "num_heads", "patch_size"))
     require(hidden % heads == 0, "model.hidden_size", f"must be a multiple of the {heads} heads")
@@ -303,6 +324,24 @@ def check_config(config: ConfigDict) -> None:
         config.sample.sampler != "iddpm" or config.model.learn_sigma,
         "sample.sampler",
         "needs the learned variance: set config.model.learn_sigma=True or another sampler",
+    )
+
+
+def _check_optimizer(config: ConfigDict, require) -> None:
+    name, defaults = config.optimizer.name, flatten(default_config())
+    foreign = ["optimizer.eps"] if name == "came" else [key for key in defaults if key.startswith("optimizer.came.")]
+    for key in foreign:
+        require(
+            flatten(config)[key] == defaults[key],
+            key,
+            f"config.optimizer.name={name!r} does not heed it; leave it at {defaults[key]!r}",
+        )
+    require(
+        config.optimizer.schedule != "cosine_decay_to_constant"
+        or lr_scale(config.optimizer.lr_scaling, config.data.batch_size) > 1,
+        "optimizer.schedule",
+        "ends at the rate before lr_scaling, so it needs config.optimizer.lr_scaling to raise that: 'sqrt' or 'linear' "
+        "with config.data.batch_size above 256",
     )
 
 
@@ -341,7 +380,13 @@ def position_base(config: ConfigDict) -> int:
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
     """The optimizer a config describes."""
-    return OptimizerSpec(**config.optimizer, num_steps=config.train.num_steps)
+    fields = dict(config.optimizer) | {"came": CameSpec(**config.optimizer.came)}
+    return OptimizerSpec(
+        **fields,
+        batch_size=config.data.batch_size,
+        num_steps=config.train.num_steps,
+        patch_size=architecture(config)["patch_size"],
+    )
 
 
 def check_batch(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:

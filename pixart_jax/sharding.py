@@ -13,13 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Path suffix -> axis (counted from the last) that "fsdp" splits; None keeps the array whole on every device. EMA and
-# optimizer state have the same path suffixes as the parameters they belong to. Vectors are too small to be worth
-# gathering.
+# optimizer state have the same path suffixes as the parameters they belong to, but for CAME's statistics. Vectors are
+# too small to be worth gathering.
 PARTITION_RULES: tuple[tuple[str, int | None], ...] = (
     (r"kernel$", -1),
     (r"(embedding_table|y_embedding)$", -1),
     (r"scale_shift_table$", -1),
     (r"(bias|scale)$", None),
+    (r"/(sq|sq_row|sq_col|res_row|res_col)$", None),
 )
 
 

@@ -11,7 +11,7 @@ from tiny_run import tiny_config
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_loss
-from pixart_jax.optimizers import OptimizerSpec, build_optimizer, learning_rate_schedule
+from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train_state import create_state
 from pixart_jax.train_step import make_train_step
@@ -79,14 +79,17 @@ def test_a_step_depends_on_state_and_batch_alone():
     assert other_seed[1]["loss"] != first[1]["loss"]
 
 
-def test_warm_up_starts_at_zero():
+def test_warm_up_starts_at_zero_and_counts_optimizer_steps():
     state, batch, step = setup(warmup_steps=4, learning_rate=1e-3)
+    step = functools.partial(step, accumulation_steps=2)
     new, metrics = step(state, batch)
     assert metrics["learning_rate"] == 0
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
     newer, metrics = step(new, batch)
     assert metrics["learning_rate"] == pytest.approx(1e-3 / 4)
-    assert not np.array_equal(newer.params["x_embedder"]["kernel"], new.params["x_embedder"]["kernel"])
+    # Adam's first updates have the size of their rate, so the reported rate is the one in effect.
+    moved = np.abs(newer.params["x_embedder"]["kernel"] - new.params["x_embedder"]["kernel"]).max()
+    assert 0.9e-3 / 4 < moved < 1.2e-3 / 4
 
 
 def test_clipping_bounds_the_update_but_not_the_reported_norm():
@@ -96,11 +99,3 @@ def test_clipping_bounds_the_update_but_not_the_reported_norm():
     first_moment = [leaf for name, leaf in flat(new.opt_state).items() if ".mu" in name]
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in first_moment)) / (1 - 0.9)
     assert norm == pytest.approx(1e-3, rel=1e-4)
-
-
-def test_schedules():
-    fields = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "grad_clip": 1.0, "learning_rate": 2.0}
-    cosine = learning_rate_schedule(OptimizerSpec(schedule="cosine", warmup_steps=10, num_steps=110, **fields))
-    assert [float(cosine(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
-    constant = learning_rate_schedule(OptimizerSpec(schedule="constant", warmup_steps=0, num_steps=5, **fields))
-    assert float(constant(0)) == float(constant(10**6)) == 2.0

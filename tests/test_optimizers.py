@@ -1,0 +1,311 @@
+"""AdamW and CAME step by step beside PyTorch's, on the tensors that the reference has; schedules; sharded updates."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from came_pytorch import CAME
+from tiny_run import ROOT, read_metrics, tiny_config, write_data
+
+from pixart_jax.config import build_model, check_config, default_config, optimizer_spec
+from pixart_jax.conversion.pixart import revert_pixart
+from pixart_jax.errors import InputError
+from pixart_jax.models.controlnet import copy_blocks
+from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.optimizers.came import CameSpec, scale_by_came
+from pixart_jax.train import train_and_evaluate
+from pixart_jax.train_state import init_params
+
+STEPS, WARMUP, LEARNING_RATE, BATCH = 50, 10, 0.02, 1024
+CAME_SCALE = scale_by_came(
+    CameSpec(b3=0.9999, eps1=1e-30, eps2=1e-16, clip_threshold=1.0), b1=0.9, b2=0.999, patch_size=2
+)
+
+
+def small_config(**optimizer):
+    """A stack of two blocks with every kind of parameter that Σ has, each of another size than its neighbours."""
+    config = tiny_config("unused")
+    config.model.update(
+        {"hidden_size": 12, "micro_condition": False, "resolution": 64, "kv_compress_ratio": 2, "kv_compress_from": 0}
+    )
+    config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": WARMUP, "eps": 1e-10} | optimizer)
+    return config
+
+
+def flat(tree):
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def reference_tensors(model, tree):
+    """A tree like the parameters', cut and laid out as PyTorch's parameters are; the null caption is a buffer there."""
+    arrays = flat(tree)
+    tensors = dict(revert_pixart(arrays, arrays.__getitem__, model.segments(), model.patch_size))
+    del tensors["y_embedder.y_embedding"]
+    return tensors
+
+
+def random_gradients(params):
+    """One tree per step. Each tensor has a scale of its own, one row of zeros, and steps at which all of it is zero."""
+    rng = np.random.default_rng(0)
+    leaves, treedef = jax.tree.flatten(params)
+    scales = 10.0 ** rng.uniform(-3, 1, len(leaves))
+
+    def gradient(leaf, scale):
+        array = rng.normal(size=leaf.shape) * scale * rng.lognormal(size=leaf.shape) * (rng.random() < 0.9)
+        array[..., 0] = 0
+        return array.astype(np.float32)
+
+    for _ in range(STEPS):
+        grads = treedef.unflatten(map(gradient, leaves, scales))
+        grads["y_embedder"]["y_embedding"][:] = 0
+        yield grads
+
+
+@functools.cache
+def small_params():
+    model, rng = build_model(small_config()), np.random.default_rng(1)
+    shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
+    # Nothing that starts at zero, which would hide a wrong weight decay.
+    return jax.tree.map(lambda leaf: (rng.normal(size=leaf.shape) * 0.1).astype(np.float32), shapes)
+
+
+def train_reference(model, params, make_optimizer, grad_clip):
+    """Tensors and optimizer of PyTorch after all steps."""
+    tensors = {
+        name: torch.nn.Parameter(torch.tensor(array)) for name, array in reference_tensors(model, params).items()
+    }
+    optimizer = make_optimizer(tensors.values())
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / WARMUP))
+    for grads in random_gradients(params):
+        for name, grad in reference_tensors(model, grads).items():
+            tensors[name].grad = torch.tensor(grad)
+        if grad_clip:
+            torch.nn.utils.clip_grad_norm_(tensors.values(), grad_clip)
+        optimizer.step()
+        warmup.step()
+    return tensors, optimizer
+
+
+def assert_close(ours, theirs, before=None):
+    """To 1e-5 of the largest change of each tensor."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        value = value.detach().numpy()
+        change = np.abs(value - (0 if before is None else before[name])).max()
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5 * change, err_msg=name)
+
+
+@pytest.mark.parametrize("name,weight_decay,grad_clip", [("adamw", 0.03, 1.0), ("came", 0.0, None), ("came", 0.5, 1.0)])
+def test_fifty_steps_as_in_pytorch(name, weight_decay, grad_clip):
+    config = small_config(
+        name=name, weight_decay=weight_decay, grad_clip=grad_clip or 1e9, lr_scaling="sqrt", warmup_steps=WARMUP
+    )
+    config.data.batch_size = BATCH
+    check_config(config)
+    model, tx, params = build_model(config), build_optimizer(optimizer_spec(config)), small_params()
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    ours, state = params, tx.init(params)
+    for grads in random_gradients(params):
+        ours, state = step(ours, state, grads)
+
+    fields = {"lr": LEARNING_RATE * 2, "weight_decay": weight_decay}
+    theirs, optimizer = train_reference(
+        model,
+        params,
+        lambda tensors: CAME(tensors, **fields) if name == "came" else torch.optim.AdamW(tensors, eps=1e-10, **fields),
+        grad_clip,
+    )
+    assert_close(reference_tensors(model, ours), theirs, reference_tensors(model, params))
+    momentum = {key: optimizer.state[tensor]["exp_avg"] for key, tensor in theirs.items()}
+    assert_close(reference_tensors(model, state[1][0].mu), momentum)
+    # Data, and not a parameter: neither its zero gradient nor weight decay may move it.
+    null_caption = "y_embedder/y_embedding"
+    np.testing.assert_array_equal(flat(ours)[null_caption], flat(params)[null_caption])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_came_without_any_gradient_moves_nothing():
+    params = {"t_block": small_params()["t_block"]}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = CAME_SCALE.update(zero, CAME_SCALE.init(params))
+    jax.tree.map(np.testing.assert_array_equal, updates, zero)
+
+
+@pytest.mark.parametrize("model", [{}, {"num_classes": 1000, "adaln": "full"}], ids=str)
+def test_came_takes_half_of_adamws_memory(model):
+    """4.01 bytes per parameter of an XL/2 are in the docstring."""
+    config = default_config()
+    config.model.update(model)
+    params = jax.eval_shape(functools.partial(init_params, build_model(config)), jax.random.key(0))
+    state = jax.tree.leaves(jax.eval_shape(CAME_SCALE.init, params))
+    assert all(leaf.dtype == jnp.float32 for leaf in state)
+    per_parameter = 4 * sum(leaf.size for leaf in state) / sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert per_parameter == pytest.approx(4.01, abs=0.006)
+
+
+def test_came_knows_a_controlnets_stack():
+    copies = jax.eval_shape(lambda params: copy_blocks(params, 2), small_params())
+    state = jax.eval_shape(CAME_SCALE.init, copies)
+    assert state.statistics["copies"]["after_proj"]["bias"]["sq"].shape == (2, 12)
+    assert state.statistics["copies"]["after_proj"]["kernel"]["sq_row"].shape == (2, 12)
+    assert state.statistics["before_proj"]["kernel"]["sq_row"].shape == (12,)
+
+
+@pytest.mark.parametrize(
+    "tree,message",
+    [
+        ({"blocks_0": {"mystery": np.zeros((2, 3))}}, r"no layout covers blocks_0/mystery \(2, 3\); add one"),
+        ({"stack": {"fc1": {"kernel": np.zeros((2, 3, 3))}}}, r"stack/fc1/kernel \(2, 3, 3\) has not the axes"),
+    ],
+)
+def test_came_refuses_what_its_table_does_not_cover(tree, message):
+    with pytest.raises(ValueError, match=message):
+        CAME_SCALE.init(tree)
+
+
+def schedule_of(batch_size=BATCH, num_steps=110, **optimizer):
+    config = small_config(**{"learning_rate": 2.0, "warmup_steps": 10} | optimizer)
+    config.data.batch_size, config.train.num_steps = batch_size, num_steps
+    check_config(config)
+    schedule = learning_rate_schedule(optimizer_spec(config))
+    return lambda *steps: [float(schedule(step)) for step in steps]
+
+
+def test_schedules():
+    assert schedule_of(schedule="cosine")(0, 5, 10, 60, 110) == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+    assert schedule_of(warmup_steps=0)(0, 10**6) == [2, 2]
+    # From 4 (√(1024/256) times 2) to 2, at 66.7 % of 300 steps, warm-up included.
+    falling = schedule_of(schedule="cosine_decay_to_constant", lr_scaling="sqrt", num_steps=300)
+    assert falling(0, 5, 10, 105, 200, 300) == pytest.approx([0, 2, 4, 3, 2, 2], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule,batch_size,rate", [("none", 1024, 2), ("sqrt", 1024, 4), ("linear", 1024, 8), ("sqrt", 64, 1)]
+)
+def test_scaled_learning_rate(rule, batch_size, rate):
+    assert schedule_of(lr_scaling=rule, batch_size=batch_size)(10) == [rate]
+
+
+def test_reference_example_of_a_scaled_rate():
+    """176 samples on each of 64 GPUs: 2e-5 becomes 1.33e-4."""
+    rate = schedule_of(learning_rate=2e-5, lr_scaling="sqrt", batch_size=176 * 64)(10)
+    assert rate == pytest.approx([1.33e-4], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"name": "lion"}, r"config.optimizer.name = 'lion': must be one of adamw, came"),
+        ({"lr_scaling": "cube"}, r"config.optimizer.lr_scaling = 'cube': must be one of none, sqrt, linear"),
+        ({"name": "came", "eps": 1e-8}, r"config.optimizer.eps = 1e-08: .*'came' does not heed it; leave it at 1e-10"),
+        ({"came": {"b3": 0.99}}, r"config.optimizer.came.b3 = 0.99: .*'adamw' does not heed it; leave it at 0.9999"),
+        ({"name": "came", "came": {"eps1": 0.0}}, r"config.optimizer.came.eps1 = 0.0: must be positive"),
+        ({"b2": 1.0}, r"config.optimizer.b2 = 1.0: must lie in \[0, 1\)"),
+        ({"weight_decay": -0.1}, r"config.optimizer.weight_decay = -0.1: must not be negative"),
+        ({"schedule": "cosine_decay_to_constant"}, r"config.optimizer.schedule = .*needs config.optimizer.lr_scaling"),
+    ],
+)
+def test_bad_settings(settings, message):
+    config = small_config(**settings)
+    with pytest.raises(InputError, match=message):
+        check_config(config)
+
+
+def came_config(data, num_steps):
+    config = tiny_config(data)
+    config.optimizer.update(
+        {"name": "came", "eps": 1e-10, "learning_rate": 1e-2, "lr_scaling": "sqrt", "weight_decay": 0.0}
+    )
+    config.train.update({"num_steps": num_steps, "log_every": 25, "checkpoint_every": 100})
+    config.sample.every = 0
+    return config
+
+
+def test_came_learns_and_resumes(tmp_path):
+    config = came_config(write_data(tmp_path / "data"), 200)
+    whole = train_and_evaluate(config, str(tmp_path / "run"))
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["mse"] < 0.8 * rows[0]["mse"], rows
+    assert rows[-1]["learning_rate"] == pytest.approx(1e-2 * (8 / 256) ** 0.5)
+    # As if it had been killed after step 100.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "200")
+    resumed = train_and_evaluate(config, str(tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert read_metrics(tmp_path / "run") == rows
+
+
+FOUR_DEVICES = """
+import sys
+sys.path.insert(0, "tests")
+import jax, json, numpy as np
+from test_optimizers import came_config
+from tiny_run import write_data
+from pixart_jax.config import build_model, optimizer_spec
+from pixart_jax.optimizers import build_optimizer
+from pixart_jax.sharding import make_mesh, tree_shardings
+from pixart_jax.train import train_and_evaluate
+from pixart_jax.train_state import abstract_state
+
+config = came_config(write_data(sys.argv[1] + "/data"), 2)
+config.mesh.fsdp = 4
+state = train_and_evaluate(config, sys.argv[1] + "/run")
+abstract = abstract_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(4))
+same = jax.tree.map(lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), state, abstract)
+kernel = state.ema_params["blocks_0"]["mlp"]["fc1"]["kernel"]
+figures = {
+    "as_born": bool(all(jax.tree.leaves(same))),
+    "shard": kernel.addressable_shards[0].data.size / kernel.size,
+}
+
+rng = np.random.default_rng(0)
+params = jax.tree.map(np.asarray, state.params)
+grads = [jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params) for _ in range(3)]
+config.optimizer.update({"weight_decay": 0.1, "warmup_steps": 0})
+tx = build_optimizer(optimizer_spec(config))
+
+def three_updates(mesh):
+    def put(tree):
+        return jax.device_put(tree, tree_shardings(tree, mesh))
+
+    opt_state = put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state))
+    shardings = (tree_shardings(params, mesh), tree_shardings(opt_state, mesh))
+    update = jax.jit(tx.update, out_shardings=shardings)
+    for grad in grads:
+        updates, opt_state = update(put(grad), opt_state, put(params))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((updates, opt_state))]
+
+pairs = zip(three_updates(make_mesh(1, jax.devices()[:1])), three_updates(make_mesh(4)), strict=True)
+figures["difference"] = max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
+print(json.dumps(figures))
+"""
+
+
+def test_four_devices_update_as_one_does(tmp_path):
+    """Sharded four ways: the state stays where it was born, EMA included, and updates are those of one device."""
+    process = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    figures = json.loads(process.stdout.splitlines()[-1])
+    assert figures["as_born"] and figures["shard"] == 1 / 4
+    assert figures["difference"] < 1e-5
