@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.pipeline import BatchSpec, SampleSet, check_sources, make_iterator, mix_samples
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.extraction.pictures import EncodedPictures
 from pixart_jax.features import LINEAR_AUTOENCODER_FILE, copy_encoders, load_autoencoder, record_encoders
 from pixart_jax.images import false_colour
@@ -149,6 +151,41 @@ def _keep_synthetic_encoders(samples: SyntheticSamples, target: pathlib.Path) ->
         copy_encoders(directory, samples.manifest, target)
 
 
+def open_held_out(config: ConfigDict, spec: BatchSpec, manifest: Manifest) -> HeldOut | None:
+    """The pictures that a config evaluates on; None without config.eval.source.
+
+    Args:
+      manifest: of the training data, whose latents and text features these must be.
+
+    Raises:
+      InputError: names the directory or the config key, and the cure.
+    """
+    if not config.eval.source.strip():
+        return None
+    sources = parse_sources(config.eval.source, "eval.source")
+    manifests = check_sources(sources, spec)
+    for (directory, weight), held_out in zip(sources, manifests, strict=True):
+        require_setting(config, weight == 1, "eval.source", "pictures are spread evenly; leave out the weights")
+        encoded = ("autoencoder", "latent_scale") + (() if spec.num_classes else ("text_encoder", "caption_cleaning"))
+        for field in encoded:
+            theirs, ours = getattr(held_out, field), getattr(manifest, field)
+            require_setting(
+                config,
+                theirs == ours,
+                "eval.source",
+                f"{field} is {theirs!r} in {directory}, {ours!r} in the training data; encode it as they were",
+            )
+    samples = [ShardReader(directory) for directory, _ in sources]
+    return HeldOut([*zip(samples, manifests, strict=True)], spec, config.eval.num_samples)
+
+
+def eval_batch_size(config: ConfigDict, held_out: HeldOut, num_devices: int, num_processes: int = 1) -> int:
+    """Pictures over all devices at a time: as many as a training step works on, which is known to fit."""
+    unit = math.lcm(num_devices, num_processes)
+    needed = -(-len(held_out.indices) // unit) * unit
+    return min(needed, config.data.batch_size // config.train.accumulation_steps)
+
+
 def _own_decoder(directory: str, manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
     """That of the autoencoder beside the shards."""
     try:
@@ -260,8 +297,8 @@ def _encoder_mesh() -> jax.sharding.Mesh:
     return make_mesh(1, jax.local_devices())
 
 
-def parse_sources(text: str) -> list[tuple[str, float]]:
-    """ "DIR" or "DIR:WEIGHT,DIR:WEIGHT" as (directory, weight) pairs."""
+def parse_sources(text: str, key: str = "data.source") -> list[tuple[str, float]]:
+    """ "DIR" or "DIR:WEIGHT,DIR:WEIGHT" as (directory, weight) pairs; `key` is the setting it comes from."""
     sources = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         directory, _, weight = part.rpartition(":")
@@ -270,7 +307,7 @@ def parse_sources(text: str) -> list[tuple[str, float]]:
         except ValueError:
             sources.append((part, 1.0))  # The colon belongs to the path.
     if not sources:
-        raise InputError("config.data.source is empty: name a directory of feature shards, e.g. data/quickstart")
+        raise InputError(f"config.{key} is empty: name a directory of feature shards, e.g. data/quickstart")
     return sources
 
 

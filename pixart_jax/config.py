@@ -10,12 +10,14 @@ import ast
 import difflib
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
 
 import jax.numpy as jnp
 
+from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, OptimizerSpec, lr_scale
@@ -165,6 +167,19 @@ def default_config() -> ConfigDict:
                 # heart; 0 skips it.
                 "retrieval_captions": 0,
             },
+            "eval": {
+                # Directories of held-out feature shards, "DIR" or "DIR,DIR", made with the encoders of the training
+                # data; "" evaluates nothing.
+                "source": "",
+                # Steps between evaluations; the first and the last step have one too.
+                "every": 5000,
+                # Pictures, spread evenly over the source.
+                "num_samples": 1024,
+                # Model timesteps, 0 (hardly any noise) to 999: a curve each.
+                "timesteps": "50,150,250,350,450,550,650,750,850,950",
+                # Of the noise, and apart from the run's, so that runs compare.
+                "seed": 0,
+            },
         }
     )
     config.lock()
@@ -284,11 +299,12 @@ def check_config(config: ConfigDict) -> None:
         "data.batch_size", "train.num_steps", "train.accumulation_steps", "train.log_every", "train.checkpoint_every",
         "train.keep_checkpoints", "model.latent_channels", "model.text_dim", "model.max_text_tokens",
         "sample.num_images", "sample.num_steps", "model.kv_compress_ratio", "model.scan_unroll",
+        "eval.every", "eval.num_samples",
     ):  # fmt: skip
         require(flatten(config)[key] >= 1, key, "must be at least 1")
     for key in (
         "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps",
-        "optimizer.weight_decay", "seed",
+        "optimizer.weight_decay", "seed", "eval.seed",
     ):  # fmt: skip
         require(flatten(config)[key] >= 0, key, "must not be negative")
     for key in (
@@ -325,6 +341,7 @@ def check_config(config: ConfigDict) -> None:
         "sample.sampler",
         "needs the learned variance: set config.model.learn_sigma=True or another sampler",
     )
+    eval_timesteps(config)
 
 
 def _check_optimizer(config: ConfigDict, require) -> None:
@@ -376,6 +393,14 @@ def build_model(config: ConfigDict) -> PixArt:
 def position_base(config: ConfigDict) -> int:
     """Tokens along one side of the resolution's square; its square is the padded sequence length N."""
     return config.model.resolution // (DOWNSAMPLE * architecture(config)["patch_size"])
+
+
+def eval_timesteps(config: ConfigDict) -> tuple[int, ...]:
+    """config.eval.timesteps as numbers; raises InputError if they are none, or no timesteps."""
+    timesteps = [int(part) if part.strip().isdecimal() else -1 for part in config.eval.timesteps.split(",")]
+    rising = all(low < high for low, high in itertools.pairwise([-1, *timesteps, linear_schedule().num_steps]))
+    require_setting(config, rising, "eval.timesteps", "must be rising timesteps from 0 to 999 with commas between them")
+    return tuple(timesteps)
 
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:

@@ -1,4 +1,4 @@
-"""The run's scalar metrics as `metrics.jsonl`: one JSON object per logged step, never one twice."""
+"""A run's scalar metrics as a file of lines: one JSON object per logged step, never one twice."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class History:
     On resume, rows after the restored step are dropped: the run is about to write them again.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, start_step: int):
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    def __init__(self, path: str | pathlib.Path, start_step: int):
+        self._path = pathlib.Path(path)
         self.rows: list[dict[str, Any]] = [row for row in _read(self._path) if row["step"] <= start_step]
         kept = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomically(self._path, lambda file: file.write(kept.encode()))

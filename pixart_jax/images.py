@@ -150,31 +150,68 @@ def loss_curve_png(
     Raises:
       InputError: no points, or a curve whose length is not that of `steps`.
     """
-    # Only this function needs matplotlib, and importing it takes about a second. Figure without pyplot keeps no global
-    # state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lengths = {name: len(values) for name, values in losses_by_name.items()}
     if not len(steps) or not lengths or any(length != len(steps) for length in lengths.values()) or smoothing < 1:
         raise InputError(
             f"loss_curve_png needs steps, as many losses as steps and smoothing >= 1; got {len(steps)} steps, losses "
             f"{lengths}, smoothing {smoothing}"
         )
-    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
-    axes = figure.add_subplot()
+    axes = _loss_axes()
     for number, (name, values) in enumerate(losses_by_name.items()):
         colour = f"C{number}"
         if smoothing > 1:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
         axes.plot(steps, trailing_mean(values, smoothing), color=colour, linewidth=1.5, label=name)
-    if all(np.min(values) > 0 for values in losses_by_name.values()):
-        axes.set_yscale("log")
+    axes.legend()
+    _write_losses(path, axes)
+
+
+def noise_levels_png(
+    path: str | os.PathLike, steps: Sequence[int], losses_by_timestep: Mapping[int, Sequence[float]]
+) -> None:
+    """Draws a loss against training steps, a curve per timestep and (dashed) their mean; logarithmic where it can be.
+
+    Args:
+      path: PNG file to write, atomically.
+      steps: n step numbers.
+      losses_by_timestep: n losses for each model timestep, of which there are 1000.
+
+    Raises:
+      InputError: no points.
+    """
+    if not len(steps) or not losses_by_timestep:
+        raise InputError(f"noise_levels_png needs at least one step and one timestep; got {len(steps)} steps")
+    from matplotlib import colormaps
+
+    axes = _loss_axes()
+    # A point alone makes no line.
+    style = {"marker": ".", "linewidth": 1.5}
+    for timestep, values in losses_by_timestep.items():
+        # The yellow end of the map is hard to see on white.
+        axes.plot(steps, values, color=colormaps["viridis"](0.9 * timestep / 1000), label=f"t = {timestep}", **style)
+    axes.plot(steps, np.mean([*losses_by_timestep.values()], axis=0), "k--", label="mean", **style)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    _write_losses(path, axes)
+
+
+def _loss_axes():
+    # Importing matplotlib takes about a second, which only those who draw should wait. Figure without pyplot keeps no
+    # global state.
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(8, 4.5), dpi=100, layout="constrained").add_subplot()
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
+    return axes
+
+
+def _write_losses(path: str | os.PathLike, axes) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if all(np.min(line.get_ydata()) > 0 for line in axes.lines):
+        axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    _write(path, FigureCanvasAgg(figure).print_png)
+    _write(path, FigureCanvasAgg(axes.figure).print_png)
 
 
 def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:

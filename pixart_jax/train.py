@@ -13,23 +13,25 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.assembly import TrainingData, batch_spec, open_data
+from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
     ConfigDict,
     build_model,
     check_batch,
     check_config,
+    eval_timesteps,
     optimizer_spec,
 )
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.validation import Validation, make_eval_step, mse_name
 from pixart_jax.features import ENCODERS
 from pixart_jax.flops import step_flops
 from pixart_jax.hardware import find_hardware
 from pixart_jax.history import History
-from pixart_jax.images import loss_curve_png, save_png
+from pixart_jax.images import loss_curve_png, noise_levels_png, save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
@@ -47,8 +49,8 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     """Trains until `config.train.num_steps`, going on from the workdir's newest checkpoint if it has one.
 
-    Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, samples/step_*.png, and at the
-    end samples.png and loss.png.
+    Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, eval.jsonl, eval.png,
+    samples/step_*.png, and at the end samples.png and loss.png.
 
     Returns:
       The final state.
@@ -63,6 +65,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     check_batch(config, jax.device_count(), jax.process_count())
     spec = batch_spec(config, jax.process_count())
     data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
+    held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
     iterator = data.batches
     workdir = open_workdir(workdir)
 
@@ -112,7 +115,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         data.keep_encoders(workdir / ENCODERS)
         record_config(workdir, config)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
-    history = History(workdir, start) if first_process else None
+    history = History(workdir / "metrics.jsonl", start) if first_process else None
+    # An evaluation comes after its step's checkpoint: a run may have been killed between the two.
+    evaluate_first = held_out is not None and (start % config.eval.every == 0 or start == last)
+    evaluations = None
+    if first_process and held_out:
+        evaluations = History(workdir / "eval.jsonl", start - 1 if evaluate_first else start)
 
     if start < last:
         begin = time.perf_counter()
@@ -128,6 +136,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             record_run(workdir, abstract.params, compiled_step)
         hardware = find_hardware(jax.devices()[0].device_kind)
         flops = step_flops(model, make_loss, batch_shapes) if hardware else None
+
+    if held_out:
+        begin = time.perf_counter()
+        validation = Validation(
+            held_out,
+            make_eval_step(model.apply, schedule, timesteps, seed=config.eval.seed),
+            timesteps,
+            params=abstract.ema_params,
+            mesh=mesh,
+            batch_size=eval_batch_size(config, held_out, jax.device_count(), jax.process_count()),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        logging.info("evaluation compiled in %s", format_duration(time.perf_counter() - begin))
 
     def save_checkpoint(step: int) -> None:
         window.fetch()  # A state that a non-finite loss has touched is never saved.
@@ -152,6 +174,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             format_duration((last - step) / steps_per_second),
         )
 
+    def evaluate(step: int) -> None:
+        window.fetch()
+        # The averaged parameters are those that are sampled from and that the next stage starts from.
+        scalars = validation(state.ema_params)
+        writer.write_scalars(step, scalars)
+        logging.info("step %d/%d, evaluation loss %.5f", step, last, scalars["eval_loss"])
+        if evaluations:
+            evaluations.append(step, scalars)
+            draw_noise_levels(workdir, evaluations, timesteps)
+
     def draw(step: int) -> None:
         picture = previews.grid(state.ema_params, config.sample.num_images)
         writer.write_images(step, {"samples": picture[None]})
@@ -161,6 +193,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     # -------------------------------------------------------------------------------------------------------- The loop.
     try:
         with sigterm_flag() as terminated:
+            if evaluate_first and start < last:
+                evaluate(start)
             stopwatch = Stopwatch(start)
             for step in range(start + 1, last + 1):
                 state, metrics = compiled_step(state, put_batch(next(iterator), mesh))
@@ -175,11 +209,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                     checkpoints.wait()
                     logging.warning("SIGTERM: stopped after a checkpoint of step %d; the same command goes on", step)
                     raise SystemExit(SIGTERM_EXIT_CODE)
+                if held_out and step % config.eval.every == 0 and step != last:
+                    with stopwatch.paused():
+                        evaluate(step)
                 if config.sample.every and step % config.sample.every == 0 and step != last:
                     with stopwatch.paused():
                         draw(step)
         # ----------------------------------------------------------------------------------------------------- The end.
         checkpoints.wait()
+        if held_out:
+            evaluate(last)
         if config.sample.every:
             picture = previews.grid(state.ema_params, config.sample.num_images)
             if first_process:
@@ -208,6 +247,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         writer.close()
         if history:
             history.close()
+        if evaluations:
+            evaluations.close()
         iterator.close()
         checkpoints.close()
 
@@ -241,6 +282,13 @@ def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
     curves = {name: [row[name] for row in history.rows] for name in names}
     loss_curve_png(workdir / "loss.png", [row["step"] for row in history.rows], curves)
     logging.info("%s: the loss curve", workdir / "loss.png")
+
+
+def draw_noise_levels(workdir: pathlib.Path, evaluations: History, timesteps: tuple[int, ...]) -> None:
+    """workdir/eval.png from every evaluation that had these timesteps."""
+    rows = [row for row in evaluations.rows if all(mse_name(t) in row for t in timesteps)]
+    curves = {t: [row[mse_name(t)] for row in rows] for t in timesteps}
+    noise_levels_png(workdir / "eval.png", [row["step"] for row in rows], curves)
 
 
 @contextmanager
