@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 
 import jax.numpy as jnp
 
@@ -58,6 +59,24 @@ def default_config() -> ConfigDict:
             "seed": 0,
             # Of matrix products: "bfloat16" on accelerators, "float32" on CPU.
             "dtype": "float32",
+            # Weights to start from, as tools.convert takes them: a run's workdir (or one checkpoint in it), a model
+            # that tools.convert wrote, a .pth, a diffusers folder, a DiT file, a hub id. docs/init_from.md says which
+            # changes of model they survive. EMA, optimizer and step start afresh; a run that is resumed ignores it.
+            "init_from": "",
+            # How they are turned into this model; what does not apply is ignored.
+            "init": {
+                # Where there are both: "ema" or "raw" parameters; "auto" is EMA, but for a PixArt's .pth `state_dict`.
+                "weights": "auto",
+                # From a class-conditional DiT to captions: "tN" equals it at timestep N, "mean" is closest over all
+                # of them, "none" leaves the modulation fresh.
+                "reparameterize": "t500",
+                # Which DiT: that of its "null" class, or of "none", without a class vector.
+                "unconditional": "null",
+                # How key/value compression that appears starts: as the "reference"'s.
+                "kv_compress": "reference",
+                # A .npy or .pth of the text encoder's features of the empty caption, to be the null caption.
+                "null_text": "",
+            },
             "model": {
                 # A key of models.pixart.SIZES; the four fields below it override the size where they are not 0.
                 "size": "XL/2",
@@ -292,9 +311,17 @@ def check_config(config: ConfigDict) -> None:
         "optimizer.name": OPTIMIZERS,
         "optimizer.lr_scaling": LR_SCALINGS,
         "optimizer.schedule": SCHEDULES,
+        "init.weights": ("auto", "ema", "raw"),
+        "init.unconditional": ("null", "none"),
+        "init.kv_compress": ("reference",),
         "sample.sampler": SAMPLERS,
     }.items():
         require(flatten(config)[key] in choices, key, f"must be one of {', '.join(choices)}")
+    require(
+        re.fullmatch(r"none|mean|t\d{1,3}", config.init.reparameterize) is not None,
+        "init.reparameterize",
+        "must be none, mean, or t and a timestep of 0..999, as in t500",
+    )
     for key in (
         "data.batch_size", "train.num_steps", "train.accumulation_steps", "train.log_every", "train.checkpoint_every",
         "train.keep_checkpoints", "model.latent_channels", "model.text_dim", "model.max_text_tokens",

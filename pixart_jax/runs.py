@@ -37,6 +37,16 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> We
     return Weights(stored, list(params), params.__getitem__)
 
 
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+    """Whether a run in this workdir, which need not exist, would go on from a checkpoint of its own."""
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        return False
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.latest_step
+    checkpoints.close()
+    return step is not None
+
+
 def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:
     """The model that a config trains.
 

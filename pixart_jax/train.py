@@ -23,6 +23,8 @@ from pixart_jax.config import (
     eval_timesteps,
     optimizer_spec,
 )
+from pixart_jax.conversion.transitions import Choices
+from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -37,10 +39,12 @@ from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, forma
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
 from pixart_jax.record import record_config, record_run
+from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
-from pixart_jax.train_state import TrainState, abstract_state, create_state
+from pixart_jax.train_state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.train_step import make_train_step
+from pixart_jax.warm_start import WarmStart, open_warm_start
 
 # What a scheduler reads as "terminated, start me again".
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
@@ -67,6 +71,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
     held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
     iterator = data.batches
+    warm_start = open_init_from(config, data.manifest) if config.init_from and not has_checkpoint(workdir) else None
+    initial = warm_start.load() if warm_start else {}
     workdir = open_workdir(workdir)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
@@ -102,7 +108,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     abstract = abstract_state(model, tx, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     if checkpoints.latest_step is None:
-        state, window = create_state(model, tx, mesh, config.seed), MetricsWindow()
+        state = start_state(initial, tx, abstract) if warm_start else create_state(model, tx, mesh, config.seed)
+        window = MetricsWindow()
         logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
     else:
         state, progress = checkpoints.restore(abstract)
@@ -114,6 +121,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     if first_process:
         data.keep_encoders(workdir / ENCODERS)
         record_config(workdir, config)
+        if warm_start:
+            warm_start.write_record(workdir)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
     history = History(workdir / "metrics.jsonl", start) if first_process else None
     # An evaluation comes after its step's checkpoint: a run may have been killed between the two.
@@ -251,6 +260,24 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             evaluations.close()
         iterator.close()
         checkpoints.close()
+
+
+def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
+    """config.init_from, found to fit; says what is copied.
+
+    Raises:
+      InputError: it does not fit; with the table of differences.
+    """
+    init = config.init
+    start = open_warm_start(
+        config.init_from,
+        describe_run(config, manifest, {}),
+        weights=init.weights,
+        null_text=init.null_text,
+        choices=Choices(init.reparameterize, init.unconditional, init.kv_compress, seed=config.seed),
+    )
+    logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
+    return start
 
 
 def abstract_batch(data: TrainingData, spec: BatchSpec, mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -43,7 +44,10 @@ def init_params(model: PixArt, key: jax.Array):
 
 
 def _init_state(model: PixArt, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    params = init_params(model, key)
+    return _begin(init_params(model, key), tx)
+
+
+def _begin(params, tx: optax.GradientTransformation) -> TrainState:
     # The copy must not share buffers with params: both are donated to the step.
     ema_params = jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params))
@@ -81,3 +85,21 @@ def create_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, se
     """A fresh state, each array made where it will live: no device ever holds all of it."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
     return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(stream_key(seed, "init"))
+
+
+def start_state(arrays: dict[str, np.ndarray], tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """A state of step 0 with these parameters: the EMA equals them, and the optimizer has seen nothing.
+
+    Args:
+      arrays: '/'-joined path to f32 array of each parameter. Emptied: one after the other goes to the devices, of which
+        none ever holds all.
+      abstract: `abstract_state`'s.
+    """
+
+    def place(path, leaf):
+        array = arrays.pop("/".join(key.key for key in path))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+    params = jax.tree_util.tree_map_with_path(place, abstract.params)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(lambda params: _begin(params, tx), out_shardings=shardings, donate_argnums=0)(params)

@@ -31,6 +31,7 @@ LAYERS = [
         "pretrained",
         "flops",
         "runs",
+        "warm_start",
     ],
     ["extraction"],
     ["online"],

@@ -52,11 +52,16 @@ class Hints:
 NO_HINTS = Hints()
 
 
-def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
+def describe(source: Source, hints: Hints = NO_HINTS, fallback: Hints = NO_HINTS) -> StoredModel:
     """The model that opened weights belong to.
 
     PyTorch checkpoints tell all of it but the number of heads, which goes by the hidden size (SIZES), and the latent
     scale, which goes by the family: micro-conditions and 120 tokens of caption mean α, 300 mean Σ.
+
+    Args:
+      hints: what goes before what the files tell.
+      fallback: what to take where neither the hints nor the files tell it. A family that had to be taken from there is
+        `assumed_family` in the provenance.
 
     Raises:
       InputError: the files do not tell something, and neither do the hints; or they contradict each other; or it is a
@@ -72,22 +77,30 @@ def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
             "them apart, and the PixArt can be described"
         )
     if source.kind == "diffusers":
-        fields, base, scale = _from_diffusers(source, hints)
+        fields, base, scale = _from_diffusers(source, hints, fallback)
     else:
-        fields, base, scale = _from_reference(source, hints)
+        fields, base, scale = _from_reference(source, hints, fallback)
     unit = 12 if fields.get("micro_condition") else 4
     if fields["hidden_size"] % unit:
         raise InputError(
             f"{source.path}: a hidden size of {fields['hidden_size']} is no multiple of {unit}, which the position "
             "table and the micro-conditions split it into"
         )
+    provenance = {"source": source.path.name, "format": source.kind, "weights": source.weights}
     if source.kind == "dit":
         family, null_text = DIT, "none"
     else:
-        family = _family(source, hints, fields["micro_condition"], fields.get("max_text_tokens"))
+        name = _family(source, hints, fields["micro_condition"], fields.get("max_text_tokens"))
+        if name is None and fallback.family:
+            name = provenance["assumed_family"] = fallback.family
+        if name is None:
+            raise InputError(
+                f"{source.path}: nothing in it tells whether this is a PixArt-α or a PixArt-Σ, which differ in the "
+                "latent scale and the length of captions; pass --family alpha or --family sigma"
+            )
+        family = FAMILIES[name]
         fields = {"max_text_tokens": family["max_text_tokens"]} | fields
         null_text = "stored" if "y_embedder.y_embedding" in source.shapes else "missing"
-    provenance = {"source": source.path.name, "format": source.kind, "weights": source.weights}
     return StoredModel(
         model=PixArt(**fields),
         position_base=base,
@@ -100,18 +113,12 @@ def describe(source: Source, hints: Hints = NO_HINTS) -> StoredModel:
     )
 
 
-def _family(source: Source, hints: Hints, micro_condition: bool, max_text_tokens: int | None) -> dict[str, Any]:
+def _family(source: Source, hints: Hints, micro_condition: bool, max_text_tokens: int | None) -> str | None:
     told = hints.family or source.pipeline.get("family") or ("alpha" if micro_condition else None)
-    told = told or next((name for name, f in FAMILIES.items() if f["max_text_tokens"] == max_text_tokens), None)
-    if told is None:
-        raise InputError(
-            f"{source.path}: nothing in it tells whether this is a PixArt-α or a PixArt-Σ, which differ in the latent "
-            "scale and the length of captions; pass --family alpha or --family sigma"
-        )
-    return FAMILIES[told]
+    return told or next((name for name, f in FAMILIES.items() if f["max_text_tokens"] == max_text_tokens), None)
 
 
-def _from_reference(source: Source, hints: Hints) -> tuple[dict[str, Any], int, float]:
+def _from_reference(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[str, Any], int, float]:
     """Fields of PixArt, position base and position scale from a PixArt's or a DiT's own checkpoint."""
     shapes = source.shapes
 
@@ -126,7 +133,7 @@ def _from_reference(source: Source, hints: Hints) -> tuple[dict[str, Any], int, 
     fields = {
         "hidden_size": hidden,
         "depth": depth,
-        "num_heads": _num_heads(source, hidden, hints),
+        "num_heads": _num_heads(source, hidden, hints, fallback),
         "mlp_ratio": shape("blocks.0.mlp.fc1.weight", 2)[0] / hidden,
         "patch_size": patch,
         "latent_channels": channels,
@@ -148,12 +155,12 @@ def _from_reference(source: Source, hints: Hints) -> tuple[dict[str, Any], int, 
     if "pos_embed" in shapes:
         base = base or math.isqrt(shape("pos_embed", 3)[1])
         scale = scale or read_position_scale(source.arrays["pos_embed"], str(source.path))
-    return fields, *_told(source, base, scale)
+    return fields, *_told(source, base or _base(fallback, patch), scale or fallback.position_scale)
 
 
-def _from_diffusers(source: Source, hints: Hints) -> tuple[dict[str, Any], int, float]:
+def _from_diffusers(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[str, Any], int, float]:
     """Fields of PixArt, position base and position scale from diffusers' config.json, or without it from the shapes."""
-    given = _config_of_shapes(source, hints) if source.config is None else source.config
+    given = _config_of_shapes(source, hints, fallback) if source.config is None else source.config
     name = given.get("_class_name", "PixArtTransformer2DModel")
     # Released configurations carry the name of the class that once held every transformer.
     if name not in ("PixArtTransformer2DModel", "Transformer2DModel"):
@@ -191,10 +198,11 @@ def _from_diffusers(source: Source, hints: Hints) -> tuple[dict[str, Any], int, 
     if scale is None and sample_size is not None:
         scale = max(sample_size // 64, 1)
     base = _base(hints, patch) or (sample_size // patch if sample_size else None)
-    return fields, *_told(source, base, hints.position_scale or scale)
+    scale = hints.position_scale or scale or fallback.position_scale
+    return fields, *_told(source, base or _base(fallback, patch), scale)
 
 
-def _config_of_shapes(source: Source, hints: Hints) -> dict[str, Any]:
+def _config_of_shapes(source: Source, hints: Hints, fallback: Hints) -> dict[str, Any]:
     """As much of a config.json as the shapes in a lone file tell."""
     shapes = source.shapes
     try:
@@ -205,7 +213,7 @@ def _config_of_shapes(source: Source, hints: Hints) -> dict[str, Any]:
         raise InputError(
             f"{source.path} is no whole PixArtTransformer2DModel: {error} is missing or misshapen"
         ) from error
-    heads = _num_heads(source, hidden, hints)
+    heads = _num_heads(source, hidden, hints, fallback)
     return {
         "num_attention_heads": heads,
         "attention_head_dim": hidden // heads,
@@ -226,9 +234,9 @@ def _depth(shapes: Mapping[str, Any], prefix: str) -> int:
     return max((int(index) for index in indices if index.isdigit()), default=-1) + 1
 
 
-def _num_heads(source: Source, hidden: int, hints: Hints) -> int:
+def _num_heads(source: Source, hidden: int, hints: Hints, fallback: Hints) -> int:
     known = {size["hidden_size"]: size["num_heads"] for size in SIZES.values()}
-    heads = hints.num_heads or known.get(hidden)
+    heads = hints.num_heads or known.get(hidden) or fallback.num_heads
     if heads is None:
         raise InputError(
             f"{source.path}: the file does not tell the number of attention heads, and no known model has a hidden "

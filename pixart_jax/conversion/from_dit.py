@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax
-import jax
 import numpy as np
 
 from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.fresh import fresh_params
 from pixart_jax.conversion.reparameterize import FRESH, ModulationError, modulation_error, reparameterize
 from pixart_jax.conversion.stored import StoredModel, parameter_shapes
 from pixart_jax.conversion.transfer import Weights
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.rng import stream_key
-from pixart_jax.train_state import init_params
 
 # The paper's method and the closest on the whole: what any method's errors are to be compared with.
 COMPARED = ("t500", "mean")
@@ -54,7 +51,7 @@ def with_captions(
     stored = _with_captions(dit.stored, family, text_dim, max_text_tokens)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
-    target = _target(stored.model, seed)
+    target = reparameterization_target(stored.model, seed)
     arrays = {path: dit.read(path) for path in dit.paths}
     # They share the copied arrays, so three models cost little more than one.
     models = {
@@ -91,16 +88,10 @@ def _with_captions(dit: StoredModel, family: str | None, text_dim: int, max_text
     )
 
 
-def _target(model: PixArt, seed: int) -> dict[str, np.ndarray]:
+def reparameterization_target(model: PixArt, seed: int) -> dict[str, np.ndarray]:
     """Fresh parameters, where `reparameterize` takes them from there; elsewhere only their shapes, without memory."""
-
-    @jax.jit  # Compiled, what is not returned is not computed.
-    def fresh(key):
-        params = flax.traverse_util.flatten_dict(init_params(model, key), sep="/")
-        return {path: leaf for path, leaf in params.items() if path.startswith(FRESH)}
-
-    arrays = fresh(stream_key(seed, "init"))
+    arrays = fresh_params(model, seed, lambda path: path.startswith(FRESH))
     return {
-        path: np.array(arrays.pop(path)) if path in arrays else np.broadcast_to(np.float32(0), shape)
+        path: arrays.pop(path) if path in arrays else np.broadcast_to(np.float32(0), shape)
         for path, shape in parameter_shapes(model).items()
     }

@@ -97,13 +97,13 @@ def reparameterize(
     _check(dit, target)
 
     params = {path: target[path] if path.startswith(FRESH) else dit[path] for path in target.keys() - _COMPUTED}
-    params["t_embedder/mlp_2/bias"] = dit["t_embedder/mlp_2/bias"] + _no_class(dit, unconditional)
+    params["t_embedder/mlp_2/bias"] = dit["t_embedder/mlp_2/bias"] + no_class(dit, unconditional)
     for name in ("kernel", "bias"):
         params[f"t_block/{name}"] = np.mean(dit[f"blocks_0/adaLN_modulation/{name}"], axis=0, dtype=np.float64)
     params = {path: array.astype(np.float32, copy=False) for path, array in params.items()}
 
     # The shared parameters are rounded by now, as the model will see them: the tables make up for it.
-    dit_c, c = _embed(dit, timesteps) + _no_class(dit, unconditional), _embed(params, timesteps)
+    dit_c, c = embed(dit, timesteps) + no_class(dit, unconditional), embed(params, timesteps)
     # The mean of modulations is the modulation of the mean s, because they are linear in it.
     dit_s, s = (_silu(vectors).mean(axis=0) for vectors in (dit_c, c))
     shared = _dense(params, "t_block", s)
@@ -145,7 +145,7 @@ def modulation_error(
     dit, params = _flatten(dit), _flatten(params)
     _check(dit, params, fresh=False)
     timesteps = np.asarray(timesteps)
-    dit_c, c = _embed(dit, timesteps) + _no_class(dit, unconditional), _embed(params, timesteps)
+    dit_c, c = embed(dit, timesteps) + no_class(dit, unconditional), embed(params, timesteps)
 
     shared = _dense(params, "t_block", _silu(c))
     squares = [
@@ -168,6 +168,11 @@ def format_error_table(errors: Mapping[str, ModulationError]) -> str:
         cells = (f"{error.blocks[i]:10.2%}{error.final[i]:10.2%}" for error in errors.values())
         lines.append(f"{t:6d}  " + "".join(cells))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def check_method(method: str) -> None:
+    """Raises InputError unless `reparameterize` knows the method."""
+    _timesteps(method)
 
 
 def _timesteps(method: str) -> np.ndarray:
@@ -223,8 +228,8 @@ def _check(dit: Flat, target: Flat, *, fresh: bool = True) -> None:
         )
 
 
-def _no_class(dit: Flat, unconditional: str) -> np.ndarray | float:
-    """u, f64[D] or 0."""
+def no_class(dit: Flat, unconditional: str) -> np.ndarray | float:
+    """u, f64[D] or 0, of `unconditional` as in `reparameterize`; raises InputError if it is neither of those."""
     if unconditional not in UNCONDITIONAL:
         raise InputError(f"unconditional={unconditional!r}: give one of {', '.join(UNCONDITIONAL)}")
     return dit["y_embedder/embedding_table"][-1].astype(np.float64) if unconditional == "null" else 0.0
@@ -241,12 +246,12 @@ def _silu(x: np.ndarray) -> np.ndarray:
     return x * (1 + np.tanh(x / 2)) / 2
 
 
-def _embed(params: Flat, timesteps: np.ndarray) -> np.ndarray:
-    """What `t_embedder` makes of i64[T], f64[T, D]."""
+def embed(params: Flat, values: np.ndarray, embedder: str = "t_embedder") -> np.ndarray:
+    """What an embedder of scalars [T] makes of them, f64[T, features]."""
     # The angles are rounded to float32 as in the model: at t = 999 that moves them by up to 3e-5.
-    angles = (timesteps.astype(np.float32)[:, None] * TIMESTEP_FREQS).astype(np.float64)
-    hidden = _dense(params, "t_embedder/mlp_0", np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
-    return _dense(params, "t_embedder/mlp_2", _silu(hidden))
+    angles = (values.astype(np.float32)[:, None] * TIMESTEP_FREQS).astype(np.float64)
+    hidden = _dense(params, f"{embedder}/mlp_0", np.concatenate([np.cos(angles), np.sin(angles)], axis=1))
+    return _dense(params, f"{embedder}/mlp_2", _silu(hidden))
 
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> np.ndarray:

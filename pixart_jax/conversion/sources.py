@@ -89,7 +89,7 @@ def open_source(path: str | pathlib.Path, *, ema: bool | None = None) -> Source:
 def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
     if (path / "model.json").exists():
         if ema is not None:
-            raise InputError(f"{path} holds one set of weights; leave out --ema and --no-ema")
+            raise InputError(f"{path} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
         return Source(path, "orbax", None, {})
     folder = path / "transformer" if (path / "model_index.json").exists() else path
     forms = ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
@@ -105,7 +105,7 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
 def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> Source:
     arrays, weights = _open_arrays(file, ema)
     if ema is not None and not weights:
-        raise InputError(f"{file} holds one set of weights; leave out --ema and --no-ema")
+        raise InputError(f"{file} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
     kind = next((kind for kind, mark in _MARKS.items() if any(re.fullmatch(mark, name) for name in arrays)), None)
     if kind is None:
         names = ", ".join(sorted(arrays)[:4])
@@ -289,7 +289,7 @@ def _open_torch(path: pathlib.Path, ema: bool | None) -> tuple[_Tensors, str]:
             if ema is None and weights not in checkpoint:
                 weights = raw if raw in checkpoint else averaged
             if not isinstance(checkpoint.get(weights), dict):
-                raise InputError(f"{path} has no {weights}; leave out --ema and --no-ema")
+                raise InputError(f"{path} has no {weights}; leave out --ema, --no-ema and config.init.weights")
             checkpoint = checkpoint[weights]
             break
     if not isinstance(checkpoint, dict) or not checkpoint:

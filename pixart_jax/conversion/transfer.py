@@ -36,11 +36,17 @@ class Weights:
     control: Control | None = None
 
 
-def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray | None = None) -> Weights:
+def load_weights(
+    source: Source,
+    hints: Hints = NO_HINTS,
+    null_text: np.ndarray | None = None,
+    *,
+    fallback: Hints = NO_HINTS,
+) -> Weights:
     """Our parameters from an opened source.
 
     Args:
-      hints: see `describe`.
+      hints, fallback: see `describe`.
       null_text: f32[max_text_tokens, text_dim], the text encoder's features of the empty caption; takes the place of
         the null caption, whether the source has one or not.
 
@@ -49,14 +55,14 @@ def load_weights(source: Source, hints: Hints = NO_HINTS, null_text: np.ndarray 
     """
     if source.kind == "controlnet":
         base, state_dict = split_source(source)
-        weights = load_weights(base, hints, null_text)
+        weights = load_weights(base, hints, null_text, fallback=fallback)
         provenance = weights.stored.provenance | {"format": source.kind}
         return dataclasses.replace(
             weights,
             stored=dataclasses.replace(weights.stored, provenance=provenance),
             control=convert_control(state_dict, weights.stored.model, source.path),
         )
-    stored = describe(source, hints)
+    stored = describe(source, hints, fallback)
     model = stored.model
     expected = parameter_shapes(model)
     control = None

@@ -1,0 +1,153 @@
+"""A run that starts from weights that exist already: `config.init_from`, described in docs/init_from.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import posixpath
+from collections.abc import Callable, Iterable
+
+from pixart_jax.conversion.control import split_source
+from pixart_jax.conversion.describe import Hints, describe
+from pixart_jax.conversion.hub import fetch
+from pixart_jax.conversion.sources import open_source
+from pixart_jax.conversion.stored import StoredModel
+from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
+from pixart_jax.conversion.transitions import Arrays, Choices, Transition, plan_transition
+from pixart_jax.errors import InputError
+from pixart_jax.files import write_atomically
+from pixart_jax.runs import load_run
+
+# Below a run's workdir: what it started from.
+RECORD = "init_from.json"
+WHICH = {"auto": None, "ema": True, "raw": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """Weights found to fit, and not read yet.
+
+    Attributes:
+      path: as the user wrote it.
+      stored: what they are.
+      transition: what becomes of them.
+      table: the same, to be read.
+    """
+
+    path: str
+    stored: StoredModel
+    transition: Transition
+    table: list[str]
+    open: Callable[[], Weights]
+
+    def load(self) -> Arrays:
+        """The target's parameters by path, on the host.
+
+        Raises:
+          InputError: the weights are damaged, or not what they say they are.
+        """
+        try:
+            weights = self.open()
+            arrays = {path: weights.read(path) for path in weights.paths}
+            self.transition.apply(arrays)
+        except InputError as error:
+            raise _at(self.path, error) from error
+        return arrays
+
+    def write_record(self, workdir: pathlib.Path) -> None:
+        """Writes workdir/init_from.json."""
+        record = {"init_from": self.path, "provenance": self.stored.provenance, "table": self.table}
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(workdir / RECORD, lambda file: file.write(text.encode()))
+
+
+def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: str, choices: Choices) -> WarmStart:
+    """Finds weights and what has to change for the target to start from them; reads names and shapes only.
+
+    Args:
+      path: what tools.convert takes: a file or folder in any format, a run's workdir, a hub id; or one checkpoint of a
+        run, `workdir/checkpoints/STEP`.
+      weights: a key of WHICH: where there are both, the averaged ones or the raw ones; "auto" is the averaged ones, but
+        of PixArt's own checkpoints `state_dict`, as in tools.convert.
+      null_text: file of the null caption, or "".
+      choices: with null_text None; it is read from the file.
+
+    Raises:
+      InputError: there are no weights, or they are damaged or of a model that the target cannot start from; then with
+        the table of differences.
+    """
+    if null_text:
+        try:
+            choices = dataclasses.replace(choices, null_text=read_null_text(pathlib.Path(null_text)))
+        except InputError as error:
+            raise InputError(f"config.init.null_text: {error}") from error
+    try:
+        stored, control, opener = _open(path, target, WHICH[weights])
+        transition = plan_transition(stored, target, choices)
+    except InputError as error:
+        raise _at(path, error) from error
+    return WarmStart(path, stored, transition, _table(stored, target, transition, control), opener)
+
+
+def _at(path: str, error: InputError) -> InputError:
+    return InputError(f"config.init_from = {path!r}: {error}")
+
+
+def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel, bool, Callable[[], Weights]]:
+    """What the weights are, whether a ControlNet is with them, and what reads them."""
+    local = fetch(path, encoders=False)
+    if (local / "checkpoints").is_dir():
+        weights = load_run(local, ema=ema is not False)
+        return weights.stored, False, lambda: weights
+    if local.parent.name == "checkpoints" and local.name.isdigit() and local.is_dir():
+        weights = load_run(local.parents[1], ema=ema is not False, step=int(local.name))
+        return weights.stored, False, lambda: weights
+    source, model = open_source(local, ema=ema), target.model
+    # What a file does not tell is taken to be as in the config.
+    family = "sigma" if model.max_text_tokens > 120 else "alpha"
+    fallback = Hints(family, model.num_heads, target.resolution, target.position_scale)
+    control = source.kind == "controlnet"
+    if control:
+        source, _ = split_source(source)
+    stored = describe(source, fallback=fallback)
+    provenance = stored.provenance | ({} if source.kind == "orbax" else {"source": path})
+    stored = dataclasses.replace(stored, provenance=provenance)
+    return stored, control, lambda: load_weights(source, fallback=fallback)
+
+
+def _table(source: StoredModel, target: StoredModel, transition: Transition, control: bool) -> list[str]:
+    """The lines that tell the user what happens to the weights."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in transition.rows:
+        groups.setdefault((row.action, row.why), []).append(row.path)
+    order = ("copied", "made", "left out")
+    lines = []
+    for (action, why), paths in sorted(groups.items(), key=lambda group: order.index(group[0][0])):
+        lines.append(f"{action:9}{len(paths):4}  {_names(paths)}" + (f": {why}" if why else ""))
+    lines += [f"left out       {line}" for line in ["the ControlNet"] if control]
+    sizes = [f"{stored.resolution} px, scale {stored.position_scale:g}" for stored in (source, target)]
+    lines.append("positions      " + " → ".join(dict.fromkeys(sizes)) + ": computed, nothing to copy")
+    scales = [f"{stored.latent_scale:g}" for stored in (source, target)]
+    if "assumed_family" in source.provenance:
+        lines.append(f"latents        scale {scales[1]}; the source does not tell its own")
+    elif abs(source.latent_scale / target.latent_scale - 1) > 1e-6:
+        lines.append(f"latents        scale {' → '.join(scales)}: WARNING, of another autoencoder, to be learnt anew")
+    cleaning = [source.caption_cleaning, target.caption_cleaning]
+    if len(set(cleaning)) > 1 and not source.model.num_classes:
+        lines.append(f"captions       cleaned by {cleaning[0]!r} → {cleaning[1]!r}: WARNING, they read differently")
+    lines.append("EMA            starts as a copy; the optimizer and the count of steps start afresh")
+    return lines
+
+
+def _names(paths: Iterable[str]) -> str:
+    """Paths with what they begin with said once: "t_block (2), blocks_0/cross_attn (6)"."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        groups.setdefault("/".join(parts[: 2 if parts[0].startswith("blocks_") else 1]), []).append(path)
+    names = []
+    for found in groups.values():
+        common = posixpath.commonpath(found)
+        names.append(common if len(found) == 1 else f"{common} ({len(found)})")
+    return ", ".join(names)
