@@ -169,7 +169,7 @@ def loss_curve_png(
 def noise_levels_png(
     path: str | os.PathLike, steps: Sequence[int], losses_by_timestep: Mapping[int, Sequence[float]]
 ) -> None:
-    """Draws a loss against training steps, a curve per timestep and (dashed) their mean; logarithmic where it can be.
+    """Draws a loss against training steps, a curve per timestep and, dashed, their mean; logarithmic where it can be.
 
     Args:
       path: PNG file to write, atomically.
@@ -189,7 +189,8 @@ def noise_levels_png(
     for timestep, values in losses_by_timestep.items():
         # The yellow end of the map is hard to see on white.
         axes.plot(steps, values, color=colormaps["viridis"](0.9 * timestep / 1000), label=f"t = {timestep}", **style)
-    axes.plot(steps, np.mean([*losses_by_timestep.values()], axis=0), "k--", label="mean", **style)
+    if len(losses_by_timestep) > 1:
+        axes.plot(steps, np.mean([*losses_by_timestep.values()], axis=0), "k--", label="mean", **style)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     _write_losses(path, axes)
 

@@ -10,6 +10,7 @@ from pixart_jax.images import (
     image_grid,
     labelled_grid,
     loss_curve_png,
+    noise_levels_png,
     save_png,
     to_uint8,
     trailing_mean,
@@ -223,3 +224,16 @@ def test_loss_curve_keeps_the_raw_curve_faintly(tmp_path):
 def test_loss_curve_refuses(tmp_path, arguments):
     with pytest.raises(InputError, match="loss_curve_png"):
         loss_curve_png(tmp_path / "curve.png", **arguments)
+
+
+def test_noise_levels_have_a_curve_each(tmp_path):
+    steps = [0, 10, 20]
+    picture = {}
+    for timesteps in ((50,), (50, 950)):
+        noise_levels_png(tmp_path / "eval.png", steps, {t: [1, 0.5 + t / 1000, 0.4] for t in timesteps})
+        picture[timesteps] = np.asarray(Image.open(tmp_path / "eval.png").convert("RGB"))
+    purple, green = (71, 17, 99), (157, 217, 58)  # the map's dark and light end
+    assert pixels_of(picture[50,], purple).sum() > 100 and pixels_of(picture[50,], green).sum() < 20
+    assert pixels_of(picture[50, 950], purple).sum() > 100 and pixels_of(picture[50, 950], green).sum() > 100
+    with pytest.raises(InputError, match="noise_levels_png"):
+        noise_levels_png(tmp_path / "eval.png", [], {50: []})

@@ -25,6 +25,9 @@ from pixart_jax.sharding import put_batch, replicated
 # (params, batch with `index` i32[B]) -> (index i32[B], {"mse": f32[T, B], "vb": f32[T, B] if the variance is learned})
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
+# Of each term's mean over all timesteps.
+_MEANS = {"mse": "eval_loss", "vb": "eval_vb"}
+
 
 class HeldOut:
     """A selection of the samples of some sets, as the model takes them: nothing about them is drawn.
@@ -59,7 +62,7 @@ class HeldOut:
 
 
 def make_eval_step(apply_fn: Callable, schedule: DiffusionSchedule, timesteps: Sequence[int], *, seed: int) -> EvalStep:
-    """Per-sample terms of the loss at each of `timesteps`, for `losses.diffusion_terms`' meaning of them.
+    """Per-sample terms of the loss at each of `timesteps`, as `losses.diffusion_terms` has them.
 
     The error is that of eps whatever the run's loss is. A sample's noise depends on the seed, the timestep, its
     number (`index`) and the place of a token in the sequence: not on the batch, the devices or the padding.
@@ -146,14 +149,10 @@ class Validation:
                 terms[:, np.searchsorted(self._held_out.indices, index)] = found[name]
             means[name] = terms.mean(axis=1)
         by_timestep = {mse_name(t): float(value) for t, value in zip(self._timesteps, means["mse"], strict=True)}
-        return {f"eval_{_NAMES[name]}": float(value.mean()) for name, value in means.items()} | by_timestep
+        return {_MEANS[name]: float(value.mean()) for name, value in means.items()} | by_timestep
 
     def _batch(self, indices) -> dict[str, jax.Array]:
         return put_batch(self._held_out.batch(indices), self._mesh)
-
-
-# Of the means over all timesteps.
-_NAMES = {"mse": "loss", "vb": "vb"}
 
 
 def mse_name(timestep: int) -> str:
