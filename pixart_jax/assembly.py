@@ -26,12 +26,20 @@ from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.extraction.pictures import EncodedPictures
-from pixart_jax.features import LINEAR_AUTOENCODER_FILE, copy_encoders, load_autoencoder, record_encoders
+from pixart_jax.features import (
+    LINEAR_AUTOENCODER_FILE,
+    copy_encoders,
+    load_autoencoder,
+    load_text_encoder,
+    record_encoders,
+)
 from pixart_jax.images import false_colour
 from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
-from pixart_jax.pretrained import Autoencoder, T5TextEncoder
+from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.prompts import prompt_samples, read_prompts, split_prompts
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import DOWNSAMPLE
+from pixart_jax.words import WordEncoder
 
 # The `data.source` that is no directory. One of this name is "./synthetic".
 SYNTHETIC = "synthetic"
@@ -62,6 +70,7 @@ class TrainingData:
       samples: the data set, or some of it, for pictures of what was learnt; at least one.
       manifest: of the samples.
       decode: unscaled latents f32[1, h, w, C] to pictures f32[1, H, W, 3] in about [-1, 1].
+      prompts: config.sample.prompts as samples without pictures, encoded when it is called; None without prompts.
       keep_encoders: puts into a folder what sampling has to know of the encoders; raises InputError if the run there
         started with others.
     """
@@ -70,6 +79,7 @@ class TrainingData:
     samples: Sequence[Sample]
     manifest: Manifest
     decode: Callable[[np.ndarray], np.ndarray]
+    prompts: Callable[[], list[Sample]] | None
     keep_encoders: Callable[[pathlib.Path], None]
 
 
@@ -83,8 +93,13 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     if config.data.online:
         return _open_pictures(config, spec, processes)
     require = functools.partial(require_setting, config)
-    for key, unset in (("text_encoder", ""), ("caption_cleaning", "none"), ("data_dir", "")):
+    for key, unset in (("caption_cleaning", "none"), ("data_dir", "")):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
+    require(
+        not config.data.text_encoder or config.sample.prompts,
+        "data.text_encoder",
+        "only config.data.online=True and config.sample.prompts heed it; set it to ''",
+    )
     is_synthetic = config.data.source.strip() == SYNTHETIC
     data = (_open_synthetic if is_synthetic else _open_shards)(config, spec, processes)
     sizes = len(data.manifest.bucket_histogram)
@@ -115,6 +130,7 @@ def _open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int])
         samples=ShardReader(directory),
         manifest=manifest,
         decode=decode,
+        prompts=_open_prompts(config, spec, manifest, lambda: load_text_encoder(directory, manifest)),
         keep_encoders=functools.partial(copy_encoders, directory, manifest),
     )
 
@@ -136,6 +152,7 @@ def _open_synthetic(config: ConfigDict, spec: BatchSpec, processes: dict[str, in
         samples=samples,
         manifest=samples.manifest,
         decode=samples.autoencoder.decode,
+        prompts=_open_prompts(config, spec, samples.manifest, lambda: samples.text_encoder),
         keep_encoders=functools.partial(_keep_synthetic_encoders, samples),
     )
 
@@ -236,18 +253,7 @@ def _open_pictures(config: ConfigDict, spec: BatchSpec, processes: dict[str, int
     autoencoder = _open_autoencoder(config)
     text_encoder = None
     if not has_classes:
-        text_encoder = T5TextEncoder(
-            data.text_encoder,
-            max_tokens=spec.max_text_tokens,
-            mesh=_encoder_mesh(),
-            dtype=jnp.dtype(config.dtype),
-            keep=True,
-        )
-        require(
-            text_encoder.dim == spec.text_dim,
-            "model.text_dim",
-            f"the text encoder {data.text_encoder} (config.data.text_encoder) gives features {text_encoder.dim} wide",
-        )
+        text_encoder = _open_text_encoder(config, spec, _encoder_mesh(), keep=True)
     encoder = EncodedPictures(
         pictures,
         [model.resolution],
@@ -265,6 +271,7 @@ def _open_pictures(config: ConfigDict, spec: BatchSpec, processes: dict[str, int
         samples=SpreadSamples(items, config.sample.num_images if config.sample.every else 1),
         manifest=items.manifest,
         decode=autoencoder.decode,
+        prompts=_open_prompts(config, spec, items.manifest, None, text_encoder),
         keep_encoders=functools.partial(record_encoders, items.manifest),
     )
 
@@ -286,6 +293,59 @@ def _open_autoencoder(config: ConfigDict, latent_scale: float | None = None) -> 
         "autoencoder made",
     )
     return autoencoder
+
+
+def _open_text_encoder(config: ConfigDict, spec: BatchSpec, mesh: jax.sharding.Mesh, *, keep: bool) -> T5TextEncoder:
+    """config.data.text_encoder."""
+    encoder = T5TextEncoder(
+        config.data.text_encoder, max_tokens=spec.max_text_tokens, mesh=mesh, dtype=jnp.dtype(config.dtype), keep=keep
+    )
+    require_setting(
+        config,
+        encoder.dim == spec.text_dim,
+        "model.text_dim",
+        f"the text encoder {config.data.text_encoder} (config.data.text_encoder) gives features {encoder.dim} wide",
+    )
+    return encoder
+
+
+def _open_prompts(
+    config: ConfigDict,
+    spec: BatchSpec,
+    manifest: Manifest,
+    load_words: Callable[[], WordEncoder] | None,
+    t5: T5TextEncoder | None = None,
+) -> Callable[[], list[Sample]] | None:
+    """See `TrainingData.prompts`.
+
+    Args:
+      manifest: of the data that the run trains on.
+      load_words: gives the data's own text encoder.
+      t5: that of the run, if it has one; else config.data.text_encoder, whose weights are gone after use.
+    """
+    text = config.sample.prompts
+    if not text:
+        return None
+    is_file = text.endswith(".txt") and len(text.splitlines()) == 1
+    prompts = read_prompts(pathlib.Path(text), "config.sample.prompts") if is_file else split_prompts(text)
+    require_setting(config, bool(prompts), "sample.prompts", "holds no prompt; write one a line, or set it to ''")
+    if t5 is None and config.data.text_encoder:
+        require_setting(
+            config,
+            manifest.text_encoder == "t5",
+            "data.text_encoder",
+            f"the data were made with the text encoder \"{manifest.text_encoder}\", which is another; set it to ''",
+        )
+        # Nothing else runs on the devices yet: the largest part of the pipeline may be split over them.
+        t5 = _open_text_encoder(config, spec, local_mesh(), keep=False)
+    if t5 is None:
+        words = load_words()
+
+        def encode(captions):
+            return [row[:length] for row, length in zip(*words.encode(captions), strict=True)]
+    else:
+        encode = functools.partial(t5.encode_trimmed, batch_size=ENCODED_AT_A_TIME)
+    return functools.partial(prompt_samples, prompts, encode, manifest, config.model.resolution)
 
 
 def _encoder_mesh() -> jax.sharding.Mesh:

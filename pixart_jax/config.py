@@ -123,7 +123,8 @@ def default_config() -> ConfigDict:
                 "online": False,
                 "data_dir": "",
                 # Directories that tools.convert wrote. The autoencoder also decodes the sample grids of shards that
-                # were made with it, which are drawn in false colours otherwise.
+                # were made with it, which are drawn in false colours otherwise; the text encoder also reads their
+                # `sample.prompts`.
                 "vae": "",
                 "text_encoder": "",
                 # How `online` cleans captions: "none", "alpha" or "sigma".
@@ -178,6 +179,10 @@ def default_config() -> ConfigDict:
             "sample": {
                 # Steps between sample grids; 0 draws none.
                 "every": 5000,
+                # What they show: prompts, one a line, or the name of a text file of them that ends in .txt; "" draws
+                # `num_images` captions of the training data, each beside its picture. For shards with features of T5,
+                # `data.text_encoder` must name it.
+                "prompts": "",
                 "num_images": 16,
                 "sampler": "dpm-solver",
                 "num_steps": 20,
@@ -367,6 +372,11 @@ def check_config(config: ConfigDict) -> None:
         config.sample.sampler != "iddpm" or config.model.learn_sigma,
         "sample.sampler",
         "needs the learned variance: set config.model.learn_sigma=True or another sampler",
+    )
+    require(
+        not (config.sample.prompts and config.model.num_classes),
+        "sample.prompts",
+        f"a model of {config.model.num_classes} classes reads no captions; set it to ''",
     )
     eval_timesteps(config)
 

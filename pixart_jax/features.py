@@ -24,7 +24,10 @@ ENCODERS = "encoders"
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
 
 # How a run and a sampler are told where converted encoders are.
-_CONVERTED = {"vae": "--vae; in training config.data.vae", "text_encoder": "--text-encoder"}
+_CONVERTED = {
+    "vae": "--vae; in training config.data.vae",
+    "text_encoder": "--text-encoder; in training config.data.text_encoder",
+}
 
 
 def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str | os.PathLike) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that a run draws of what it has learnt: its own training captions, real beside generated."""
+"""Pictures that a run draws of what it has learnt: its training captions, real beside generated, or prompts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Previews:
       spec: the shapes of a batch.
       sample_fn: see `sampling.make_sample_fn`.
       guidance_scale, seed: of every picture drawn here.
+      batch_size: pictures drawn at a time.
+      has_pictures: False for prompts, which have none to show beside what is generated.
     """
 
     samples: Sequence[Sample]
@@ -36,17 +38,19 @@ class Previews:
     guidance_scale: float
     seed: int
     batch_size: int
+    has_pictures: bool = True
 
     def grid(self, params, count: int) -> np.ndarray:
-        """uint8[H, W, 3]: up to `count` captions spread over the samples, each with its real and its generated
-        picture."""
+        """uint8[H, W, 3]: up to `count` captions spread over the samples, each with its generated picture, and
+        its real one on the left if it has one."""
         indices = self._spread(count)
         real, generated = self.draw(params, indices)
+        shown = [real, generated] if self.has_pictures else [generated]
         captions = [self.samples[int(i)].caption for i in indices]
-        tiles = same_size(to_uint8(picture) for pair in zip(real, generated, strict=True) for picture in pair)
-        pairs = [np.stack(tiles[i : i + 2]) for i in range(0, len(tiles), 2)]
-        columns = max(1, round(len(pairs) ** 0.5))
-        return labelled_grid(list(zip(pairs, captions, strict=True)), columns=columns)
+        tiles = same_size(to_uint8(picture) for entry in zip(*shown, strict=True) for picture in entry)
+        entries = [np.stack(tiles[i : i + len(shown)]) for i in range(0, len(tiles), len(shown))]
+        columns = max(1, round(len(entries) ** 0.5))
+        return labelled_grid(list(zip(entries, captions, strict=True)), columns=columns)
 
     def retrieval(self, params, count: int) -> float:
         """retrieval@1 of up to `count` captions against every picture of the samples; all must be of one size."""
@@ -85,7 +89,8 @@ class Previews:
             )
             for row, sample in zip(tokens, samples, strict=True)
         ]
-        return self._decode(s.latent_mean.astype(np.float32) for s in samples), self._decode(latents)
+        real = self._decode(s.latent_mean.astype(np.float32) for s in samples) if self.has_pictures else []
+        return real, self._decode(latents)
 
     def _decode(self, latents: Iterable[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(self.decode(latent[None]))[0] for latent in latents]

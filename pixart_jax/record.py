@@ -1,4 +1,4 @@
-"""What a run writes down about itself: its settings, what it runs on and with, and what its step needs."""
+"""What a run writes down about itself: its settings, what it runs on and with, what its step needs, and its curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import jax
 from absl import logging
 
 from pixart_jax.config import ConfigDict, flatten, load_config
+from pixart_jax.evaluators.validation import mse_name
 from pixart_jax.files import write_atomically
+from pixart_jax.history import History
+from pixart_jax.images import loss_curve_png, noise_levels_png
 
 RUN_FILE = "run.json"
 # Whose versions decide what a run computes.
@@ -57,6 +60,21 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """What `record_run` wrote when the run last started."""
     return json.loads((workdir / RUN_FILE).read_text())
+
+
+def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
+    """workdir/loss.png from every row logged so far."""
+    names = [name for name in ("loss", "mse", "vb") if name in history.rows[0]]
+    curves = {name: [row[name] for row in history.rows] for name in names}
+    loss_curve_png(workdir / "loss.png", [row["step"] for row in history.rows], curves)
+    logging.info("%s: the loss curve", workdir / "loss.png")
+
+
+def draw_noise_levels(workdir: pathlib.Path, evaluations: History, timesteps: tuple[int, ...]) -> None:
+    """workdir/eval.png from every evaluation that had these timesteps."""
+    rows = [row for row in evaluations.rows if all(mse_name(t) in row for t in timesteps)]
+    curves = {t: [row[mse_name(t)] for row in rows] for t in timesteps}
+    noise_levels_png(workdir / "eval.png", [row["step"] for row in rows], curves)
 
 
 def _version(package: str) -> str | None:

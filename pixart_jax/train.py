@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import signal
 import tempfile
@@ -28,17 +29,17 @@ from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.evaluators.validation import Validation, make_eval_step, mse_name
+from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.features import ENCODERS
 from pixart_jax.flops import step_flops
 from pixart_jax.hardware import find_hardware
 from pixart_jax.history import History
-from pixart_jax.images import loss_curve_png, noise_levels_png, save_png
+from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
-from pixart_jax.record import record_config, record_run
+from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
@@ -102,6 +103,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         seed=config.seed,
         batch_size=config.sample.num_images,
     )
+    grids, num_shown = previews, config.sample.num_images
+    if config.sample.every and data.prompts:
+        # Encoded before there is a state, which leaves a large text encoder the memory to itself.
+        prompts = data.prompts()
+        grids, num_shown = dataclasses.replace(previews, samples=prompts, has_pictures=False), len(prompts)
 
     # --------------------------------------------------------------------------------------------- Birth or resumption.
     batch_shapes = abstract_batch(data, spec, mesh)
@@ -194,7 +200,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             draw_noise_levels(workdir, evaluations, timesteps)
 
     def draw(step: int) -> None:
-        picture = previews.grid(state.ema_params, config.sample.num_images)
+        picture = grids.grid(state.ema_params, num_shown)
         writer.write_images(step, {"samples": picture[None]})
         if first_process:
             save_png(workdir / "samples" / f"step_{step:07d}.png", picture)
@@ -229,10 +235,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         if held_out:
             evaluate(last)
         if config.sample.every:
-            picture = previews.grid(state.ema_params, config.sample.num_images)
+            picture = grids.grid(state.ema_params, num_shown)
             if first_process:
                 save_png(workdir / "samples.png", picture)
-                logging.info("%s: real beside generated", workdir / "samples.png")
+                logging.info("%s: %s", workdir / "samples.png", "prompts" if data.prompts else "real beside generated")
         if config.sample.retrieval_captions:
             score = previews.retrieval(state.ema_params, config.sample.retrieval_captions)
             writer.write_scalars(last, {"retrieval_at_1": score})
@@ -301,21 +307,6 @@ def open_workdir(workdir: str) -> pathlib.Path:
             f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
         ) from error
     return path
-
-
-def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
-    """workdir/loss.png from every row logged so far."""
-    names = [name for name in ("loss", "mse", "vb") if name in history.rows[0]]
-    curves = {name: [row[name] for row in history.rows] for name in names}
-    loss_curve_png(workdir / "loss.png", [row["step"] for row in history.rows], curves)
-    logging.info("%s: the loss curve", workdir / "loss.png")
-
-
-def draw_noise_levels(workdir: pathlib.Path, evaluations: History, timesteps: tuple[int, ...]) -> None:
-    """workdir/eval.png from every evaluation that had these timesteps."""
-    rows = [row for row in evaluations.rows if all(mse_name(t) in row for t in timesteps)]
-    curves = {t: [row[mse_name(t)] for row in rows] for t in timesteps}
-    noise_levels_png(workdir / "eval.png", [row["step"] for row in rows], curves)
 
 
 @contextmanager

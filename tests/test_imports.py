@@ -26,6 +26,7 @@ LAYERS = [
         "config",
         "history",
         "metrics",
+        "prompts",
         "record",
         "sampling",
         "pretrained",

@@ -40,7 +40,7 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
             bucket = buckets[i % len(buckets)]
             shape = (bucket[0] // 8, bucket[1] // 8, fields["latent_channels"])
             latent_mean = rng.normal(size=shape).astype(np.float32)
-            features = rng.normal(size=(1 + i % MAX_TEXT_TOKENS, TEXT_DIM)).astype(np.float32)
+            features = rng.normal(size=(1 + i % MAX_TEXT_TOKENS, fields["text_dim"])).astype(np.float32)
             writer.write(
                 Sample(
                     key=f"sample-{i}",

@@ -27,6 +27,7 @@ from pixart_jax.generate import TextToImage, choose_canvas
 from pixart_jax.images import labelled_grid, save_png
 from pixart_jax.metrics import format_duration
 from pixart_jax.pretrained import TILE_SIZE
+from pixart_jax.prompts import read_prompts
 from pixart_jax.samplers import SAMPLERS
 
 # Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
     """Draws what is not there yet, group by group; returns how many pictures that were."""
-    prompts = read_prompts(args)
+    prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")
     if args.num_images < 1 or args.batch_size < 1:
         raise InputError("--num-images and --batch-size must be at least 1")
     pipeline = TextToImage.from_checkpoint(
@@ -138,21 +139,6 @@ class ProgressLines:
 
     def finish_group(self, count: int) -> None:
         self._finished += count
-
-
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Those of the command line, or the lines of a file."""
-    if args.prompts is None:
-        return args.prompt
-    try:
-        prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--prompts {args.prompts}: {error}; it must be a text file in UTF-8, a prompt a line"
-        ) from error
-    if not prompts:
-        raise InputError(f"--prompts {args.prompts}: holds no prompt; write one a line")
-    return prompts
 
 
 def read_text(path: pathlib.Path) -> dict[str, str] | None:
