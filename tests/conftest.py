@@ -1,12 +1,22 @@
-"""Shared set-up: the tests directory is importable, so that test files can share helpers."""
+"""Shared set-up: the tests directory is importable, so that test files can share helpers; nothing compiles twice."""
 
 import logging
+import os
 import pathlib
 import re
 import sys
+import tempfile
+
+import pytest
+
+# Set before JAX is imported, and inherited by pytest-xdist's workers and by the processes that tests start: what one of
+# them has compiled, the others load.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="pixart-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
-import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 

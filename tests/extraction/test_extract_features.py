@@ -132,14 +132,11 @@ def run(*argv):
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory):
-    """Starts processes that have imported everything and compiled most: kills come at every stage of the work."""
+def context():
+    """Starts processes that have imported everything and find it compiled: kills come at every stage of the work."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tools.extract_features", "transformers"])
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    yield context
-    del os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+    return context
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(photos, weights, extracted, tmp_path, context):
