@@ -11,7 +11,7 @@ demo: $(VENV)/installed font
 	$(BIN)/python -m pixart_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -20,6 +20,14 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+# Files that take longest: those that start, kill and resume whole runs.
+LONGEST = ("test_resume.py", "test_online.py", "test_extract_features.py", "test_photographs.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: `make test` gives whole files to its two workers, which so end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture
 def compilations():
