@@ -45,7 +45,7 @@ def by_hand(model, num_tokens, text_tokens):
     ids=lambda settings: ",".join(f"{key}={value}" for key, value in settings.items()),
 )
 def test_against_a_count_by_hand(settings):
-    """Within 2 %: XLA also counts norms, softmax, GELU and the loss. Nothing of XL/2 is allocated."""
+    """XLA also counts norms, softmax, GELU and the loss. Nothing of XL/2 is allocated."""
     config = default_config()
     config.model.update(settings)
     config.data.batch_size = 2
@@ -54,7 +54,9 @@ def test_against_a_count_by_hand(settings):
     flops = count(model, batch)
     assert sum(array.nbytes for array in jax.live_arrays()) - before < 1e6
     expected = by_hand(model, position_base(config) ** 2, config.model.max_text_tokens)
-    assert flops / config.data.batch_size == pytest.approx(expected, rel=0.02)
+    # The softmax grows with the square of the tokens, as nothing else does that is not a product.
+    rel = 0.02 if config.model.resolution > 1024 else 0.01
+    assert flops / config.data.batch_size == pytest.approx(expected, rel=rel)
 
 
 def test_how_a_step_is_computed_does_not_count(tmp_path):
