@@ -20,11 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
-    logging.set_verbosity(logging.INFO)
-    # What JAX and Orbax say on the way is not about the run.
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > 20 or "pixart_jax" in record.pathname or "clu" in record.pathname
-    )
+    log_the_run()
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate
@@ -33,6 +29,15 @@ def main(argv: list[str]) -> None:
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except TrainingDiverged as error:
         sys.exit(f"error: {error}")
+
+
+def log_the_run() -> None:
+    """Shows what a run says of itself; what JAX and Orbax say on the way is not about the run."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > 20 or "pixart_jax" in record.pathname or "clu" in record.pathname
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -1,0 +1,152 @@
+"""The three-stage recipe in miniature, against what it is said to be better than; a table and two pictures of it.
+
+    python -m tools.make_recipe_data --out data/recipe
+    python -m tools.recipe --data data/recipe --workdir runs/recipe        # both together: make recipe
+
+Trains each of ARMS, one after the other; what is finished stays as it is, and what was interrupted goes on. Writes
+recipe.md (the table), recipe.png (held-out loss against compute), samples_small.png and samples_large.png (the same
+held-out captions drawn by each) into the workdir. docs/recipe.md says what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from pixart_jax.config import ConfigDict, build_model, override, read_config_file
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.errors import InputError
+from pixart_jax.flops import step_flops
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.main import log_the_run
+from pixart_jax.train import train_and_evaluate
+from tools.bench.train import synthetic_batch
+from tools.recipe_report import report
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One training run.
+
+    Attributes:
+      name: of its workdir.
+      about: what it is, for the table.
+      stage: its config is configs/mini_{stage}.py.
+      after: the arm whose weights it starts from, or None.
+      settings: further changes of the config.
+      same_compute_as: arms whose FLOPs together it is given; None leaves the config's number of steps.
+    """
+
+    name: str
+    about: str
+    stage: str
+    after: str | None = None
+    settings: tuple[str, ...] = ()
+    same_compute_as: tuple[str, ...] = ()
+
+
+ARMS = (
+    Arm("stage1", "stage 1: classes", "stage1"),
+    Arm("stage2", "stage 2: re-parameterised, dense captions", "stage2", "stage1"),
+    Arm("full_adaln", "stage 2 with full adaLN", "stage2", "stage1", ("model.adaln=full",)),
+    Arm("no_reparam", "stage 2 without re-parameterisation", "stage2", "stage1", ("init.reparameterize=none",)),
+    Arm("terse", "stage 2 on terse captions", "stage2", "stage1", ("data.source={data}/terse",)),
+    Arm("scratch_small", "from scratch, compute of stages 1 + 2", "stage2", same_compute_as=("stage1", "stage2")),
+    Arm("stage3", "stage 3: double resolution, seven ratios", "stage3", "stage2"),
+    Arm(
+        "scratch_large",
+        "from scratch, compute of all three",
+        "stage3",
+        same_compute_as=("stage1", "stage2", "stage3"),
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An arm with its config, and the model FLOPs of one of its steps."""
+
+    arm: Arm
+    workdir: pathlib.Path
+    config: ConfigDict
+    step_flops: float
+
+    @property
+    def flops(self) -> float:
+        """Of this arm alone, without what it started from."""
+        return self.config.train.num_steps * self.step_flops
+
+
+def plan(data: pathlib.Path, workdir: pathlib.Path, extra: Sequence[str]) -> dict[str, Run]:
+    """Every arm's settings. `extra` settings come before an arm's own and go to all of them."""
+    runs: dict[str, Run] = {}
+    for arm in ARMS:
+        large = arm.stage == "stage3"
+        settings = [
+            f"data.source={data}/{'large' if large else 'dense'}",
+            f"eval.source={data}/{'large_held_out' if large else 'held_out'}",
+            *extra,
+            *(setting.format(data=data) for setting in arm.settings),
+        ]
+        if arm.stage != "stage1":
+            settings.append(f"init_from={workdir / arm.after if arm.after else ''}")
+        config = read_config(arm.stage, settings)
+        flops = config_step_flops(config)
+        if arm.same_compute_as:
+            config.train.num_steps = max(1, round(sum(runs[name].flops for name in arm.same_compute_as) / flops))
+        runs[arm.name] = Run(arm, workdir / arm.name, config, flops)
+    return runs
+
+
+def read_config(stage: str, settings: Sequence[str]):
+    config = read_config_file(str(ROOT / "configs" / f"mini_{stage}.py"))
+    for setting in settings:
+        override(config, f"--config.{setting}")
+    return config
+
+
+def config_step_flops(config) -> float:
+    """Model FLOPs of one training step of a config, by the compiler's count."""
+
+    def make_loss(model):
+        return diffusion_loss(model.apply, linear_schedule())
+
+    return step_flops(build_model(config), make_loss, synthetic_batch(config))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=pathlib.Path, help="what tools.make_recipe_data made")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="for the runs, the table and the pictures")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of every arm's config, to try things"
+    )
+    args = parser.parse_args(argv)
+    log_the_run()
+    try:
+        if not (args.data / "recipe.json").exists():
+            raise InputError(f"{args.data} holds no data; python -m tools.make_recipe_data --out {args.data}")
+        data, workdir = args.data.absolute(), args.workdir.absolute()
+        runs = plan(data, workdir, args.set)
+        total, begin = sum(run.flops for run in runs.values()), time.perf_counter()
+        for i, run in enumerate(runs.values()):
+            share = sum(r.flops for r in list(runs.values())[:i]) / total
+            print(f"[{share:4.0%}] {run.arm.name}: {run.config.train.num_steps} steps, {run.arm.about}", flush=True)
+            train_and_evaluate(run.config, str(run.workdir))
+        print(f"[100%] trained in {(time.perf_counter() - begin) / 60:.1f} min; drawing held-out captions", flush=True)
+        report(list(runs.values()), data, workdir)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{workdir}/recipe.md and its pictures, in {(time.perf_counter() - begin) / 60:.1f} min", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
