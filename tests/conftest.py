@@ -21,7 +21,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 # Files that take longest: those that start, kill and resume whole runs.
-LONGEST = ("test_resume.py", "test_online.py", "test_extract_features.py", "test_photographs.py")
+LONGEST = ("test_resume.py", "test_configs.py", "test_online.py", "test_extract_features.py", "test_photographs.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,71 @@
+"""What the configs of PixArt's stages have in common; no config itself.
+
+One after the other, stage1_256, stage2_256, stage3_256, stage3_512 and stage3_1024 make PixArt-α; stage3_256 and then
+sigma_256, sigma_512, sigma_1024, sigma_2k and sigma_4k make PixArt-Σ. Each starts from the workdir of the one before
+it, runs/NAME; another start is named by --config.init_from. Directories below weights/ are what tools.convert wrote.
+All of them take
+
+  --config.data.source=synthetic --config.init_from=   random data and fresh weights: to try the config on a machine
+  --config.data.batch_size=64                          what fits; the learning rate follows (see below)
+  --config.train.accumulation_steps=8                  the whole batch in eight parts
+  --config.mesh.fsdp=8                                 parameters, EMA and optimizer state split over eight devices
+  --config.model.kv_compress_ratio=2                   Σ's key/value compression, in blocks 14 to 27
+  --config.data.vae=weights/vae                        sample grids in true colours: the autoencoder of the data
+
+Settings are the reference code's, or where it has none, the paper's. As in the reference the learning rate is
+2e-5·√(global batch/256); the paper names 2e-5 alone, which is --config.optimizer.lr_scaling=none. The rule is kept
+because it is what the released code does unless told otherwise, and because it follows a batch that is not the paper's.
+
+What the reference does and these do not:
+- its warm-up ends after 1000/(number of processes) optimizer steps, because each process moves the schedule; here it is
+  as long as it says;
+- `class_dropout_prob` of its configs reaches no model; here data.text_drop_prob is heeded, and is the same 0.1;
+- PixArt-Σ trains without EMA; here EMA is kept, for sampling too (tools.sample --no-ema draws with the raw weights);
+- it trains in float16 with a loss scale; here matrix products are in bfloat16;
+- it resizes pictures straight to their bucket when it extracts features, which distorts them; here they are cropped;
+- up to 512 px in α and at 256 px in Σ its pictures are all squares; here every resolution has its 40 aspect ratios.
+
+Costs are those of the paper on its V100s, as remembered (docs/cost.md): it could not be had where this was written.
+tools.cost counts a config's FLOPs. None of these configs has been run to its end here.
+"""
+
+from pixart_jax.config import default_config
+
+# Pictures in a sample grid: at 4096 px one is 50 MB.
+_GRID = {256: 16, 512: 16, 1024: 8, 2048: 2, 4096: 1}
+
+
+def _config(resolution):
+    config = default_config()
+    config.dtype = "bfloat16"
+    config.model.resolution = resolution
+    # The reference's gradient checkpointing.
+    config.model.remat = "full"
+    # The reference's, and so are the defaults of the optimizer that are not named here: 2e-5, a constant schedule, the
+    # gradient's norm at most 0.01, AdamW's epsilon and decay.
+    config.optimizer.lr_scaling = "sqrt"
+    config.sample.num_images = _GRID[resolution]
+    if resolution >= 1024:
+        # Steps take long, and runs have few.
+        config.train.checkpoint_every = 500
+        config.sample.every = 1000
+    return config
+
+
+def alpha_config(resolution):
+    """PixArt-α: 120 tokens of text, AdamW."""
+    config = _config(resolution)
+    config.model.max_text_tokens = 120
+    config.model.position_scale = max(1.0, resolution / 512)
+    config.sample.sampler = "dpm-solver-alpha"
+    return config
+
+
+def sigma_config(resolution):
+    """PixArt-Σ: 300 tokens of text, CAME, positions in [0, 32) at every resolution."""
+    config = _config(resolution)
+    config.model.max_text_tokens = 300
+    config.model.position_scale = resolution / 512
+    config.optimizer.update({"name": "came", "weight_decay": 0.0})
+    config.sample.sampler = "dpm-solver"
+    return config

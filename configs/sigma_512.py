@@ -1,0 +1,22 @@
+"""PixArt-Σ at 512 px, all aspect ratios.
+
+Data: python -m tools.extract_features --source data/sigma.json --caption-weights prompt=1,sharegpt4v=1 \
+          --resolution 256 512 1024 --checkpoint weights/sigma-512 --out data/sigma
+Run:  python -m pixart_jax.main --config=configs/sigma_512.py --workdir=runs/sigma_512
+Hardware: the reference does not say how many devices; 16 are assumed.
+Batch: 768 (48 on each device), 20,000 steps, which are ours: the reference counts epochs of its own pictures.
+Cost: not published by stage, not measured here.
+Expected: what PixArt-Sigma-XL-2-512-MS draws.
+
+With key/value compression in blocks 14 to 27: --config.model.kv_compress_ratio=2.
+"""
+
+from configs.shared import sigma_config
+
+
+def get_config():
+    config = sigma_config(512)
+    config.init_from = "runs/sigma_256"
+    config.data.update({"source": "data/sigma/512", "batch_size": 768})
+    config.train.num_steps = 20_000
+    return config

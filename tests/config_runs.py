@@ -1,0 +1,141 @@
+"""What tests/test_configs.py does in processes of its own: a config at full size without arrays, and shrunken for real.
+
+Processes are forked from one that has imported everything and started nothing, so that each costs no start.
+"""
+
+import math
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import jax
+from absl import logging
+
+from pixart_jax.assembly import batch_spec, open_data
+from pixart_jax.config import ConfigDict, build_model, check_batch, check_config, optimizer_spec, read_config_file
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.optimizers import build_optimizer
+from pixart_jax.sharding import make_mesh
+from pixart_jax.train import abstract_batch, train_and_evaluate
+from pixart_jax.train_state import abstract_state
+from pixart_jax.train_step import make_train_step
+from tools.sample import main as sample
+
+ROOT = pathlib.Path(__file__).parent.parent
+DEVICES, FSDP = 8, 4
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["config_runs"])
+
+
+def read(name: str, settings: dict) -> ConfigDict:
+    """configs/NAME.py on synthetic data and fresh weights, with "section.key" settings."""
+    config = read_config_file(str(ROOT / "configs" / f"{name}.py"))
+    change(config, {"data.source": "synthetic", "init_from": "", "sample.retrieval_captions": 0} | settings)
+    return config
+
+
+def change(config: ConfigDict, settings: dict) -> None:
+    for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        (config[section] if section else config)[last] = value
+
+
+# Every feature of a config stays but its size: the smallest resolution with buckets, and few steps.
+SHRUNKEN = {
+    "model.hidden_size": 24,
+    "model.depth": 2,
+    "model.num_heads": 2,
+    "model.text_dim": 32,
+    "model.resolution": 256,
+    "model.kv_compress_from": 1,
+    "model.scan_unroll": 1,
+    "data.batch_size": 4,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.warmup_steps": 1,
+    "train.num_steps": 4,
+    "train.log_every": 1,
+    "train.checkpoint_every": 2,
+    "sample.every": 1000,
+    "sample.num_images": 2,
+    "sample.num_steps": 3,
+}
+
+
+def start_run(name: str, settings: dict, workdir: pathlib.Path, prompt: str = "") -> multiprocessing.Process:
+    """Trains a shrunken config, and draws the prompt with tools.sample; what it prints goes to workdir/log."""
+    workdir.mkdir(exist_ok=True)
+    process = processes.Process(target=_train, args=(name, settings, workdir, prompt), daemon=True)
+    process.start()
+    return process
+
+
+def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str) -> None:
+    log = os.open(workdir / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.set_verbosity(logging.INFO)
+    train_and_evaluate(read(name, SHRUNKEN | settings), str(workdir))
+    if prompt:
+        sys.exit(sample(["--checkpoint", str(workdir), "--prompt", prompt]))
+
+
+def use_devices() -> None:
+    """Gives a process its simulated devices; before anything else in it."""
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+
+
+def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
+    """Two steps of a config at its own size and batch, split over DEVICES, without an array.
+
+    Returns:
+      params; the bytes on each device of state and batch (by shape and sharding), and, if compiled, the compiler's
+      bytes of arguments, of arguments whose memory the results take over, and of scratch.
+
+    Raises:
+      AssertionError: the state after a step is not of the kind that the step takes.
+    """
+    config = read(name, {"mesh.fsdp": FSDP} | settings)
+    check_config(config)
+    check_batch(config, jax.device_count())
+    mesh, model, tx = make_mesh(FSDP), build_model(config), build_optimizer(optimizer_spec(config))
+    spec = batch_spec(config)
+    data = open_data(config, spec)
+    batch = abstract_batch(data, spec, mesh)
+    data.batches.close()
+    first = abstract_state(model, tx, mesh)
+    step = make_train_step(
+        diffusion_loss(model.apply, linear_schedule(), snr=config.train.snr_loss),
+        tx,
+        seed=config.seed,
+        ema_decay=config.train.ema_decay,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, first)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    lowered = step.lower(first, batch)
+    second, metrics = step.eval_shape(first, batch)
+    assert kinds(second) == kinds(first)
+    assert kinds(step.eval_shape(second, batch)) == kinds((first, metrics))
+    figures = {
+        "params": sum(leaf.size for leaf in jax.tree.leaves(first.params)),
+        "state_bytes": sum(map(shard_bytes, jax.tree.leaves(first))),
+        "batch_bytes": sum(map(shard_bytes, jax.tree.leaves(batch))),
+        "whole_state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(first)),
+    }
+    if compile:
+        memory = lowered.compile().memory_analysis()
+        figures["argument_bytes"] = memory.argument_size_in_bytes
+        figures["alias_bytes"] = memory.alias_size_in_bytes
+        figures["scratch_bytes"] = memory.temp_size_in_bytes
+    return figures
+
+
+def kinds(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)), tree)
+
+
+def shard_bytes(leaf) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
