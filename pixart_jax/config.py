@@ -72,7 +72,7 @@ def default_config() -> ConfigDict:
                 "reparameterize": "t500",
                 # Which DiT: that of its "null" class, or of "none", without a class vector.
                 "unconditional": "null",
-                # How key/value compression that appears starts: as the "reference"'s.
+                # Key/value compression that appears starts as the "reference"'s, or to "preserve" the function better.
                 "kv_compress": "reference",
                 # A .npy or .pth of the text encoder's features of the empty caption, to be the null caption.
                 "null_text": "",
@@ -318,7 +318,7 @@ def check_config(config: ConfigDict) -> None:
         "optimizer.schedule": SCHEDULES,
         "init.weights": ("auto", "ema", "raw"),
         "init.unconditional": ("null", "none"),
-        "init.kv_compress": ("reference",),
+        "init.kv_compress": ("reference", "preserve"),
         "sample.sampler": SAMPLERS,
     }.items():
         require(flatten(config)[key] in choices, key, f"must be one of {', '.join(choices)}")

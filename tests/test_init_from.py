@@ -101,6 +101,7 @@ def test_a_run_starts_from_a_run_on_other_devices(run, tmp_path):
         "--config.model.resolution=64",
         "--config.model.kv_compress_ratio=2",
         "--config.model.kv_compress_from=1",
+        "--config.init.kv_compress=preserve",
         "--config.train.num_steps=1",
         "--config.train.checkpoint_every=1",
         "--config.sample.every=0",
@@ -108,7 +109,7 @@ def test_a_run_starts_from_a_run_on_other_devices(run, tmp_path):
     )
     process = start_main(write_config(tmp_path / "config.py", data), tmp_path / "run", *settings, devices=4)
     output = finish(process)
-    assert "blocks_1/attn (4): as the reference starts it" in output
+    assert "blocks_1/attn (4): the mean of each block of tokens, with a norm that preserves it" in output
     assert "positions      32 px, scale 1 → 64 px, scale 1: computed, nothing to copy" in output
     config = run[0].copy_and_resolve_references()
     before = saved(run[1], build_model(config))
@@ -213,7 +214,7 @@ def other_architecture(run, folder):
         (lambda run, folder: DIT, {"weights": "ema"}, "holds one set of weights; leave out .* config.init.weights"),
         (lambda run, folder: DIT, {"null_text": "x.npy"}, "config.init.null_text: x.npy: no such file"),
         (lambda run, folder: DIT, {"reparameterize": "500"}, "config.init.reparameterize = '500': must be none, mean"),
-        (lambda run, folder: DIT, {"kv_compress": "x"}, "config.init.kv_compress = 'x': must be one of reference"),
+        (lambda run, folder: DIT, {"kv_compress": "x"}, "config.init.kv_compress = 'x': must be one of reference, "),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -53,9 +53,9 @@ def tree(arrays):
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def random_weights(model, seed=0):
+def random_weights(model):
     """A description and random arrays, also where fresh ones are zero."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     arrays = {
         path: rng.normal(0, 0.3, shape).astype(np.float32) for path, shape in sorted(parameter_shapes(model).items())
     }
@@ -137,8 +137,7 @@ def test_without_reparameterization_only_what_has_the_same_name_is_copied():
     made = {path.split("/")[0] for path, action in actions(transition).items() if action == "made"}
     assert made == {"t_block", "final_layer", "blocks_0", "y_embedder"}
     assert actions(transition)["t_embedder/mlp_2/bias"] == actions(transition)["final_layer/linear/kernel"] == "copied"
-    _, other = start(stored, before, target, reparameterize="none", seed=4)
-    assert not np.array_equal(after["t_block/kernel"], other["t_block/kernel"])
+    assert 0.019 < np.std(after["t_block/kernel"]) < 0.021
 
 
 def test_micro_conditions_and_longer_captions_change_nothing():
