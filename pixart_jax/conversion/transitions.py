@@ -137,7 +137,7 @@ def _described(stored: StoredModel) -> dict[str, str]:
     fields = {name: str(getattr(stored.model, name)) for name in ARCHITECTURE}
     ratios = stored.model.kv_compress
     blocks = [i for i, ratio in enumerate(ratios) if ratio > 1]
-    fields["kv_compress"] = f"{max(ratios)} in {len(blocks)} blocks from {blocks[0]}" if blocks else "none"
+    fields["kv_compress"] = f"{max(ratios)} in {len(blocks)} of {len(ratios)} blocks" if blocks else "none"
     others = {name: f"{getattr(stored, name):g}" for name in ("resolution", "position_scale", "latent_scale")}
     return fields | others | {"null caption": stored.null_text}
 

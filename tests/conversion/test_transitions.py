@@ -255,7 +255,7 @@ def test_the_same_model_is_copied():
         ("sigma_plain", {"text_dim": 17, "max_text_tokens": 9}, [r"text_dim +16 +17", r"max_text_tokens .* can"]),
         ("sigma_plain", {"adaln": "full"}, [r"adaln +single +full +can change only from full to single"]),
         ("sigma_plain", {"num_classes": 3}, [r"num_classes +0 +3 +captions cannot become classes"]),
-        ("sigma_kv_compress", {"kv_compress": ()}, [r"kv_compress +2 in \d blocks from \d +none +can appear, but"]),
+        ("sigma_kv_compress", {"kv_compress": ()}, [r"kv_compress +2 in \d of 3 blocks +none +can appear, but"]),
         ("dit", {"num_classes": 9}, [r"num_classes +10 +9 +must be equal, because labels"]),
         ("dit", {"adaln": "single"}, [r"adaln +full +single +can change only"]),
     ],
