@@ -16,10 +16,13 @@ import math
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.models.attention import IMPLEMENTATIONS, AttentionSpec, unmet_needs
 from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, OptimizerSpec, lr_scale
 from pixart_jax.optimizers.came import CameSpec
@@ -108,8 +111,8 @@ def default_config() -> ConfigDict:
                 "remat": "none",
                 # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster.
                 "scan_unroll": 1,
-                # "xla", or "cudnn" on NVIDIA GPUs in bfloat16.
-                "attention": "xla",
+                # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.
+                "attention": "auto",
             },
             "data": {
                 # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures; or
@@ -312,7 +315,7 @@ def check_config(config: ConfigDict) -> None:
         "model.size": SIZES,
         "model.adaln": ("single", "full"),
         "model.remat": REMAT_POLICIES,
-        "model.attention": ("xla", "cudnn"),
+        "model.attention": IMPLEMENTATIONS,
         "optimizer.name": OPTIMIZERS,
         "optimizer.lr_scaling": LR_SCALINGS,
         "optimizer.schedule": SCHEDULES,
@@ -405,8 +408,8 @@ def architecture(config: ConfigDict) -> dict[str, int]:
     return {name: config.model[name] or value for name, value in SIZES[config.model.size].items()}
 
 
-def build_model(config: ConfigDict) -> PixArt:
-    """The model a config describes."""
+def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
+    """The model a config describes, to be compiled for a mesh; None where only its architecture is wanted."""
     fields = architecture(config)
     ratio, first = config.model.kv_compress_ratio, config.model.kv_compress_from
     return PixArt(
@@ -421,7 +424,7 @@ def build_model(config: ConfigDict) -> PixArt:
         adaln=config.model.adaln,
         learn_sigma=config.model.learn_sigma,
         remat=config.model.remat,
-        attention=config.model.attention,
+        attention=AttentionSpec(config.model.attention, mesh),
         dtype=jnp.dtype(config.dtype),
         scan_unroll=config.model.scan_unroll,
     )
@@ -449,6 +452,14 @@ def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
         num_steps=config.train.num_steps,
         patch_size=architecture(config)["patch_size"],
     )
+
+
+def check_attention(config: ConfigDict, device: jax.Device) -> None:
+    """Raises InputError unless such a device can compute attention as `config.model.attention` says."""
+    model = architecture(config)
+    head_dim = model["hidden_size"] // model["num_heads"]
+    needs = unmet_needs(config.model.attention, device, jnp.dtype(config.dtype), head_dim)
+    require_setting(config, needs is None, "model.attention", needs or "")
 
 
 def check_batch(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:

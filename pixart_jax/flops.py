@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 
 from pixart_jax.losses import LossFn
+from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.train_state import init_params
 
@@ -45,7 +46,7 @@ def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapp
     Returns:
       FLOPs of the step over all devices and accumulation steps, or None as `count_flops`.
     """
-    plain = model.clone(scan_unroll=model.depth, remat="none", attention="xla")
+    plain = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
     params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
     return count_flops(jax.value_and_grad(make_loss(plain), has_aux=True), params, dict(batch), keys)

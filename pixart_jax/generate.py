@@ -31,6 +31,7 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS, load_autoencoder, load_text_encoder
 from pixart_jax.images import to_uint8
+from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
@@ -344,7 +345,7 @@ def _open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> di
     stored = read_stored_model(directory)
     abstract = kernels_as(dtype, abstract_params(stored.model, mesh))
     return {
-        "model": stored.model.clone(dtype=dtype),
+        "model": stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh)),
         "weights": Weights(lambda: restore_params(directory, abstract), keep=keep),
         "position_base": stored.position_base,
         "position_scale": stored.position_scale,
@@ -362,7 +363,8 @@ def _open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: 
       given: directories of encoders by kind, or None; of those given, the fields are left to the caller.
     """
     config = load_config(workdir)
-    model = build_model(config).clone(dtype=dtype)
+    # Whatever the run's machine computed attention with, this one may not have.
+    model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     encoders = workdir / ENCODERS
     manifest = read_manifest(encoders, may_be_empty=True)
     fields = {}

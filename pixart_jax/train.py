@@ -19,6 +19,7 @@ from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
     ConfigDict,
     build_model,
+    check_attention,
     check_batch,
     check_config,
     eval_timesteps,
@@ -68,6 +69,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------------------ What can be refused is refused now.
     check_config(config)
     check_batch(config, jax.device_count(), jax.process_count())
+    check_attention(config, jax.devices()[0])
     spec = batch_spec(config, jax.process_count())
     data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
     held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
@@ -78,7 +80,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
     mesh = make_mesh(config.mesh.fsdp)
-    model, schedule = build_model(config), linear_schedule()
+    model, schedule = build_model(config, mesh), linear_schedule()
     optimizer = optimizer_spec(config)
     tx = build_optimizer(optimizer)
 

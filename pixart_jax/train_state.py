@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import stream_key
 from pixart_jax.sharding import tree_shardings
@@ -30,7 +31,8 @@ def init_params(model: PixArt, key: jax.Array):
     """Fresh float32 parameters. Their shapes depend on neither the number of tokens nor the batch, so the inputs are
     tiny."""
     num_tokens = max(model.kv_compress, default=1) ** 2
-    return model.init(
+    # Nor on how attention is computed, but kernels refuse what is so small.
+    return model.clone(attention=PLAIN).init(
         key,
         jnp.zeros((1, num_tokens, model.patch_size**2 * model.latent_channels)),
         jnp.zeros(1),

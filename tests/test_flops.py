@@ -9,6 +9,7 @@ from pixart_jax.config import build_model, default_config, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.flops import count_flops, step_flops
 from pixart_jax.losses import diffusion_loss
+from pixart_jax.models.attention import AttentionSpec
 from tools.bench.train import synthetic_batch
 
 
@@ -63,7 +64,7 @@ def test_how_a_step_is_computed_does_not_count(tmp_path):
     config = tiny_config(tmp_path)
     config.model.depth = 3
     model, batch = build_model(config), synthetic_batch(config)
-    other = model.clone(scan_unroll=2, remat="full", attention="cudnn")
+    other = model.clone(scan_unroll=2, remat="full", attention=AttentionSpec("blockwise"))
     assert count(other, batch) == count(model, batch)
     assert count(model.clone(depth=4), batch) > 1.2 * count(model, batch)
 

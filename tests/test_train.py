@@ -147,6 +147,8 @@ def set_key(key, value):
         (set_key("model.num_classes", 7), r"num_classes"),
         (set_key("model.num_heads", 5), r"config.model.hidden_size"),
         (set_key("model.remat", "some"), r"config.model.remat = 'some': must be one of none, full, dots"),
+        (set_key("model.attention", "xla"), r"config.model.attention = 'xla': must be one of auto, plain, blockwise"),
+        (set_key("model.attention", "cudnn"), r"config.model.attention = 'cudnn': needs an NVIDIA GPU .* of 12 on cpu"),
         (set_key("model.resolution", 40), r"config.model.resolution = 40: must be a multiple of 16"),
         (set_key("train.accumulation_steps", 3), r"batch_size = 8 cannot be split.*nearest that can: 6 or 9"),
         (set_key("mesh.fsdp", 3), r"config.mesh.fsdp = 3 must divide"),

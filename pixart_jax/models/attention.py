@@ -1,21 +1,165 @@
-"""Attention over padded sequences. One function, so that kernels can be swapped in one place."""
+"""Attention over padded sequences: one function for every kernel, on one device or on a mesh."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from pixart_jax.errors import InputError
+from pixart_jax.models.blockwise_attention import blockwise_attention
+from pixart_jax.models.splash_attention import splash_attention
+
+IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
+
+# Queries times keys from which "auto" no longer holds a head's logits at once: 16 heads of them are 256 MiB per image.
+BLOCKWISE_FROM = 2**22
+# Fewer queries than one block of splash attention are cheaper in XLA.
+SPLASH_FROM = 128
+# cuDNN's flash attention takes heads of a multiple of 8 up to this on every GPU that has it.
+CUDNN_HEAD_DIM = 128
 
 
-def attention(q, k, v, kv_length=None, *, implementation: str = "xla"):
-    """Scaled dot-product attention in which only the first `kv_length` keys of each sample exist.
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """How attention is computed. Says nothing about its result, which differs by rounding alone.
+
+    Attributes:
+      implementation: one of IMPLEMENTATIONS.
+        "auto": "splash" on TPU and "cudnn" on an NVIDIA GPU where the shapes suit them; otherwise "blockwise" for long
+          sequences, "plain" for short ones.
+        "plain": all logits at once; the reference.
+        "blockwise": a block of logits at a time, on any platform.
+        "cudnn": cuDNN's flash attention, in bfloat16 or float16. It has not been run: there was no GPU here, only its
+          lowering is tested.
+        "splash": the Pallas kernel for TPU. On a CPU it is interpreted, which is for tests alone. It has not been run
+          on a TPU: the TPU compiler compiles it, and its interpreter's results are tested.
+      mesh: the devices that the model is compiled for, which need not be this machine's. None is one device of JAX's
+        default platform. On several devices, attention runs under `shard_map`: samples over the axes "data" and "fsdp",
+        heads over "tensor", queries over "context". An axis that the mesh lacks is none, and one that does not divide
+        its dimension leaves it whole, which costs the devices along it the same work each.
+    """
+
+    implementation: str = "auto"
+    mesh: Mesh | None = None
+
+
+AUTO = AttentionSpec()
+PLAIN = AttentionSpec("plain")
+
+
+def attention(q, k, v, key_length=None, *, spec: AttentionSpec, split_keys: bool = False):
+    """Scaled dot-product attention in which only the first `key_length` keys of each sample exist.
 
     Args:
       q: [B, N, heads, head_dim].
       k, v: [B, M, heads, head_dim].
-      kv_length: i32[B], at least 1, or None when every key is real.
-      implementation: "xla" anywhere; "cudnn" on a recent NVIDIA GPU with bfloat16 inputs.
+      key_length: i32[B], at least 1, or None when every key is real.
+      split_keys: the keys belong to tokens that lie over the mesh's "context" axis as the queries do. Each device then
+        gathers all keys and values of its samples and heads, for one layer at a time: after the projections they are
+        all that a ring would pass on too, and 65,536 tokens of width 1152 are 302 MB of bfloat16.
 
     Returns:
-      [B, N, heads, head_dim] in q's dtype. Logits and softmax are float32. Rows of padded queries are finite but
-      meaningless.
+      [B, N, heads, head_dim] in q's dtype. Logits, softmax and sums are float32. Rows of padded queries, and of samples
+      without any key, are finite and meaningless.
+
+    Raises:
+      InputError: the implementation is unknown, or cannot run on these devices or with these shapes.
     """
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=kv_length, implementation=implementation)
+    mesh = spec.mesh
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    attend = functools.partial(_attend, implementation=spec.implementation, device=device)
+    if mesh is None or mesh.size == 1:
+        return attend(q, k, v, key_length)
+
+    batch = _dividing_axes(mesh, ("data", "fsdp"), q.shape[0])
+    heads = _dividing_axes(mesh, ("tensor",), q.shape[2])
+    queries = _dividing_axes(mesh, ("context",), q.shape[1])
+    keys = _dividing_axes(mesh, ("context",), k.shape[1]) if split_keys else ()
+
+    def attend_locally(q, k, v, key_length):
+        if keys:
+            k, v = (jax.lax.all_gather(x, keys, axis=1, tiled=True) for x in (k, v))
+        return attend(q, k, v, key_length)
+
+    return jax.shard_map(
+        attend_locally,
+        mesh=mesh,
+        in_specs=(P(batch, queries, heads), P(batch, keys, heads), P(batch, keys, heads), P(batch)),
+        out_specs=P(batch, queries, heads),
+        check_vma=False,  # Pallas kernels do not say over which axes their results vary.
+    )(q, k, v, key_length)
+
+
+def _dividing_axes(mesh: Mesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those axes of the mesh over which a dimension can be split evenly, one after the other."""
+    axes, parts = [], 1
+    for name in names:
+        parts_with = parts * mesh.shape.get(name, 1)
+        if parts_with > parts and size % parts_with == 0:
+            axes.append(name)
+            parts = parts_with
+    return tuple(axes)
+
+
+def _attend(q, k, v, key_length, *, implementation: str, device: jax.Device):
+    """Attention on one device, which is there to be asked what it is: the compiler may run elsewhere."""
+    if implementation == "auto":
+        implementation = choose(device, q, k)
+    if needs := unmet_needs(implementation, device, q.dtype, q.shape[-1]):
+        raise InputError(f"attention = {implementation!r}: {needs}")
+    match implementation:
+        case "plain":
+            return plain_attention(q, k, v, key_length)
+        case "blockwise":
+            return blockwise_attention(q, k, v, key_length)
+        case "cudnn":
+            return cudnn_attention(q, k, v, key_length)
+        case "splash":
+            return splash_attention(q, k, v, key_length, interpret=device.platform == "cpu")
+
+
+def choose(device: jax.Device, q, k) -> str:
+    """What "auto" means for q [B, N, heads, head_dim] and k [B, M, heads, head_dim] on a device."""
+    if device.platform == "tpu" and q.shape[1] >= SPLASH_FROM:
+        return "splash"
+    if unmet_needs("cudnn", device, q.dtype, q.shape[-1]) is None:
+        return "cudnn"
+    return "blockwise" if q.shape[1] * k.shape[1] >= BLOCKWISE_FROM else "plain"
+
+
+def unmet_needs(implementation: str, device: jax.Device, dtype, head_dim: int) -> str | None:
+    """What an implementation needs and does not have on a device, with the cure; None if it can run there."""
+    here = f'here are {jnp.dtype(dtype)} heads of {head_dim} on {device.platform}; "auto" takes what suits'
+    if implementation not in IMPLEMENTATIONS:
+        return f"must be one of {', '.join(IMPLEMENTATIONS)}"
+    if implementation == "splash" and device.platform not in ("tpu", "cpu"):
+        return f"needs a TPU; {here}"
+    if implementation == "cudnn":
+        # "8.0" on NVIDIA, such as "gfx942" on AMD, nothing elsewhere.
+        major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+        recent = device.platform == "gpu" and major.isdigit() and int(major) >= 8
+        if not (recent and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= CUDNN_HEAD_DIM):
+            return (
+                "needs an NVIDIA GPU of compute capability 8.0 or more, bfloat16 or float16, and heads of a multiple "
+                f"of 8 up to {CUDNN_HEAD_DIM}; {here}"
+            )
+    return None
+
+
+def plain_attention(q, k, v, key_length=None):
+    """The reference: all logits at once. Arguments and result as of `attention`."""
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_length, implementation="xla")
+
+
+def cudnn_attention(q, k, v, key_length=None):
+    """cuDNN's flash attention. Arguments and result as of `attention`.
+
+    Padded queries are computed too: they are 3 % of an average batch, and what cuDNN leaves in rows that it skips would
+    have to be trusted.
+    """
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_length, implementation="cudnn")

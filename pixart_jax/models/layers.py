@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.models.attention import attention
+from pixart_jax.models.attention import AttentionSpec, attention
 from pixart_jax.models.timestep_freqs import TIMESTEP_FREQS
 
 Dtype = jnp.dtype
@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
     num_heads: int
     kv_compress: int
     qk_norm: bool
-    implementation: str
+    attention: AttentionSpec
     dtype: Dtype
 
     @nn.compact
@@ -152,7 +152,7 @@ class SelfAttention(nn.Module):
             k, v = pool(k), pool(v)
             num_tokens = num_tokens // block
         q, k, v = (einops.rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in (q, k, v))
-        out = attention(q, k, v, num_tokens, implementation=self.implementation)
+        out = attention(q, k, v, num_tokens, spec=self.attention, split_keys=True)
         out = einops.rearrange(out, "b n h d -> b n (h d)")
         return nn.Dense(features, kernel_init=xavier, dtype=self.dtype, name="proj")(out)
 
@@ -161,7 +161,7 @@ class CrossAttention(nn.Module):
     """Attention of image tokens [B, N, D] to text tokens [B, L, D]; the output projection starts at zero."""
 
     num_heads: int
-    implementation: str
+    attention: AttentionSpec
     dtype: Dtype
 
     @nn.compact
@@ -171,7 +171,7 @@ class CrossAttention(nn.Module):
         kv = nn.Dense(2 * features, kernel_init=xavier, dtype=self.dtype, name="kv_linear")(text)
         q = einops.rearrange(q, "b n (h d) -> b n h d", h=self.num_heads)
         k, v = einops.rearrange(kv, "b l (two h d) -> two b l h d", two=2, h=self.num_heads)
-        out = attention(q, k, v, text_length, implementation=self.implementation)
+        out = attention(q, k, v, text_length, spec=self.attention)
         out = einops.rearrange(out, "b n h d -> b n (h d)")
         return nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name="proj")(out)
 

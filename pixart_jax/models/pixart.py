@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixart_jax.models.attention import AUTO, AttentionSpec
 from pixart_jax.models.layers import (
     CaptionEmbedder,
     CrossAttention,
@@ -76,7 +77,7 @@ class Block(nn.Module):
     qk_norm: bool
     adaln: str
     cross_attention: bool
-    implementation: str
+    attention: AttentionSpec
     dtype: Dtype
 
     @nn.compact
@@ -97,12 +98,12 @@ class Block(nn.Module):
         if residual is not None:
             x = x + residual.astype(x.dtype)
         hidden = modulate(x, shift_msa, scale_msa).astype(self.dtype)
-        hidden = SelfAttention(
-            self.num_heads, self.kv_compress, self.qk_norm, self.implementation, self.dtype, name="attn"
-        )(hidden, cond.num_tokens)
+        hidden = SelfAttention(self.num_heads, self.kv_compress, self.qk_norm, self.attention, self.dtype, name="attn")(
+            hidden, cond.num_tokens
+        )
         x = x + (gate_msa * hidden).astype(x.dtype)
         if self.cross_attention:
-            hidden = CrossAttention(self.num_heads, self.implementation, self.dtype, name="cross_attn")(
+            hidden = CrossAttention(self.num_heads, self.attention, self.dtype, name="cross_attn")(
                 x, cond.text, cond.text_length
             )
             x = x + hidden
@@ -167,7 +168,7 @@ class PixArt(nn.Module):
       adaln: "single" (one global MLP, a table per block) or "full" (an MLP per block, as in DiT).
       learn_sigma: predict the variance's interpolation values next to eps.
       remat: key of REMAT_POLICIES.
-      attention: implementation for `pixart_jax.models.attention`.
+      attention: how attention is computed, and on which devices.
       dtype: of matrix products and the residual stream; parameters, LayerNorm statistics and softmax are float32.
       scan_unroll: blocks per scan iteration; `depth` removes the loop, which lets a FLOP counter see every block.
     """
@@ -187,7 +188,7 @@ class PixArt(nn.Module):
     adaln: str = "single"
     learn_sigma: bool = True
     remat: str = "none"
-    attention: str = "xla"
+    attention: AttentionSpec = AUTO
     dtype: Any = jnp.float32
     scan_unroll: int = 1
 
@@ -313,7 +314,7 @@ class PixArt(nn.Module):
             "qk_norm": self.qk_norm,
             "adaln": self.adaln,
             "cross_attention": not self.num_classes,
-            "implementation": self.attention,
+            "attention": self.attention,
             "dtype": self.dtype,
         }
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pixart_jax.errors import InputError
-from pixart_jax.models.attention import attention
+from pixart_jax.models.attention import plain_attention
 from pixart_jax.models.layers import Dtype
 
 # Most attention logits in memory at once: 256 MiB of float32. A 1024 px picture has 4 times as many, a 2K one 64 times.
@@ -89,7 +89,7 @@ def attend_in_parts(q, k, v):
     q = jnp.pad(q, ((0, 0), (0, parts * size - length), (0, 0)))
     q = einops.rearrange(q, "b (parts n) c -> parts b n 1 c", parts=parts)
     k, v = k[:, :, None], v[:, :, None]
-    out = jax.lax.map(lambda part: attention(part, k, v), q)
+    out = jax.lax.map(lambda part: plain_attention(part, k, v), q)
     return einops.rearrange(out, "parts b n 1 c -> b (parts n) c")[:, :length]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pixart_jax.config import (
     build_model,
+    check_attention,
     check_batch,
     check_config,
     optimizer_spec,
@@ -79,8 +80,9 @@ def bench_train(config, steps: int) -> dict:
     """
     check_config(config)
     check_batch(config, jax.device_count())
+    check_attention(config, jax.devices()[0])
     mesh = make_mesh(config.mesh.fsdp)
-    model, schedule = build_model(config), linear_schedule()
+    model, schedule = build_model(config, mesh), linear_schedule()
     tx = build_optimizer(optimizer_spec(config))
     host_batch = synthetic_batch(config)
     shapes = {
