@@ -150,7 +150,7 @@ class SelfAttention(nn.Module):
                 return norm(pooled)
 
             k, v = pool(k), pool(v)
-            num_tokens = num_tokens // block
+            num_tokens = None if num_tokens is None else num_tokens // block
         q, k, v = (einops.rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in (q, k, v))
         out = attention(q, k, v, num_tokens, spec=self.attention, split_keys=True)
         out = einops.rearrange(out, "b n h d -> b n (h d)")

@@ -265,6 +265,13 @@ def test_padding_is_never_read(kv_compress):
         np.testing.assert_array_equal(np.where(padded, 0, part), np.where(padded, 0, wanted))
 
 
+@pytest.mark.parametrize("kv_compress", [(), (1, 1, 2, 2)], ids=["plain", "kv-compress"])
+def test_no_number_of_tokens_means_all(kv_compress):
+    model = TINY.clone(kv_compress=kv_compress)
+    params = random_params(model)
+    assert_same(run(model, params, num_tokens=None), run(model, params, num_tokens=np.full(B, N, np.int32)), atol=1e-6)
+
+
 # --- Number formats ---------------------------------------------------------------------------------------------------
 
 
