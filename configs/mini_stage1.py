@@ -43,5 +43,5 @@ def get_config():
         {"num_steps": 1500, "ema_decay": 0.99, "log_every": 50, "checkpoint_every": 500, "keep_checkpoints": 1}
     )
     config.eval.update({"source": "data/recipe/held_out", "every": 250, "num_samples": 64})
-    config.sample.update({"every": 0, "num_images": 64, "guidance_scale": 3.0})
+    config.sample.update({"every": 0, "num_images": 64, "guidance_scale": 1.5})
     return config

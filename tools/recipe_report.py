@@ -13,7 +13,7 @@ import numpy as np
 
 from pixart_jax.assembly import batch_spec
 from pixart_jax.checkpoints import Checkpoints
-from pixart_jax.config import build_model, load_config
+from pixart_jax.config import build_model
 from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.features import load_autoencoder
@@ -39,7 +39,7 @@ class Result:
       num_images: seen in training, not counting what it started from.
       flops: likewise.
       total_flops: with those of everything that it started from.
-      images_per_second: over the whole run.
+      images_per_second: the median of what was logged, which another job for a while does not change.
       num_parameters, memory_bytes: of the model, and of its training step by the compiler.
       evaluations: (step, held-out loss), in order.
       retrieval, right_emoji, right_ground: of held-out captions, the share whose picture is nearest to its own among
@@ -90,7 +90,7 @@ def result(run: Any, total_flops: float, data: pathlib.Path) -> Result:
     )
     rates = [row["images_per_second"] for row in rows]
     recorded = read_run(run.workdir)
-    config = load_config(run.workdir)
+    config = run.config
     large = run.arm.stage == "stage3"
     drawn: dict[str, Any] = dict.fromkeys(("retrieval", "right_emoji", "right_ground")) | {"pictures": []}
     if not config.model.num_classes:
@@ -102,7 +102,7 @@ def result(run: Any, total_flops: float, data: pathlib.Path) -> Result:
         num_images=config.train.num_steps * config.data.batch_size,
         flops=run.flops,
         total_flops=total_flops,
-        images_per_second=len(rates) / sum(1 / rate for rate in rates),
+        images_per_second=float(np.median(rates)),
         num_parameters=recorded["num_parameters"],
         memory_bytes=recorded["argument_bytes"] + recorded["scratch_bytes"],
         evaluations=[(row["step"], row["eval_loss"]) for row in evaluations],
@@ -161,7 +161,7 @@ def nearest_pictures(generated: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 def table(results: Sequence[Result]) -> str:
     """Markdown."""
     head = (
-        "run | images | PFLOP | with what it started from | held-out loss | retrieval@1 | right emoji | right ground | "
+        "run | images | TFLOP | with what it started from | held-out loss | retrieval@1 | right emoji | right ground | "
         "images/s | parameters | memory"
     )
     lines = [f"| {head} |", "|" + " --- |" * len(head.split(" | "))]
@@ -170,8 +170,8 @@ def table(results: Sequence[Result]) -> str:
         cells = [
             r.about,
             f"{r.num_images:,}",
-            f"{r.flops / 1e15:.2f}",
-            f"{r.total_flops / 1e15:.2f}",
+            f"{r.flops / 1e12:.1f}",
+            f"{r.total_flops / 1e12:.1f}",
             f"{r.evaluations[-1][1]:.4f}",
             *shares,
             f"{r.images_per_second:.0f}",
@@ -193,10 +193,10 @@ def loss_png(path: pathlib.Path, results: Sequence[Result]) -> None:
             if r.large != large or r.retrieval is None:
                 continue
             last = r.evaluations[-1][0]
-            compute = [(r.total_flops - r.flops + r.flops * step / last) / 1e15 for step, _ in r.evaluations]
+            compute = [(r.total_flops - r.flops + r.flops * step / last) / 1e12 for step, _ in r.evaluations]
             axes.plot(compute, [loss for _, loss in r.evaluations], marker=".", label=r.about)
         axes.set_title("double resolution, seven aspect ratios" if large else "64 px")
-        axes.set_xlabel("model PFLOP of training, with those of earlier stages")
+        axes.set_xlabel("model TFLOP of training, with those of earlier stages")
         axes.set_ylabel("held-out loss")
         axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
