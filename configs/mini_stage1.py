@@ -1,7 +1,7 @@
 """The recipe in miniature, stage 1: pixels. A class-conditional DiT learns what emoji on coloured grounds look like.
 
 Data: python -m tools.make_recipe_data --out data/recipe
-Run:  python -m pixart_jax.main --config=configs/mini_stage1.py --workdir=runs/recipe/stage1
+Run:  python -m pixart_jax.main --config=configs/mini_stage1.py --workdir=runs/mini_stage1
 Cost: minutes on two CPU cores; `make recipe` runs all stages and what they are compared with (docs/recipe.md).
 Expected: blurred emoji, some of the right group.
 """

@@ -33,7 +33,8 @@ processes.set_forkserver_preload(["config_runs"])
 def read(name: str, settings: dict) -> ConfigDict:
     """configs/NAME.py on synthetic data and fresh weights, with "section.key" settings."""
     config = read_config_file(str(ROOT / "configs" / f"{name}.py"))
-    change(config, {"data.source": "synthetic", "init_from": "", "sample.retrieval_captions": 0} | settings)
+    without = {"init_from": "", "eval.source": "", "sample.retrieval_captions": 0}
+    change(config, {"data.source": "synthetic"} | without | settings)
     return config
 
 
