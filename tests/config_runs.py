@@ -27,7 +27,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 DEVICES, FSDP = 8, 4
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["config_runs"])
+# This module itself would not be found there: the tests are not on its path.
+processes.set_forkserver_preload(["pixart_jax.train", "tools.sample"])
 
 
 def read(name: str, settings: dict) -> ConfigDict:
