@@ -51,7 +51,7 @@ def test_a_run_draws_its_prompts(data, tmp_path, compilations, caplog):
     config.train.update({"num_steps": 4, "checkpoint_every": 4})
     (tmp_path / "prompts.txt").write_text("a red cat\n\n  a blue cat \nblue mat\na red cat\ncat\n")
     config.sample.update({"every": 2, "prompts": str(tmp_path / "prompts.txt")})  # more than config.sample.num_images
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         train_and_evaluate(config, str(tmp_path / "run"))
     assert compilations.count("jit(sample)") == 1, compilations
     grids = [np.asarray(Image.open(tmp_path / "run" / name)) for name in ("samples/step_0000002.png", "samples.png")]
