@@ -11,7 +11,8 @@ class Hardware:
 
     peak_flops: dense bfloat16 FLOP/s with float32 accumulation. memory_bytes and bandwidth (bytes/s): of its own
     memory. watts: the most the device itself draws (TDP), None where the vendor does not say. device_kinds: what
-    `jax.Device.device_kind` calls it.
+    `jax.Device.device_kind` calls it. interconnect: bytes/s that a TPU can send to the others of its slice over all its
+    links, which is half of what Google publishes as bidirectional; None where it is not known here.
     """
 
     peak_flops: float
@@ -19,6 +20,7 @@ class Hardware:
     bandwidth: float
     watts: float | None
     device_kinds: tuple[str, ...]
+    interconnect: float | None = None
 
     def utilisation(self, flops_per_second: float, num_devices: int) -> float:
         """Model FLOPs over all devices as a share of their peak: MFU (Chowdhery et al. 2022, PaLM, appendix B)."""
@@ -43,9 +45,9 @@ HARDWARE = {
     # cloud.google.com/tpu/docs/v4; the power is the most measured by Jouppi et al. 2023 (arXiv:2304.01433).
     "v4": Hardware(275e12, 32e9, 1.2e12, 192, ("TPU v4",)),
     # cloud.google.com/tpu/docs/v5e, v5p, v6e. Google publishes no power for these.
-    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e")),
-    "v5p": Hardware(459e12, 95e9, 2.765e12, None, ("TPU v5", "TPU v5p")),
-    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e")),
+    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e"), 200e9),
+    "v5p": Hardware(459e12, 95e9, 2.765e12, None, ("TPU v5", "TPU v5p"), 600e9),
+    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e"), 400e9),
 }
 
 

@@ -6,12 +6,14 @@ Imports only jax, flax, optax, einops, numpy and this package's core, so that it
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pixart_jax.config import (
     build_model,
@@ -27,8 +29,9 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
 from pixart_jax.hardware import find_hardware
-from pixart_jax.losses import diffusion_loss
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.losses import LossFn, diffusion_loss
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.train_state import abstract_state, create_state
@@ -49,10 +52,10 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     yield {"config": args.config, "overrides": settings, **bench_train(config, args.steps)}
 
 
-def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
+def synthetic_batch(config, seed: int = 0, batch_size: int | None = None) -> dict[str, np.ndarray]:
     """A batch of random numbers with the shapes and dtypes of the config's real one; every image is the square."""
     rng = np.random.default_rng(seed)
-    model, base, batch = build_model(config), position_base(config), config.data.batch_size
+    model, base, batch = build_model(config), position_base(config), batch_size or config.data.batch_size
     order = block_order((base, base), config.model.kv_compress_ratio)
     side = float(config.model.resolution)
     out = {
@@ -72,6 +75,39 @@ def synthetic_batch(config, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def synthetic_shapes(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of `synthetic_batch`, which is not made for them."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (config.data.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh)
+        )
+        for name, value in synthetic_batch(config, batch_size=1).items()
+    }
+
+
+def make_loss(config, model: PixArt) -> LossFn:
+    return diffusion_loss(model.apply, linear_schedule(), snr=config.train.snr_loss)
+
+
+def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step that `pixart_jax.train` compiles, for a mesh whose devices need not be this machine's."""
+    model, optimizer = build_model(config, mesh), optimizer_spec(config)
+    tx = build_optimizer(optimizer)
+    step = make_train_step(
+        make_loss(config, model),
+        tx,
+        seed=config.seed,
+        ema_decay=config.train.ema_decay,
+        accumulation_steps=config.train.accumulation_steps,
+        learning_rate=learning_rate_schedule(optimizer),
+    )
+    abstract = abstract_state(model, tx, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
+        abstract, synthetic_shapes(config, mesh)
+    )
+
+
 def bench_train(config, steps: int) -> dict:
     """The training step that `pixart_jax.train` compiles, on a synthetic batch already on the devices.
 
@@ -82,34 +118,14 @@ def bench_train(config, steps: int) -> dict:
     check_batch(config, jax.device_count())
     check_attention(config, jax.devices()[0])
     mesh = make_mesh(config.mesh.fsdp)
-    model, schedule = build_model(config, mesh), linear_schedule()
-    tx = build_optimizer(optimizer_spec(config))
-    host_batch = synthetic_batch(config)
-    shapes = {
-        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=batch_sharding(mesh))
-        for name, value in host_batch.items()
-    }
-    abstract = abstract_state(model, tx, mesh)
-
-    def make_loss(model):
-        return diffusion_loss(model.apply, schedule, snr=config.train.snr_loss)
-
-    step = make_train_step(
-        make_loss(model),
-        tx,
-        seed=config.seed,
-        ema_decay=config.train.ema_decay,
-        accumulation_steps=config.train.accumulation_steps,
-    )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(abstract, shapes)
-    flops = step_flops(model, make_loss, shapes)
+    lowered = lower_train_step(config, mesh)
+    flops = step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
     begin = time.perf_counter()
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begin
 
-    state = create_state(model, tx, mesh, config.seed)
-    batch = put_batch(host_batch, mesh)
+    state = create_state(build_model(config, mesh), build_optimizer(optimizer_spec(config)), mesh, config.seed)
+    batch = put_batch(synthetic_batch(config), mesh)
     for _ in range(2):  # The first calls allocate.
         state, metrics = compiled(state, batch)
     jax.block_until_ready(state)

@@ -1,0 +1,158 @@
+"""tools.aot: a small model through the real TPU compiler, and what it does with batches, memory and earlier results."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from tools.aot import attempts, kept_bytes, main
+from tools.aot_compile import Case, case_config, default_fsdp, out_of_memory, parse_topology
+
+CONFIG = """
+from pixart_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.dtype = "bfloat16"
+    config.model.update({"hidden_size": 144, "depth": 3, "num_heads": 2, "resolution": 256, "text_dim": 64})
+    config.model.remat = "full"
+    config.data.batch_size = 27
+    config.sample.num_steps = 4
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def test_the_real_compiler(config, tmp_path, capsys):
+    """Training with accumulation and sharded state, and sampling, on four chips of v5e."""
+    out = tmp_path / "runs" / "aot.jsonl"
+    argv = ["--config", config, "--topology=v5e:2x2", f"--out={out}"]
+    argv += ["--config.mesh.fsdp=2", "--config.train.accumulation_steps=2"]
+    assert main([*argv, "--json"]) == 0
+    train, sample = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (train["program"], train["chips"], train["batch_size"]) == ("train", 4, 24)
+    assert (train["accumulation_steps"], train["fsdp"], train["fits"]) == (2, 2, True)
+    # Parameters, EMA and two moments in float32, halved; the rest is the batch.
+    parameters = 3 * 18 * 144**2 + 8 * 144**2
+    assert 1 < train["argument_bytes"] / (4 * 4 * parameters / 2) < 1.6
+    assert train["argument_bytes"] + train["scratch_bytes"] <= train["total_bytes"] < train["capacity_bytes"] == 16e9
+    # At least 6 FLOPs per weight and token, of 256 tokens of 6 pictures on each chip.
+    assert 1 < train["flops"] / (6 * 256 * 6 * 3 * 14 * 144**2) < 2
+    assert train["executed_flops"] == pytest.approx(train["flops"] * 4 / 3)
+    # Splash attention, to tokens and to text, forward and backward.
+    assert train["kernels"] >= 6
+    assert train["unknown_loops"] == 0
+    # Two accumulation steps gather four kernels and more of three blocks, on the way there and on the way back.
+    assert train["collective_counts"]["all-gather"] >= 2 * 3 * 2 * 4
+    assert train["memory_bytes"] > train["argument_bytes"]
+    assert train["bound_seconds"] == max(train["bounds_seconds"].values())
+    assert 0 < train["utilisation"] < 0.7501
+
+    assert (sample["program"], sample["batch_size"], sample["fsdp"]) == ("sample", 4, 1)
+    # Two branches of four steps, forward alone, of one picture for six.
+    assert sample["flops"] / train["flops"] == pytest.approx(2 * 4 / (3 * 6), rel=0.05)
+    assert sample["kernels"] >= 2
+
+    # What is there is not compiled again, and the table has a line for each.
+    assert main(argv) == 0
+    printed = capsys.readouterr()
+    assert "compiling" not in printed.err
+    assert [line.split("|")[1].split() for line in printed.out.splitlines()[2:]] == [
+        ["tiny", "train"],
+        ["tiny", "sample"],
+    ]
+    assert len(out.read_text().splitlines()) == 2
+
+
+def record(path, case, **result):
+    figures = {"chips": 16, "batch_size": 16, "fsdp": 1, "capacity_bytes": 16e9, "flops": 1e12, "compiler": "no"}
+    line = json.dumps({"case": dataclasses.asdict(case), "result": figures | result})
+    path.write_text((path.read_text() if path.exists() else "") + line + "\n")
+
+
+def test_fit_takes_the_fewest_accumulation_steps(config, tmp_path, capsys):
+    out = tmp_path / "aot.jsonl"
+    settings = ("--config.data.batch_size=96",)
+    case = Case(config, settings, "v5e:4x4")
+    for steps, fits in ((1, False), (2, False), (3, True)):
+        record(out, dataclasses.replace(case, accumulation_steps=steps), fits=fits, accumulation_steps=steps)
+    out.write_text(out.read_text() + '{"case": {"config"')  # Killed while it was written.
+    argv = ["--config", config, *settings, "--topology=v5e:4x4", "--program=train", f"--out={out}", "--json"]
+    assert main([*argv, "--fit"]) == 0
+    assert json.loads(capsys.readouterr().out)["accumulation_steps"] == 3
+
+
+def test_what_cannot_fit_is_not_tried(config):
+    case = Case(config, ("--config.data.batch_size=96", "--config.model.resolution=1024"), "v5e:4x4")
+    tried = [attempt.accumulation_steps for attempt in attempts(case, fit=True)]
+    assert tried == [1, 2, 3, 6]
+    large = dataclasses.replace(case, settings=("--config.data.batch_size=96000", *case.settings[1:]))
+    first = next(attempts(large, fit=True)).accumulation_steps
+    # The inputs of 3 blocks over 4,096 tokens of 144 channels in bfloat16.
+    kept = kept_bytes(case_config(case))
+    assert kept == 3 * 4096 * 144 * 2
+    assert 6000 / first * kept < 16e9 and first > 1
+    assert [attempt.accumulation_steps for attempt in attempts(case, fit=False)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "topology", "expected"),
+    [(27, "v5e:4x4", 16), (27, "2xv5e:4x4", 32), (27, "v5e:16x16", 256), (27, "v5e:3x3", 27)],
+)
+def test_batches_are_multiples_of_the_chips(config, batch, topology, expected):
+    assert case_config(Case(config, (f"--config.data.batch_size={batch}",), topology)).data.batch_size == expected
+
+
+def test_topologies():
+    two = parse_topology("2xv5p:4x4x8")
+    assert (two.slices, two.name, two.chips, two.hardware.memory_bytes) == (2, "v5p:4x4x8", 256, 95e9)
+    assert parse_topology("v6e:16x16").slices == 1
+
+
+def test_state_is_split_until_its_share_is_small(config):
+    small = types.SimpleNamespace(memory_bytes=4e6)
+    settings = case_config(Case(config, (), "v5e:4x4"))
+    topology = dataclasses.replace(parse_topology("2xv5e:4x4"), hardware=small)
+    # About 1.2 million parameters, four times, in float32.
+    assert default_fsdp(settings, topology) == 16
+    assert default_fsdp(settings, dataclasses.replace(topology, slices=8)) == 4
+    assert default_fsdp(settings, parse_topology("v5e:4x4")) == 1
+
+
+def test_what_the_compiler_says_of_memory():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.52G of 15.75G hbm. Exceeded by 4.77G.\n"
+    )
+    assert out_of_memory(message) == "Used 20.52G of 15.75G hbm"
+    assert out_of_memory("RESOURCE_EXHAUSTED: otherwise\nmore") == "RESOURCE_EXHAUSTED: otherwise"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--topology=v5e"], "such as v5e:16x16"),
+        (["--topology=h200:4x4"], "with a CHIP of v5e, v5p, v6e"),
+        (["--topology=v5e:4x4", "--config.model.dpeth=3"], "did you mean config.model.depth"),
+        (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "must divide the number of devices, 16"),
+        (["--topology=v5e:4x4", "--config.train.accumulation_steps=7"], "7 accumulation step"),
+    ],
+)
+def test_input_errors_come_before_any_compilation(config, tmp_path, capsys, argv, message):
+    assert main(["--config", config, *argv, f"--out={tmp_path / 'aot.jsonl'}"]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "compiling" not in printed.err
+
+
+@pytest.mark.parametrize("argv", [[], ["--config=a.py"], ["--all", "--config=a.py"], ["--topology=v5e:4x4"]])
+def test_usage_errors(capsys, argv):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "give --config and --topology, or --all" in capsys.readouterr().err

@@ -1,0 +1,247 @@
+"""Compiles training and sampling for TPUs that are not there, and says what a chip would hold, move and compute.
+
+python -m tools.aot --config=configs/stage3_512.py --topology=v5e:16x16
+python -m tools.aot --config=A.py --config=B.py --topology=v6e:16x16 --topology=2xv5e:16x16 --program=train --fit
+python -m tools.aot --all --fit          # every stage of the papers on every topology of docs/scale.md
+
+The compiler is the real one; it comes with libtpu (pip install "jax[tpu]"). Each program has its own process.
+Results go to --out as they come, and what is there is not compiled again: the same command goes on after a kill.
+
+The config's global batch is rounded down to a multiple of the chips, or up to one picture on each. --fit tries more
+accumulation steps until the step fits. Unless --config.mesh.fsdp is given, the state is split over the fewest
+chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one picture on each chip,
+with whole parameters on each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+
+from pixart_jax.config import ConfigDict, architecture, position_base
+from pixart_jax.errors import InputError
+from tools.aot_compile import PROGRAMS, Case, case_config, parse_topology
+
+STAGES = (
+    "stage1_256", "stage2_256", "stage3_256", "stage3_512", "stage3_1024",
+    "sigma_256", "sigma_512", "sigma_1024", "sigma_2k", "sigma_4k",
+)  # fmt: skip
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v6e:16x16", "v5p:8x8x8", "2xv5e:16x16")
+# JAX must start on this machine's CPU, and libtpu must neither look for chips nor for the cloud's metadata. Compiling
+# another topology than the named type's works.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    configs, topologies = args.config, args.topology
+    if args.all:
+        configs, topologies = [f"configs/{name}.py" for name in STAGES], TOPOLOGIES
+    cases = [
+        Case(config, tuple(args.settings), topology, program)
+        for topology in topologies
+        for config in configs
+        for program in args.program
+    ]
+    rows = []
+    try:
+        if importlib.util.find_spec("libtpu") is None:
+            raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
+        for case in cases:  # What can be refused is refused before anything is compiled.
+            case_config(case)
+        for case in cases:
+            rows.append((case, result := figures_of(case, args)))
+            if args.json:
+                print(json.dumps(dataclasses.asdict(case) | result), flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        if rows and not args.json:
+            print("\n".join(table(rows)))
+    return 0
+
+
+def figures_of(case: Case, args: argparse.Namespace) -> dict:
+    """The figures of `tools.aot_compile`; with --fit of the first number of accumulation steps that fits, else of the
+    last that was tried."""
+    for attempt in attempts(case, fit=args.fit and case.program == "train"):
+        result = known_result(args.out, attempt)
+        if result is None:
+            result = compile_in_child(attempt, args.timeout)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with args.out.open("a") as file:
+                file.write(json.dumps({"case": dataclasses.asdict(attempt), "result": result}) + "\n")
+        if result["fits"]:
+            break
+    return result
+
+
+def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
+    """The case, or with `fit` the case with each number of accumulation steps that divides a chip's pictures and could
+    fit."""
+    if not fit:
+        yield case
+        return
+    config = case_config(case)
+    topology = parse_topology(case.topology)
+    pictures = config.data.batch_size // topology.chips
+    steps = [n for n in range(config.train.accumulation_steps, pictures + 1) if pictures % n == 0]
+    for n in steps:
+        if n == pictures or pictures // n * kept_bytes(config) < topology.hardware.memory_bytes:
+            yield dataclasses.replace(case, accumulation_steps=n)
+
+
+def kept_bytes(config: ConfigDict) -> int:
+    """The least that the backward pass of one picture needs kept: the input of each block."""
+    model = architecture(config)
+    return model["depth"] * position_base(config) ** 2 * model["hidden_size"] * jnp.dtype(config.dtype).itemsize
+
+
+def known_result(path: pathlib.Path, case: Case) -> dict | None:
+    """What an earlier call wrote."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(case)))
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # Killed while it was written.
+            continue
+        if entry["case"] == wanted:
+            return entry["result"]
+    return None
+
+
+def compile_in_child(case: Case, timeout: float) -> dict:
+    """Runs tools.aot_compile, which takes a compiler's memory with it when it ends.
+
+    Raises:
+      InputError: the input is at fault, the time is up, or the compiler failed for another reason than memory.
+    """
+    name = f"{pathlib.Path(case.config).stem} {case.program} on {case.topology}"
+    if case.accumulation_steps:
+        name += f" in {case.accumulation_steps} accumulation step(s)"
+    print(f"{name}: compiling", file=sys.stderr, flush=True)
+    begin = time.perf_counter()
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "tools.aot_compile", json.dumps(dataclasses.asdict(case))],
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{name}: not compiled in {timeout:g} s; give --timeout more") from None
+    if process.returncode:
+        raise InputError(f"{name}: the compiler failed:\n{process.stderr[-2000:]}")
+    result = json.loads(process.stdout.splitlines()[-1])
+    if "error" in result:
+        raise InputError(result["error"])
+    said = f"{gigabytes(result['total_bytes'])} GB" if "total_bytes" in result else result["compiler"]
+    verdict = "fits" if result["fits"] else "does not fit"
+    seconds = time.perf_counter() - begin
+    print(f"{name}: {said}, {verdict} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    return result
+
+
+# --- words
+
+
+def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
+    """Markdown, one line for each program; all figures per chip."""
+    columns = {
+        "program": lambda case, r: f"{pathlib.Path(case.config).stem} {case.program}",
+        "topology": lambda case, r: case.topology,
+        "batch": lambda case, r: f"{r['batch_size']:,}",
+        "per chip": lambda case, r: f"{per_chip(r)}",
+        "fsdp": lambda case, r: f"{r['fsdp']}",
+        "arguments GB": lambda case, r: gigabytes(r.get("argument_bytes")),
+        "scratch GB": lambda case, r: gigabytes(r.get("scratch_bytes")),
+        "total / capacity GB": lambda case, r: f"{total(r)} / {r['capacity_bytes'] / 1e9:g}",
+        "TFLOPs": lambda case, r: f"{r['flops'] / 1e12:.3g}",
+        "memory traffic GB": lambda case, r: gigabytes(r.get("memory_bytes")),
+        "sent by collectives GB": lambda case, r: collectives(r),
+        "lower bound s": lambda case, r: bound(r),
+        "utilisation ≤": lambda case, r: f"{r['utilisation']:.0%}" if "utilisation" in r else "",
+        "compiled in s": lambda case, r: f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else "",
+    }
+    cells = [list(columns), *([show(case, result) for show in columns.values()] for case, result in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    for row in cells:
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+
+def gigabytes(count: float | None) -> str:
+    return "" if count is None else f"{count / 1e9:.3g}" if count < 1e12 else f"{count / 1e9:,.0f}"
+
+
+def per_chip(result: dict) -> str:
+    pictures, steps = result["batch_size"] // result["chips"], result["accumulation_steps"]
+    return f"{pictures}" if steps == 1 else f"{steps} × {pictures // steps}"
+
+
+def total(result: dict) -> str:
+    return gigabytes(result["total_bytes"]) if "total_bytes" in result else result["compiler"]
+
+
+def collectives(result: dict) -> str:
+    sent = sorted(result.get("collective_bytes", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {gigabytes(count)}" for kind, count in sent)
+
+
+def bound(result: dict) -> str:
+    if "bounds_seconds" not in result:
+        return ""
+    return f"{result['bound_seconds']:.3g} ({max(result['bounds_seconds'], key=result['bounds_seconds'].get)})"
+
+
+# --- command line
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.aot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="append", default=[], help="may be given again")
+    parser.add_argument("--topology", action="append", default=[], help="[SLICESx]CHIP:SHAPE; may be given again")
+    parser.add_argument("--all", action="store_true", help="every stage on every topology, in their place")
+    parser.add_argument("--program", action="append", choices=PROGRAMS, help="(default: both)")
+    parser.add_argument("--fit", action="store_true", help="accumulate over as many steps as it takes to fit")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("runs/aot.jsonl"), help="results (default: %(default)s)"
+    )
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds for each program (default: %(default)g)")
+    parser.add_argument("--json", action="store_true", help="the figures as JSON lines")
+    parser.add_argument("--setting", action="append", dest="settings", default=[], help=argparse.SUPPRESS)
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([f"--setting={a}" if a.startswith("--config.") else a for a in argv])
+    args.program = args.program or list(PROGRAMS)
+    if bool(args.all) == bool(args.config or args.topology) or bool(args.config) != bool(args.topology):
+        parser.error("give --config and --topology, or --all")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())

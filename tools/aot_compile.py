@@ -1,0 +1,284 @@
+"""Compiles one program of one config for TPUs that are not there; tools.aot runs it in a process of its own.
+
+python -m tools.aot_compile '{"config": "configs/stage3_512.py", ...}'     # the fields of a Case
+
+Prints one JSON object: the figures, or {"error": ...} where the input is at fault, or {"fits": false, ...} where the
+compiler ran out of the device's memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import re
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from pixart_jax.config import (
+    ConfigDict,
+    build_model,
+    check_batch,
+    check_config,
+    optimizer_spec,
+    override,
+    read_config_file,
+)
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.errors import InputError
+from pixart_jax.flops import count_flops, step_flops
+from pixart_jax.hardware import HARDWARE, Hardware
+from pixart_jax.models.attention import PLAIN
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.optimizers import build_optimizer
+from pixart_jax.samplers.guidance import null_branch
+from pixart_jax.sampling import make_sample_fn
+from pixart_jax.sharding import batch_sharding, make_mesh
+from pixart_jax.train_state import abstract_params, init_params, kernels_as
+from tools.aot_hlo import count_traffic
+from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
+
+PROGRAMS = ("train", "sample")
+# Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
+STATE_SHARE = 1 / 8
+# FLOPs that are executed for one that is of use: all of the forward pass, a third of the whole, twice.
+RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled.
+
+    Attributes:
+      config: path of a config file; settings: the --config.key=value that change it.
+      topology: as `parse_topology` takes it.
+      program: "train", the whole training step; "sample", all steps of one batch of pictures, one on each chip.
+      accumulation_steps: of the training step; 0 leaves the config's own.
+    """
+
+    config: str
+    settings: tuple[str, ...]
+    topology: str
+    program: str = "train"
+    accumulation_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Equal slices of TPU chips. name: one slice, as libtpu calls it."""
+
+    slices: int
+    name: str
+    chips: int
+    hardware: Hardware
+
+
+def parse_topology(text: str) -> Topology:
+    """ "v5e:4x4", or "2xv5e:16x16" for two slices with a data-centre network between them.
+
+    Raises:
+      InputError: another form, or a TPU whose memory and speed are not known here.
+    """
+    match = re.fullmatch(r"(?:(\d+)x)?(v\w+):(\d+(?:x\d+)+)", text)
+    known = [name for name, hardware in HARDWARE.items() if hardware.interconnect]
+    if not match or match[2] not in known:
+        raise InputError(
+            f"--topology={text}: must be [SLICESx]CHIP:SHAPE, such as v5e:16x16, v5p:8x8x8 or 2xv5e:16x16, with a CHIP "
+            f"of {', '.join(known)}"
+        )
+    slices = int(match[1] or 1)
+    chips = slices * math.prod(map(int, match[3].split("x")))
+    return Topology(slices, f"{match[2]}:{match[3]}", chips, HARDWARE[match[2]])
+
+
+def case_config(case: Case) -> ConfigDict:
+    """The config as it is compiled: its batch is the nearest multiple of the chips that is no larger, or one picture on
+    each chip where it has fewer.
+
+    Raises:
+      InputError: the config cannot work, or the accumulation steps do not divide a chip's pictures.
+    """
+    config = read_config_file(case.config)
+    for setting in case.settings:
+        override(config, setting)
+    check_config(config)
+    chips = parse_topology(case.topology).chips
+    config.data.batch_size = max(config.data.batch_size // chips, 1) * chips
+    config.train.accumulation_steps = case.accumulation_steps or config.train.accumulation_steps
+    check_batch(config, chips)
+    return config
+
+
+def compile_case(case: Case) -> dict:
+    """Compiles, and reads off what the compiler knows; all figures are per chip and execution.
+
+    Raises:
+      InputError: see `case_config`; or libtpu knows no such topology.
+    """
+    topology, config = parse_topology(case.topology), case_config(case)
+    slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices).devices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise InputError(f"--topology={case.topology}: {str(error).splitlines()[0]}") from error
+    # Slice after slice; a single one has no index.
+    devices = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.id))
+    if len(devices) != topology.chips:
+        raise InputError(f"--topology={case.topology}: has {len(devices)} devices, not one on each chip")
+
+    begin = time.perf_counter()
+    if case.program == "train":
+        if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
+            config.mesh.fsdp = default_fsdp(config, topology)
+        lowered = lower_train_step(config, make_mesh(config.mesh.fsdp, devices))
+        flops = train_flops(config)
+        executed = flops * RECOMPUTED[config.model.remat]
+    else:
+        # As tools.sample draws: whole parameters on every chip.
+        config.mesh.fsdp, config.data.batch_size, config.train.accumulation_steps = 1, topology.chips, 1
+        lowered = lower_sampling(config, make_mesh(1, devices))
+        flops = executed = sampling_flops(config)
+    lower_seconds = time.perf_counter() - begin
+    figures = {
+        "chips": topology.chips,
+        "batch_size": config.data.batch_size,
+        "accumulation_steps": config.train.accumulation_steps,
+        "fsdp": config.mesh.fsdp,
+        "capacity_bytes": topology.hardware.memory_bytes,
+        "flops": flops / topology.chips,
+        "executed_flops": executed / topology.chips,
+        "lower_seconds": lower_seconds,
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+    begin = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return figures | {"fits": False, "compiler": out_of_memory(str(error))}
+    figures["compile_seconds"] = time.perf_counter() - begin
+    return figures | read_off(compiled, figures, topology)
+
+
+def default_fsdp(config: ConfigDict, topology: Topology) -> int:
+    """The fewest chips, of 1, 2, 4, ... in one slice, over which a share of the state is no more than STATE_SHARE of
+    the memory."""
+    state = jax.eval_shape(lambda: _whole_state(config))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    per_slice, fsdp = topology.chips // topology.slices, 1
+    while size / fsdp > STATE_SHARE * topology.hardware.memory_bytes and per_slice % (2 * fsdp) == 0:
+        fsdp *= 2
+    return fsdp
+
+
+def _whole_state(config: ConfigDict):
+    params = init_params(build_model(config), jax.random.key(0))
+    return params, params, build_optimizer(optimizer_spec(config)).init(params)
+
+
+def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+    """All steps of the config's sampler for one batch, with the kernels that `tools.sample` holds."""
+    model = build_model(config, mesh)
+    conditions = synthetic_shapes(config, mesh)
+    noise = conditions.pop("tokens")
+    sharding = batch_sharding(mesh)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
+    null = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+        for name, value in null_branch(conditions).items()
+    }
+    return make_sample_fn(model, linear_schedule(), config.sample.sampler, config.sample.num_steps).lower(
+        kernels_as(jnp.dtype(config.dtype), abstract_params(model, mesh)),
+        noise,
+        jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
+        conditions,
+        null,
+        config.sample.guidance_scale,
+    )
+
+
+def train_flops(config: ConfigDict) -> float:
+    """Of a step over all chips: `pixart_jax.flops.step_flops`, counted on one picture."""
+    one = copy.deepcopy(config)
+    one.train.accumulation_steps = 1
+    flops = step_flops(build_model(one), functools.partial(make_loss, one), synthetic_batch(one, batch_size=1))
+    return flops * config.data.batch_size
+
+
+def sampling_flops(config: ConfigDict) -> float:
+    """Of drawing one batch over all chips: two forward passes a step, with and without the caption."""
+    plain: PixArt = build_model(config)
+    plain = plain.clone(scan_unroll=plain.depth, remat="none", attention=PLAIN)
+    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    conditions = synthetic_batch(config, batch_size=1)
+    tokens = conditions.pop("tokens")
+    forward = count_flops(
+        lambda params, x, t, conditions: plain.apply({"params": params}, x, t, **conditions),
+        params,
+        tokens,
+        np.zeros(1, np.float32),
+        conditions,
+    )
+    return 2 * config.sample.num_steps * forward * config.data.batch_size
+
+
+def out_of_memory(message: str) -> str:
+    """What the compiler says is too much, such as "Used 20.52G of 15.75G hbm"."""
+    match = re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message)
+    return match[0] if match else message.splitlines()[0]
+
+
+def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -> dict:
+    """Memory, traffic, and the time below which the step cannot come on hardware as fast as published."""
+    memory, text, hardware = compiled.memory_analysis(), compiled.as_text(), topology.hardware
+    arguments, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
+    traffic = count_traffic(text, topology.chips)
+    bounds = {
+        "arithmetic": figures["executed_flops"] / hardware.peak_flops,
+        "memory": traffic.memory_bytes / hardware.bandwidth,
+        "collectives": sum(traffic.collective_bytes.values()) / hardware.interconnect,
+    }
+    return {
+        "fits": total <= hardware.memory_bytes,
+        "argument_bytes": arguments,
+        "scratch_bytes": scratch,
+        "total_bytes": total,
+        "memory_bytes": traffic.memory_bytes,
+        # XLA's own count: the body of every loop once, and what stays in the chip's vector memory too.
+        "xla_bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "collective_bytes": traffic.collective_bytes,
+        "collective_counts": traffic.collective_counts,
+        "unknown_loops": traffic.unknown_loops,
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+        "bounds_seconds": bounds,
+        "bound_seconds": max(bounds.values()),
+        "utilisation": figures["flops"] / hardware.peak_flops / max(bounds.values()),
+    }
+
+
+def main(argv: list[str]) -> int:
+    fields = json.loads(argv[0])
+    case = Case(**fields | {"settings": tuple(fields["settings"])})
+    try:
+        result = compile_case(case)
+    except InputError as error:
+        result = {"error": str(error)}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
