@@ -116,6 +116,90 @@ def test_agrees_with_xla_where_there_is_no_loop():
     assert ours == pytest.approx(compiled.cost_analysis()["bytes accessed"], rel=0.02)
 
 
+# A gather that runs beside a product: the compiler prints it where it starts, in the product and where it is awaited.
+# The loop's length stands in its condition alone.
+BESIDE = """HloModule jit_step, is_scheduled=true
+
+%start (p: bf16[120,32]) -> (bf16[120,32], bf16[120,64], u32[]) {
+  %p = bf16[120,32]{0,1:T(8,128)(2,1)} parameter(0)
+  %gather.1 = bf16[120,64]{0,1:T(8,128)(2,1)} all-gather(%p), channel_id=71, replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}, dimensions={1}
+  ROOT %begun = (bf16[120,32]{0,1:T(8,128)(2,1)}, bf16[120,64]{0,1:T(8,128)(2,1)}, u32[]{:S(2)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p: bf16[120,32], q: bf16[120,64], x: f32[256]) -> (f32[256], bf16[120,32], bf16[120,64]) {
+  %p = bf16[120,32]{0,1:T(8,128)(2,1)} parameter(0)
+  %q = bf16[120,64]{0,1:T(8,128)(2,1)} parameter(1)
+  %x = f32[256]{0:T(256)} parameter(2)
+  %y = f32[256]{0:T(256)} multiply(%x, %x)
+  %gather.2 = bf16[120,64]{0,1:T(8,128)(2,1)} all-gather(%p), channel_id=71, replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}, dimensions={1}
+  ROOT %both = (f32[256]{0:T(256)}, bf16[120,32]{0,1:T(8,128)(2,1)}, bf16[120,64]{0,1:T(8,128)(2,1)}) tuple(%y, %p, %gather.2)
+}
+
+%done (p: bf16[120,32], q: bf16[120,64]) -> bf16[120,64] {
+  %p = bf16[120,32]{0,1:T(8,128)(2,1)} parameter(0)
+  %q = bf16[120,64]{0,1:T(8,128)(2,1)} parameter(1)
+  %gather.3 = bf16[120,64]{0,1:T(8,128)(2,1)} all-gather(%p), channel_id=71, replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}, dimensions={1}
+  ROOT %ended = bf16[120,64]{0,1:T(8,128)(2,1)} custom-call(%p, %q, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%body (arg: (s32[], bf16[120,32], f32[256])) -> (s32[], bf16[120,32], f32[256]) {
+  %arg = (s32[]{:T(128)}, bf16[120,32]{0,1:T(8,128)(2,1)}, f32[256]{0:T(256)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %p = bf16[120,32]{0,1:T(8,128)(2,1)} get-tuple-element(%arg), index=1
+  %x = f32[256]{0:T(256)} get-tuple-element(%arg), index=2
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)S(6)} add(%i, %one)
+  %s = (bf16[120,32]{0,1:T(8,128)(2,1)}, bf16[120,64]{0,1:T(8,128)(2,1)}, u32[]{:S(2)}) fusion(%p), kind=kCustom, calls=%start
+  %s0 = bf16[120,32]{0,1:T(8,128)(2,1)} get-tuple-element(%s), index=0
+  %s1 = bf16[120,64]{0,1:T(8,128)(2,1)} get-tuple-element(%s), index=1
+  %m = (f32[256]{0:T(256)}, bf16[120,32]{0,1:T(8,128)(2,1)}, bf16[120,64]{0,1:T(8,128)(2,1)}) fusion(%s0, %s1, %x), kind=kOutput, calls=%async_collective_fusion.1
+  %m0 = f32[256]{0:T(256)} get-tuple-element(%m), index=0
+  %d = bf16[120,64]{0,1:T(8,128)(2,1)} fusion(%s0, %s1), kind=kCustom, calls=%done
+  ROOT %end = (s32[]{:T(128)}, bf16[120,32]{0,1:T(8,128)(2,1)}, f32[256]{0:T(256)}) tuple(%next, %p, %m0)
+}
+
+%condition (arg: (s32[], bf16[120,32], f32[256])) -> pred[] {
+  %arg = (s32[]{:T(128)}, bf16[120,32]{0,1:T(8,128)(2,1)}, f32[256]{0:T(256)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%arg), index=0
+  %limit = s32[]{:T(128)} constant(28)
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: bf16[120,32], x: f32[256]) -> f32[256] {
+  %p = bf16[120,32]{0,1:T(8,128)(2,1)} parameter(0)
+  %x = f32[256]{0:T(256)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %first = s32[]{:T(128)} copy(%zero)
+  %init = (s32[]{:T(128)}, bf16[120,32]{0,1:T(8,128)(2,1)}, f32[256]{0:T(256)}) tuple(%first, %p, %x)
+  %loop = (s32[]{:T(128)}, bf16[120,32]{0,1:T(8,128)(2,1)}, f32[256]{0:T(256)}) while(%init), condition=%condition, body=%body
+  ROOT %y = f32[256]{0:T(256)} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+
+
+def test_a_collective_beside_other_work_counts_once():
+    traffic = count_traffic(BESIDE, 4)
+    part = 2 * 120 * 32
+    assert traffic.collective_counts == {"all-gather": 28}
+    assert traffic.collective_bytes == {"all-gather": 28 * part}
+    counter = 4 + 4  # Read, with the constant; its new value lies elsewhere.
+    assert traffic.memory_bytes == 28 * (part + 2 * part + 2 * 4 * 256 + counter) + 4 + 4
+    assert traffic.unknown_loops == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("constant(0)", "constant(5)"),
+        ("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(2)"),
+    ],
+)
+def test_only_counters_from_zero_by_one_are_trusted(old, new):
+    assert old in BESIDE
+    assert count_traffic(BESIDE.replace(old, new), 4).unknown_loops == 1
+
+
 def test_types():
     assert array_bytes("bf16[8,128]{1,0:T(8,128)(2,1)}") == 2048
     assert array_bytes("(f32[2,3]{1,0}, pred[5]{0}, s4[10]{0}, f8e4m3fn[4]{0}, token[])") == 24 + 5 + 5 + 4
@@ -125,7 +209,16 @@ def test_types():
 
 
 @pytest.mark.parametrize(
-    ("groups", "size"), [("{{0,2},{1,3}}", 2), ("[2,4]<=[8]", 4), ("[4,2]<=[2,4]T(1,0)", 2), ("{}", 16)]
+    ("groups", "size"),
+    [
+        ("{{0,2},{1,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("{}", 16),
+        ("mesh['axis_0'=2,'axis_1'=3,'axis_2'=4] {'axis_0','axis_2'}", 8),
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_1'}", 2),
+        ("mesh['axis_0'=8] {'axis_0':(2)4}", 4),
+    ],
 )
 def test_devices_of_a_collective(groups, size):
     assert group_size(f", channel_id=1, replica_groups={groups}, dimensions={{0}}", 16) == size

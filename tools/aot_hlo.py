@@ -308,7 +308,7 @@ def _fused_write(fused: Computation, name: str, module: Module) -> float:
         return 0.0
     if instruction.opcode == "dynamic-update-slice":
         return array_bytes(fused.instructions[instruction.operands[1]].type)
-    if instruction.opcode == "bitcast":
+    if instruction.opcode == "bitcast" or "AsyncCollectiveStart" in instruction.attributes:
         return _fused_write(fused, instruction.operands[0], module)
     if instruction.opcode == "tuple":
         return sum(_fused_write(fused, operand, module) for operand in instruction.operands)
