@@ -16,6 +16,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# libtpu is installed for its compiler (tests/test_aot.py); JAX would look for its chips in every process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
