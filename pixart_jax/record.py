@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
+import subprocess
 from typing import Any
 
 import jax
@@ -36,6 +37,8 @@ def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled) -> None:
     """Writes workdir/run.json: versions, devices, number of parameters, and the step's memory by the compiler.
 
+    Says which versions are others than when the run last started: its numbers may differ from here on.
+
     Args:
       params: of the model; shapes are enough.
       compiled: the training step. Its `argument_bytes` (state and batch) and `scratch_bytes` are per device, None where
@@ -43,10 +46,20 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
     """
     memory = compiled.memory_analysis()
     device = jax.devices()[0]
+    path = workdir / RUN_FILE
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    commit = code_commit()
+    before = read_run(workdir) if path.exists() else {}
+    for name, version in before.get("versions", {}).items():
+        if versions.get(name) != version:
+            logging.warning("%s was %s when this run last started, now it is %s", name, version, versions.get(name))
+    if before.get("commit") not in (None, commit):
+        logging.warning("pixart_jax was %s when this run last started, now it is %s", before["commit"], commit)
     _write_json(
-        workdir / RUN_FILE,
+        path,
         {
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "commit": commit,
+            "versions": versions,
             "device_kind": device.device_kind,
             "num_devices": jax.device_count(),
             "num_processes": jax.process_count(),
@@ -60,6 +73,26 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """What `record_run` wrote when the run last started."""
     return json.loads((workdir / RUN_FILE).read_text())
+
+
+def code_commit(file: pathlib.Path = pathlib.Path(__file__)) -> str | None:
+    """Git's commit of this code, with "-dirty" where it has been changed since; None where it is no git checkout.
+
+    Args:
+      file: part of the code.
+    """
+    git = ["git", "--no-optional-locks", "-C", str(file.parent)]
+    commands = (
+        # The code may lie in a folder of another project's checkout.
+        ["ls-files", "--error-unmatch", file.name],
+        ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+    )
+    try:
+        for command in commands:
+            output = subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return output.strip()
 
 
 def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
