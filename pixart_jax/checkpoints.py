@@ -1,47 +1,87 @@
 """Checkpoints of a run with Orbax: asynchronous, atomic, sharded on restore as the current mesh wants it.
 
 Each checkpoint holds the items `params`, `ema_params`, `opt_state` (so that sampling reads only one of them) and
-`progress`, a small JSON with the input pipeline's position.
+`progress`, a small JSON with the input pipeline's position and, of each array, shape, dtype and checksum. What comes
+back is held against it: a damaged checkpoint is told from one of another model, and gives way to the one before.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+import shutil
+import zlib
+from collections.abc import Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from pixart_jax.checksums import tree_checksums
 from pixart_jax.errors import InputError
+from pixart_jax.files import reason
 from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
 
 
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written. The message names the cause, the last good checkpoint and the cure."""
+
+
+class _Damaged(Exception):
+    """A checkpoint does not come back as it was saved; says how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """What a checkpoint says about one array; the checksum is None in those from before there were any."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    checksum: int | None
+
+
 class Checkpoints:
-    """The checkpoints of one workdir, in `workdir/checkpoints/STEP`. Call `close` to wait for what is being written."""
+    """The checkpoints of one workdir, in `workdir/checkpoints/STEP`. Call `close` to wait for what is being written.
+
+    Half-written ones, which a killed run has left, are no checkpoints, and are deleted unless `read_only`.
+    """
 
     def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        self._keep, self._read_only = keep, read_only
+        if not read_only and jax.process_index() == 0:
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path)
+        self._manager = self._open_manager()
+        self._saving = False
+        self._checksums: jax.stages.Compiled | None = None
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
             item_handlers={
                 **{name: ocp.StandardCheckpointHandler() for name in _ARRAYS},
                 "progress": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else keep,
-                create=not read_only,
-                read_only=read_only,
-                save_interval_steps=0 if read_only else 1,
+                max_to_keep=None if self._read_only else self._keep,
+                create=not self._read_only,
+                read_only=self._read_only,
+                save_interval_steps=0 if self._read_only else 1,
+                # What is said of a checkpoint is read when it is restored, where damage to it does no harm.
+                lightweight_initialize=True,
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
-        """Newest complete checkpoint's step, or None."""
+        """Step of the newest checkpoint, be it still on its way to disk, or None."""
         return self._manager.latest_step()
 
     def require_step(self) -> int:
@@ -50,50 +90,163 @@ class Checkpoints:
             raise InputError(f"{self.directory}: no checkpoint yet; train first, or name the right workdir")
         return self.latest_step
 
+    def prepare(self, abstract: TrainState) -> None:
+        """Compiles the checksums of such a state, which the first `save` would do otherwise."""
+        # Small, and on every process, whatever the shardings.
+        everywhere = abstract.step.sharding
+        self._checksums = jax.jit(tree_checksums, out_shardings=everywhere).lower(_items(abstract)).compile()
+
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts writing a checkpoint of `state.step`; returns once the arrays are copied off the devices.
 
         Args:
           progress: JSON-able, the same on every process; comes back from `restore`.
+
+        Raises:
+          SaveFailed: this one, or the one before, could not be written.
         """
-        arrays = {name: ocp.args.StandardSave(getattr(state, name)) for name in _ARRAYS}
-        self._manager.save(int(state.step), args=ocp.args.Composite(**arrays, progress=ocp.args.JsonSave(progress)))
+        if self._checksums is None:
+            self.prepare(state)
+        items = _items(state)
+        checksums = iter(np.asarray(self._checksums(items)).tolist())
+        # In the order of the checksums, which is that of the tree's leaves.
+        arrays = {
+            name: {path: [leaf.shape, str(leaf.dtype), next(checksums)] for path, leaf in _flat(items[name]).items()}
+            for name in sorted(items)
+        }
+        contents = {"arrays": arrays, "progress": progress}
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args["progress"] = ocp.args.JsonSave({"crc32": _crc32(contents)} | contents)
+        with self._save_errors():
+            self._manager.save(int(state.step), args=ocp.args.Composite(**args))
+        self._saving = True
+
+    def check(self) -> None:
+        """Raises SaveFailed if the last save has come to an end and failed; never waits."""
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Blocks until what is being written is complete; raises SaveFailed if it cannot be."""
+        self._saving = False
+        with self._save_errors():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the manager; raises SaveFailed as `wait`, once."""
+        with self._save_errors():
+            self._manager.close()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint as a state with `abstract`'s shardings, and the progress saved with it.
 
+        One that is damaged is kept as STEP.damaged, and the one before it restored.
+
         Raises:
-          InputError: the checkpoint is of another model; lists the parameters and both shapes.
+          InputError: the checkpoint is of another model: lists the parameters and both shapes. Or every checkpoint is
+            damaged; then all are left as they are.
         """
-        step = self.latest_step
-        for name in _ARRAYS:
-            self.check_shapes(step, name, getattr(abstract, name))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(getattr(abstract, name)) for name in _ARRAYS},
-                progress=ocp.args.JsonRestore(),
-            ),
+        self.prepare(abstract)
+        damaged = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, progress = self._restore(step, abstract)
+            except _Damaged as error:
+                logging.error("THE CHECKPOINT OF STEP %d IS DAMAGED: %s", step, error)
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                self._set_aside(damaged, step)
+            return state, progress
+        raise InputError(
+            f"{self.directory}: every checkpoint is damaged, so that there is nothing to go on from; put a copy of one "
+            "there, or start again in another workdir:"
+            + "".join(f"\n  step {step}: {error}" for step, error in damaged.items())
         )
-        counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
-        arrays = {name: restored[name] for name in _ARRAYS}
-        return dataclasses.replace(abstract, step=counter, **arrays), restored["progress"]
 
     def restore_params(self, abstract, *, ema: bool = True):
-        """Only the (EMA) parameters of the newest checkpoint, with the shapes and shardings of `abstract`.
+        """Only the (EMA) parameters of the newest checkpoint, with the shapes, dtypes and shardings of `abstract`.
+
+        Those that are converted to another dtype on the way are not held against their checksums.
 
         Raises:
-          InputError: there is no checkpoint, or it is of another model.
+          InputError: there is no checkpoint, or it is of another model or damaged.
         """
         step = self.require_step()
         item = "ema_params" if ema else "params"
-        self.check_shapes(step, item, abstract)
-        return self._manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)}))[item]
+        try:
+            recorded = self._read_progress(step)[0][item]
+            self._check_shapes(step, recorded, abstract)
+            with _any_error_is_damage(item):
+                args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+                params = self._manager.restore(step, args=args)[item]
+            _verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
+        except _Damaged as error:
+            raise self._damage(step, error) from error
+        return params
 
-    def check_shapes(self, step: int, item: str, abstract) -> None:
+    def recorded_checksums(self, step: int, item: str) -> dict[str, int | None]:
+        """'/'-joined path to `array_checksum` of each array of an item.
+
+        Raises:
+          InputError: the checkpoint is damaged.
+        """
+        try:
+            return {path: array.checksum for path, array in self._read_progress(step)[0][item].items()}
+        except _Damaged as error:
+            raise self._damage(step, error) from error
+
+    def instead_of(self, step: int) -> str:
+        """What whoever finds a checkpoint damaged can do about it, in words."""
+        others = [str(other) for other in sorted(self._manager.all_steps()) if other != step]
+        if not others:
+            return "the run has no other checkpoint"
+        return (
+            f"the run also has that of step {', '.join(others)}: rename {self.directory / str(step)} to {step}.damaged "
+            "to use the newest there is then"
+        )
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        recorded, progress = self._read_progress(step)
+        items = _items(abstract)
+        for name in _ARRAYS:
+            self._check_shapes(step, recorded[name], items[name])
+        with _any_error_is_damage("its arrays"):
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = {name: restored[name] for name in _ARRAYS}
+            checksums = iter(np.asarray(self._checksums(restored)).tolist())
+        for name in sorted(restored):
+            _verify(name, recorded[name], restored[name], checksums)
+        counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
+        return dataclasses.replace(abstract, step=counter, **restored), progress
+
+    def _read_progress(self, step: int) -> tuple[dict[str, dict[str, _Array]], dict[str, Any]]:
+        """What a checkpoint says about the arrays of each item, and the progress saved with it."""
+        with _any_error_is_damage("progress"):
+            contents = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+            if not {"crc32", "arrays"} & contents.keys():
+                logging.warning("the checkpoint of step %d is from before checksums; damage may go unnoticed", step)
+                metadata = self._manager.item_metadata(step)
+                return {
+                    name: {path: _Array(tuple(leaf.shape), "", None) for path, leaf in _flat(metadata[name]).items()}
+                    for name in _ARRAYS
+                }, contents
+            if contents.pop("crc32") != _crc32(contents):
+                raise _Damaged("progress: its text is not what was saved")
+            arrays = {
+                name: {path: _Array(tuple(shape), *rest) for path, (shape, *rest) in item.items()}
+                for name, item in contents["arrays"].items()
+            }
+            return arrays, contents["progress"]
+
+    def _damage(self, step: int, error: _Damaged) -> InputError:
+        return InputError(f"the checkpoint {self.directory / str(step)} is damaged: {error}; {self.instead_of(step)}")
+
+    def _check_shapes(self, step: int, recorded: dict[str, _Array], abstract) -> None:
         """Raises InputError unless the stored item has exactly `abstract`'s paths and shapes."""
-        stored = _shapes(self._manager.item_metadata(step)[item])
-        wanted = _shapes(abstract)
+        stored = {path: array.shape for path, array in recorded.items()}
+        wanted = {path: tuple(leaf.shape) for path, leaf in _flat(abstract).items()}
         if stored == wanted:
             return
         missing = "no such parameter"
@@ -107,18 +260,69 @@ class Checkpoints:
             "was trained with (config.json in the workdir), or name another workdir:\n  " + "\n  ".join(rows)
         )
 
-    def wait(self) -> None:
-        """Blocks until what is being written is complete."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits and releases the manager."""
+    def _set_aside(self, steps: Iterable[int], used: int) -> None:
+        """Takes damaged checkpoints out of the run's sight."""
+        for step in steps:
+            path = self.directory / str(step)
+            target, number = path.with_name(f"{step}.damaged"), 1
+            while target.exists():
+                number += 1
+                target = path.with_name(f"{step}.damaged{number}")
+            path.rename(target)
+            logging.error("GOING BACK TO STEP %d; what is left of step %d is kept as %s", used, step, target)
         self._manager.close()
+        self._manager = self._open_manager()
+
+    @contextmanager
+    def _save_errors(self):
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            # Orbax's own list lacks those that it would have deleted next.
+            kept = max((int(path.name) for path in self.directory.glob("*") if path.name.isdigit()), default=None)
+            last = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is untouched"
+            raise SaveFailed(
+                f"a checkpoint cannot be written to {self.directory}: {reason(error)}; {last}. Make room or mend the "
+                "disk, then give the same command again"
+            ) from error
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+@contextmanager
+def _any_error_is_damage(what: str):
+    """Turns what Orbax and TensorStore raise into _Damaged: damage makes them raise almost anything.
+
+    But not what says that the devices or the host fail, or have too little memory.
+    """
+    try:
+        yield
+    except (_Damaged, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        raise _Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
+
+
+def _verify(item: str, recorded: dict[str, _Array], tree, checksums: Iterable[int]) -> None:
+    """Raises _Damaged unless the leaves have the recorded checksums; takes one from `checksums` for each of them."""
+    changed = []
+    for (path, leaf), checksum in zip(_flat(tree).items(), checksums, strict=False):
+        array = recorded[path]
+        if array.checksum not in (None, checksum) and array.dtype == str(leaf.dtype):
+            changed.append(path)
+    if changed:
+        more = f" and {len(changed) - 1} other arrays" if len(changed) > 1 else ""
+        raise _Damaged(f"{item}: the numbers of {changed[0]}{more} are not those that were saved")
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in _ARRAYS}
+
+
+def _flat(tree) -> dict[str, Any]:
+    """'/'-joined path to leaf, in the order of the leaves."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {"/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): leaf for path, leaf in leaves}
+
+
+def _crc32(contents: dict[str, Any]) -> int:
+    """Of what JSON makes of it."""
+    return zlib.crc32(json.dumps(json.loads(json.dumps(contents)), sort_keys=True).encode())

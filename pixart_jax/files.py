@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable
 from typing import BinaryIO
@@ -29,6 +30,12 @@ def check_space(folder: str | os.PathLike, num_bytes: int) -> None:
         raise OSError(
             errno.ENOSPC, f"no space left: {num_bytes / 1e6:,.1f} MB are to be written, {free / 1e6:,.1f} MB are free"
         )
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read or written, in one line; TensorStore says it in many."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def fsync(path: str | os.PathLike) -> None:

@@ -22,12 +22,13 @@ def main(argv: list[str]) -> None:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
     log_the_run()
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
+    from pixart_jax.checkpoints import SaveFailed
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate
 
     try:
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except TrainingDiverged as error:
+    except (TrainingDiverged, SaveFailed) as error:
         sys.exit(f"error: {error}")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+from contextlib import contextmanager
+
+import numpy as np
 
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
@@ -21,20 +24,36 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> We
       step: which checkpoint; None is the newest.
 
     Raises:
-      InputError: there is none, or it is damaged.
+      InputError: there is none, or it is damaged, be it when an array is read; says what else the run has.
     """
     config = load_config(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
-    newest = checkpoints.latest_step
-    checkpoints.close()
-    step = newest if step is None else step
+    step = checkpoints.latest_step if step is None else step
     if step is None:
         raise InputError(f"{workdir}: no checkpoint yet; train first")
     item = "ema_params" if ema else "params"
     provenance = {"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"}
     stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
-    params = StoredParams(checkpoints.directory / str(step) / item, stored.model)
-    return Weights(stored, list(params), params.__getitem__)
+    checksums = checkpoints.recorded_checksums(step, item)
+    instead = checkpoints.instead_of(step)
+    checkpoints.close()
+    with _naming(instead):
+        params = StoredParams(checkpoints.directory / str(step) / item, stored.model, checksums)
+
+    def read(path: str) -> np.ndarray:
+        with _naming(instead):
+            return params[path]
+
+    return Weights(stored, list(params), read)
+
+
+@contextmanager
+def _naming(instead: str):
+    """Adds to the error of damaged arrays what there is instead of them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; {instead}") from error
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

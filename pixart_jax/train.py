@@ -53,7 +53,7 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
-    """Trains until `config.train.num_steps`, going on from the workdir's newest checkpoint if it has one.
+    """Trains until `config.train.num_steps`, going on from the workdir's newest sound checkpoint if it has one.
 
     Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, eval.jsonl, eval.png,
     samples/step_*.png, and at the end samples.png and loss.png.
@@ -64,6 +64,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     Raises:
       InputError: configuration, data, workdir or checkpoint are unfit; before anything is compiled.
       TrainingDiverged: a loss was not finite; no checkpoint was written since.
+      SaveFailed: a checkpoint could not be written; those before are untouched.
       SystemExit: SIGTERM came; a checkpoint was written.
     """
     # ------------------------------------------------------------------------------ What can be refused is refused now.
@@ -117,6 +118,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     if checkpoints.latest_step is None:
         state = start_state(initial, tx, abstract) if warm_start else create_state(model, tx, mesh, config.seed)
+        checkpoints.prepare(abstract)
         window = MetricsWindow()
         logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
     else:
@@ -218,6 +220,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 window.add(step, metrics)
                 if step % config.train.log_every == 0 or step == last:
                     log(step)
+                checkpoints.check()
                 stop = terminated()
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with stopwatch.paused():

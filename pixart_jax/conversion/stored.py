@@ -6,9 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
+from pixart_jax.checksums import array_checksum
 from pixart_jax.errors import InputError
-from pixart_jax.files import check_space
+from pixart_jax.files import check_space, reason
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
@@ -143,8 +142,7 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
         try:
             checkpointer.save(path.absolute(), tree)
         except ValueError as error:  # TensorStore's for a full disk.
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            raise OSError(os.strerror(int(code[1])) if code else str(error).splitlines()[0]) from error
+            raise OSError(reason(error)) from error
 
 
 def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
@@ -166,17 +164,24 @@ class StoredArrays(Mapping[str, np.ndarray]):
     Args:
       path: where `write_params` wrote them, or an item of a training run's checkpoint.
       shapes: '/'-joined path to shape of each of them.
+      checksums: '/'-joined path to `array_checksum`, where it is known.
 
     Attributes:
       shapes: as given.
       bfloat16: whether all of them are.
 
     Raises:
-      InputError: they are another model's, or damaged.
+      InputError: they are another model's, or damaged, be it when they are read.
     """
 
-    def __init__(self, path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(
+        self,
+        path: str | pathlib.Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        checksums: Mapping[str, int | None] | None = None,
+    ):
         self._path = pathlib.Path(path).absolute()
+        self._checksums = checksums or {}
         self._checkpointer = ocp.PyTreeCheckpointer()
         self.shapes = shapes
         check_shapes(self._path, self.shapes)
@@ -202,7 +207,12 @@ class StoredArrays(Mapping[str, np.ndarray]):
         except (ValueError, OSError) as error:
             which = f": {paths[0]}" if len(paths) == 1 else ""
             raise InputError(f"{self._path}{which} is damaged: {str(error).splitlines()[0]}") from error
-        return flax.traverse_util.flatten_dict(found, sep="/")
+        arrays = flax.traverse_util.flatten_dict(found, sep="/")
+        for name, array in arrays.items():
+            known = self._checksums.get(name)
+            if known is not None and array_checksum(array) != known:
+                raise InputError(f"{self._path}: {name} is damaged: its numbers are not those that were saved")
+        return arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -214,8 +224,8 @@ class StoredArrays(Mapping[str, np.ndarray]):
 class StoredParams(StoredArrays):
     """Those of a PixArt: `params/` of a directory of ours, or an item of a training run's checkpoint; float32."""
 
-    def __init__(self, path: str | pathlib.Path, model: PixArt):
-        super().__init__(path, parameter_shapes(model))
+    def __init__(self, path: str | pathlib.Path, model: PixArt, checksums: Mapping[str, int | None] | None = None):
+        super().__init__(path, parameter_shapes(model), checksums)
 
 
 def restore_params(directory: str | pathlib.Path, abstract: Any):
