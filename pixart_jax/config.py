@@ -172,7 +172,11 @@ def default_config() -> ConfigDict:
                 "snr_loss": False,
                 "log_every": 100,
                 "checkpoint_every": 1000,
+                # The newest ones. With 1 there is none to go back to from one that the disk has damaged.
                 "keep_checkpoints": 2,
+                # Seconds that a step, a save, an evaluation or a sample grid may take before the run is taken to hang:
+                # it then writes the stacks of its threads and exits with status 75, to be started again. 0: never.
+                "hang_timeout": 1800,
             },
             "mesh": {
                 # Devices that parameters and optimizer state are sharded over; the rest of the devices only split the
@@ -338,7 +342,7 @@ def check_config(config: ConfigDict) -> None:
     ):  # fmt: skip
         require(flatten(config)[key] >= 1, key, "must be at least 1")
     for key in (
-        "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps",
+        "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps", "train.hang_timeout",
         "optimizer.weight_decay", "seed", "eval.seed",
     ):  # fmt: skip
         require(flatten(config)[key] >= 0, key, "must not be negative")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import signal
 import tempfile
-import threading
 import time
-from contextlib import contextmanager
 
 import jax
 from absl import logging
@@ -39,6 +36,7 @@ from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.preemption import exit_code, stop_requests
 from pixart_jax.previews import Previews
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.runs import describe_run, has_checkpoint
@@ -47,9 +45,7 @@ from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.train_state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
-
-# What a scheduler reads as "terminated, start me again".
-SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
+from pixart_jax.watchdog import Watchdog
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
@@ -65,7 +61,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       InputError: configuration, data, workdir or checkpoint are unfit; before anything is compiled.
       TrainingDiverged: a loss was not finite; no checkpoint was written since.
       SaveFailed: a checkpoint could not be written; those before are untouched.
-      SystemExit: SIGTERM came; a checkpoint was written.
+      SystemExit: one of preemption.STOP_SIGNALS came; a checkpoint was written.
     """
     # ------------------------------------------------------------------------------ What can be refused is refused now.
     check_config(config)
@@ -170,7 +166,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         )
         logging.info("evaluation compiled in %s", format_duration(time.perf_counter() - begin))
 
+    watchdog = Watchdog(workdir, config.train.hang_timeout)
+
     def save_checkpoint(step: int) -> None:
+        watchdog.beat(step, "saving a checkpoint")
         window.fetch()  # A state that a non-finite loss has touched is never saved.
         if checkpoints.latest_step != step:
             checkpoints.save(state, {"iterator": iterator.get_state(), "pending": window.pending})
@@ -194,6 +193,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         )
 
     def evaluate(step: int) -> None:
+        watchdog.beat(step, "an evaluation")
         window.fetch()
         # The averaged parameters are those that are sampled from and that the next stage starts from.
         scalars = validation(state.ema_params)
@@ -204,6 +204,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             draw_noise_levels(workdir, evaluations, timesteps)
 
     def draw(step: int) -> None:
+        watchdog.beat(step, "drawing samples")
         picture = grids.grid(state.ema_params, num_shown)
         writer.write_images(step, {"samples": picture[None]})
         if first_process:
@@ -211,24 +212,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     # -------------------------------------------------------------------------------------------------------- The loop.
     try:
-        with sigterm_flag() as terminated:
+        with stop_requests() as requested:
             if evaluate_first and start < last:
                 evaluate(start)
             stopwatch = Stopwatch(start)
             for step in range(start + 1, last + 1):
+                watchdog.beat(step - 1, "a step")
                 state, metrics = compiled_step(state, put_batch(next(iterator), mesh))
                 window.add(step, metrics)
                 if step % config.train.log_every == 0 or step == last:
                     log(step)
                 checkpoints.check()
-                stop = terminated()
+                stop = requested()
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with stopwatch.paused():
                         save_checkpoint(step)
                 if stop:
                     checkpoints.wait()
-                    logging.warning("SIGTERM: stopped after a checkpoint of step %d; the same command goes on", step)
-                    raise SystemExit(SIGTERM_EXIT_CODE)
+                    logging.warning("%s: stopped at step %d, which is saved; the same command goes on", stop.name, step)
+                    raise SystemExit(exit_code(stop))
                 if held_out and step % config.eval.every == 0 and step != last:
                     with stopwatch.paused():
                         evaluate(step)
@@ -236,7 +238,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                     with stopwatch.paused():
                         draw(step)
         # ----------------------------------------------------------------------------------------------------- The end.
+        watchdog.beat(last, "saving a checkpoint")
         checkpoints.wait()
+        watchdog.stop()
         if held_out:
             evaluate(last)
         if config.sample.every:
@@ -264,6 +268,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             + f" ({workdir}). Lower the learning rate, lengthen the warm-up, or look at the data of that step"
         ) from None
     finally:
+        watchdog.stop()
         writer.close()
         if history:
             history.close()
@@ -312,14 +317,3 @@ def open_workdir(workdir: str) -> pathlib.Path:
             f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
         ) from error
     return path
-
-
-@contextmanager
-def sigterm_flag():
-    """Yields a function that says whether SIGTERM has come; the signal does not kill meanwhile."""
-    received = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
-    try:
-        yield received.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)

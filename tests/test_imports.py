@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng", "captions", "files", "words", "hardware", "checksums"],
+    ["errors", "tokens", "rng", "captions", "files", "words", "hardware", "checksums", "watchdog", "preemption"],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images", "charts"],
     [

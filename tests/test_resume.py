@@ -11,7 +11,7 @@ import pytest
 from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
 
 from pixart_jax.config import flatten, load_config
-from pixart_jax.train import SIGTERM_EXIT_CODE
+from pixart_jax.preemption import exit_code
 
 STEPS = 400
 # Not multiples of one another, so that kills fall into every phase of logging and saving.
@@ -80,8 +80,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
     process = start_main(config, tmp_path, *SETTINGS)
     assert wait_for_step(tmp_path, 100, process)
     process.send_signal(signal.SIGTERM)
-    output = finish(process, SIGTERM_EXIT_CODE)
-    assert "SIGTERM: stopped after a checkpoint of step" in output
+    output = finish(process, exit_code(signal.SIGTERM))
+    assert "SIGTERM: stopped at step" in output
     output = finish(start_main(config, tmp_path, *SETTINGS))
     assert "going on from step" in output
     assert_identical(tmp_path, clean)
