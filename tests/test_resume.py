@@ -1,6 +1,9 @@
 """A run that is killed, again and again, ends bit-identical to one that never was; so are losses on 8 devices."""
 
+import os
 import random
+import re
+import resource
 import signal
 import time
 
@@ -8,12 +11,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
+import tiny_run
+from resume_runs import finish, start
+from tiny_run import read_metrics, tiny_config, write_config, write_data
 
 from pixart_jax.config import flatten, load_config
-from pixart_jax.preemption import exit_code
+from pixart_jax.preemption import STOP_SIGNALS
+from pixart_jax.watchdog import HANG_EXIT_CODE
 
-STEPS = 400
+STEPS = 600
 # Not multiples of one another, so that kills fall into every phase of logging and saving.
 SETTINGS = (
     f"--config.train.num_steps={STEPS}",
@@ -28,7 +34,8 @@ def run(tmp_path_factory):
     """(config file, workdir of a run that was never interrupted)."""
     root = tmp_path_factory.mktemp("resume")
     config = write_config(root / "config.py", write_data(root / "data"))
-    finish(start_main(config, root / "clean", *SETTINGS))
+    # In an interpreter of its own, as people start it.
+    tiny_run.finish(tiny_run.start_main(config, root / "clean", *SETTINGS))
     return config, root / "clean"
 
 
@@ -44,53 +51,109 @@ def assert_identical(workdir, clean):
     assert read_metrics(workdir) == read_metrics(clean)
 
 
-def wait_for_step(workdir, step, process, timeout=120):
-    """Waits until a step at or after `step` was logged; False if the process ended before."""
+def wait_for(condition, process, timeout=120):
+    """Waits until it holds; False if the process ended before."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if condition():
+            return True
+        if not process.is_alive():
             return False
-        try:
-            if read_metrics(workdir)[-1]["step"] >= step:
-                return True
-        except (FileNotFoundError, IndexError, ValueError):
-            pass
-        time.sleep(0.002)
-    raise AssertionError(f"no step {step} within {timeout} s")
+        time.sleep(0.001)
+    raise AssertionError(f"nothing within {timeout} s")
 
 
-def test_sigkill_at_random_moments(run, tmp_path):
+def last_logged(workdir) -> int:
+    try:
+        return read_metrics(workdir)[-1]["step"]
+    except (FileNotFoundError, IndexError, ValueError):
+        return 0
+
+
+def last_saved(workdir) -> int:
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def half_saved(workdir) -> bool:
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def test_sigkill_at_twenty_random_moments(run, tmp_path):
+    """In training and inside a save: nothing is lost but the steps since the last save that was completed."""
     config, clean = run
-    rng = random.Random(7)
-    kills = 0
-    for moment in (7, 90, 210, 330):
-        process = start_main(config, tmp_path, *SETTINGS)
-        if wait_for_step(tmp_path, moment + rng.randrange(20), process):
-            time.sleep(rng.random() * 0.05)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills >= 3
-    finish(start_main(config, tmp_path, *SETTINGS))
-    assert_identical(tmp_path, clean)
+    workdir, rng = tmp_path / "run", random.Random(7)
+    resumed, inside = [], 0
+    for kill in range(20):
+        process, before = start(config, workdir, *SETTINGS), last_saved(workdir)
+        # Each run gets to a save of its own, or there would be no end.
+        assert wait_for(lambda before=before: last_saved(workdir) > before, process)
+        if kill % 2:
+            assert wait_for(lambda: half_saved(workdir), process)
+            time.sleep(rng.random() * 0.01)
+        else:
+            time.sleep(rng.random() * 0.1)
+        process.kill()
+        finish(process, workdir, -signal.SIGKILL)
+        inside += half_saved(workdir)
+        resumed.append(last_saved(workdir))
+    output = finish(start(config, workdir, *SETTINGS), workdir)
+    assert inside >= 5
+    assert [int(step) for step in re.findall(r"going on from step (\d+)", output)] == [step for step in resumed if step]
+    assert_identical(workdir, clean)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(run, tmp_path):
     config, clean = run
-    process = start_main(config, tmp_path, *SETTINGS)
-    assert wait_for_step(tmp_path, 100, process)
-    process.send_signal(signal.SIGTERM)
-    output = finish(process, exit_code(signal.SIGTERM))
-    assert "SIGTERM: stopped at step" in output
-    output = finish(start_main(config, tmp_path, *SETTINGS))
-    assert "going on from step" in output
-    assert_identical(tmp_path, clean)
+    workdir = tmp_path / "run"
+    for number in STOP_SIGNALS:
+        process = start(config, workdir, *SETTINGS)
+        aim = last_saved(workdir) + 30
+        assert wait_for(lambda aim=aim: last_logged(workdir) > aim, process)
+        os.kill(process.pid, number)
+        output = finish(process, workdir, 128 + number)
+        assert f"{number.name}: stopped at step {last_saved(workdir)}, which is saved" in output
+    finish(start(config, workdir, *SETTINGS), workdir)
+    assert_identical(workdir, clean)
+
+
+def test_a_full_disk(run, tmp_path):
+    """A limit to the size of files behaves as one: the run ends and says why, and goes on once there is room."""
+    config, clean = run
+    workdir = tmp_path / "run"
+    process = start(config, workdir, *SETTINGS)
+    assert wait_for(lambda: last_saved(workdir), process)
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (60_000, hard))
+    output = finish(process, workdir, 1)
+    saved = last_saved(workdir)
+    assert saved
+    error = rf"error: a checkpoint cannot be written to .*: File too large; the checkpoint of step {saved} is untouched"
+    assert re.search(error, output), output[-3000:]
+    # No save went by before it was noticed.
+    assert last_logged(workdir) <= saved + 2 * 11
+    output = finish(start(config, workdir, *SETTINGS), workdir)
+    assert f"going on from step {saved} " in output
+    assert_identical(workdir, clean)
+
+
+def test_a_run_that_hangs_ends_itself_and_says_where(run, tmp_path):
+    config, clean = run
+    workdir = tmp_path / "run"
+    process = start(config, workdir, *SETTINGS, "--config.train.hang_timeout=2", block_at=25)
+    output = finish(process, workdir, HANG_EXIT_CODE)
+    (report,) = workdir.glob("hang_*.txt")
+    for text in (output, report.read_text()):
+        assert "hangs: nothing has happened for 2 s, after step 24, in a step" in text
+        assert re.search(r"resume_runs.py\", line \d+ in __next__", text) and "in train_and_evaluate" in text
+    assert last_saved(workdir) == 22
+    finish(start(config, workdir, *SETTINGS), workdir)
+    assert_identical(workdir, clean)
 
 
 def test_finished_run_only_draws_its_end_again(run):
     config, clean = run
     before = read_metrics(clean)
-    finish(start_main(config, clean, *SETTINGS))
+    finish(start(config, clean, *SETTINGS), clean)
     assert read_metrics(clean) == before
 
 
@@ -98,8 +161,9 @@ def test_finished_run_only_draws_its_end_again(run):
 def test_eight_devices_give_the_losses_of_one(run, tmp_path, settings):
     config, clean = run
     short = (*SETTINGS, "--config.train.num_steps=42", *settings)
-    finish(start_main(config, tmp_path, *short, devices=8))
-    ours, theirs = read_metrics(tmp_path), read_metrics(clean)[:6]
+    workdir = tmp_path / "run"
+    finish(start(config, workdir, *short, devices=8), workdir)
+    ours, theirs = read_metrics(workdir), read_metrics(clean)[:6]
     for row, expected in zip(ours, theirs, strict=True):
         assert row["step"] == expected["step"]
         for name in ("loss", "mse", "vb", "grad_norm"):

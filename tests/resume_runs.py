@@ -1,0 +1,74 @@
+"""Runs to kill: `python -m pixart_jax.main` in processes forked from one that has imported everything."""
+
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+from config_runs import processes
+
+from pixart_jax import main, train
+
+
+def start(
+    config: pathlib.Path, workdir: pathlib.Path, *settings: str, devices: int = 1, block_at: int = 0
+) -> multiprocessing.Process:
+    """Starts a run; what it prints is added to `log_of(workdir)`.
+
+    Args:
+      block_at: the batch that never comes; 0: all come.
+    """
+    arguments = [f"--config={config}", f"--workdir={workdir}", *settings]
+    process = processes.Process(target=_run, args=(arguments, log_of(workdir), devices, block_at))
+    process.start()
+    return process
+
+
+def log_of(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir.with_name(f"{workdir.name}.log")
+
+
+def finish(process: multiprocessing.Process, workdir: pathlib.Path, expected_code: int = 0) -> str:
+    """Waits for a process; what it and those before it in the workdir printed."""
+    process.join(240)
+    output = log_of(workdir).read_text()
+    assert process.exitcode == expected_code, output[-5000:]
+    return output
+
+
+class Blocking:
+    """Batches of which one never comes."""
+
+    def __init__(self, batches, number: int):
+        self._batches, self._left = batches, number - 1
+
+    def __next__(self):
+        if not self._left:
+            threading.Event().wait()
+        self._left -= 1
+        return next(self._batches)
+
+    def __getattr__(self, name):
+        return getattr(self._batches, name)
+
+
+def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    # Ignored where the tests run in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if block_at:
+        open_data = train.open_data
+
+        def open_and_block(*args, **kwargs):
+            data = open_data(*args, **kwargs)
+            return dataclasses.replace(data, batches=Blocking(data.batches, block_at))
+
+        train.open_data = open_and_block
+    sys.argv = ["main", *arguments]
+    main.run()
