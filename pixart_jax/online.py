@@ -2,8 +2,8 @@
 
 Items stand in one endless order, a new shuffle of all of them each epoch, which depends on the seed only. An item that
 cannot be used is left out, and the next in the order takes its place. Batch after batch of P processes takes the P·B
-usable items that come next, process p those at p, p + P, ...; so the order is the same for any number of processes, and
-a position in it is a single integer. To agree on who takes what, each process also looks whether the items of the
+usable items that come next, process p the B from p·B on; so the order is the same for any number of processes, and a
+position in it is a single integer. To agree on who takes what, each process also looks whether the items of the
 others can be used, once each: reading, decoding and cropping them, but not encoding.
 
 The autoencoder is compiled once for each bucket, when the first picture of that bucket comes.
@@ -251,7 +251,7 @@ class OnlineBatches(Iterator[dict[str, np.ndarray]]):
         items.check_any()
 
         def is_mine(turn: int) -> bool:
-            return turn % self._process_count == self._process_index
+            return turn // self._spec.batch_size % self._process_count == self._process_index
 
         def todo() -> Iterator[tuple[int, int, bool]]:
             nonlocal sent

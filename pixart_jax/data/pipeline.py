@@ -1,8 +1,9 @@
 """Feature shards -> batches in token space: shuffled, sharded by process, mixed, read ahead and exactly resumable.
 
 Every sample has a number in one endless global order, which depends on the sources, their weights and the seed only.
-Step k of P processes with batches of B takes the P·B samples from k·P·B on, process p those at k·P·B + p, + p + P, ...
-So the order is the same for any number of processes and of workers, and a position in it is a single integer.
+Step k of P processes with batches of B takes the P·B samples from k·P·B on, process p the B from k·P·B + p·B on.
+So the order, also within a global batch, is the same for any number of processes and of workers, and a position in it
+is a single integer.
 With `BatchSpec.group_buckets` the order depends on the global batch P·B too, whose samples then are of one bucket.
 """
 
@@ -276,11 +277,10 @@ class _BatchIterator(grain.DatasetIterator):
             if self._num_workers and not flags.FLAGS.is_parsed():
                 # Grain reads an absl flag before it starts workers, which raises outside absl's app.run (a notebook).
                 flags.FLAGS.mark_as_parsed()
-            share = self._examples[self._next_sample + self._process_index :: self._process_count]
             # Workers take turns by whole batches, because batching happens before they are dealt out.
-            batches = share.batch(
+            batches = self._examples[self._next_sample :].batch(
                 self._spec.batch_size, drop_remainder=True, batch_fn=functools.partial(pack, spec=self._spec)
-            )
+            )[self._process_index :: self._process_count]
             read_options = grain.ReadOptions(num_threads=_READ_AHEAD, prefetch_buffer_size=_READ_AHEAD)
             pad = functools.partial(pad_text, spec=self._spec)
             if self._num_workers:
