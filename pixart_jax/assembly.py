@@ -168,6 +168,14 @@ def _keep_synthetic_encoders(samples: SyntheticSamples, target: pathlib.Path) ->
         copy_encoders(directory, samples.manifest, target)
 
 
+def shard_folders(config: ConfigDict) -> list[str]:
+    """The folders of feature shards that a config reads."""
+    sources = [(config.eval.source, "eval.source")] if config.eval.source.strip() else []
+    if not (config.data.online or config.data.source.strip() == SYNTHETIC):
+        sources.append((config.data.source, "data.source"))
+    return [folder for text, key in sources for folder, _ in parse_sources(text, key)]
+
+
 def open_held_out(config: ConfigDict, spec: BatchSpec, manifest: Manifest) -> HeldOut | None:
     """The pictures that a config evaluates on; None without config.eval.source.
 

@@ -1,4 +1,7 @@
-"""Command line: python -m pixart_jax.main --config=configs/NAME.py --workdir=DIR [--config.key=value ...]"""
+"""Command line: python -m pixart_jax.main --config=configs/NAME.py --workdir=DIR [--config.key=value ...]
+
+Where several processes train together, each runs the same command; see "Several hosts" in the README.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,50 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pixart_jax.cluster import all_fail, join
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config(), e.g. configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; resumed if it has any.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where Slurm, Cloud TPU, Open MPI or Kubernetes do not tell it."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes train together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0 up.")
+_JOIN_TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds that processes wait for one another at first.", 1)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout", 100, "Seconds of silence after which a process counts as dead, and the others end.", 1
+)
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
     log_the_run()
+    process = join(
+        coordinator=_COORDINATOR.value,
+        num_processes=_NUM_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        join_timeout=_JOIN_TIMEOUT.value,
+        heartbeat_timeout=_HEARTBEAT_TIMEOUT.value,
+    )
+    if process > 0:
+        logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
+    from pixart_jax.agreement import end_with_the_others
     from pixart_jax.checkpoints import SaveFailed
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate
 
     try:
-        train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    except (TrainingDiverged, SaveFailed) as error:
-        sys.exit(f"error: {error}")
+        with end_with_the_others(InputError, TrainingDiverged, SystemExit):
+            train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    except (InputError, TrainingDiverged, SaveFailed) as error:
+        code = _print_error(error)
+        if not all_fail():
+            os._exit(code)  # An orderly end would wait for the others, and they for this process.
+        sys.exit(code)
 
 
 def log_the_run() -> None:
@@ -71,9 +98,10 @@ def run() -> None:
         sys.exit(_print_error(error))
 
 
-def _print_error(error: InputError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _print_error(error: Exception) -> int:
+    """Returns the exit status."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2 if isinstance(error, InputError) else 1
 
 
 if __name__ == "__main__":

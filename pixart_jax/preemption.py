@@ -5,29 +5,43 @@ from __future__ import annotations
 import signal
 from contextlib import contextmanager
 
+import jax
+from jax.experimental import multihost_utils
+
 # What asks a run to save and to end: schedulers ahead of a preemption or of a time limit (Slurm's --signal=USR1@300),
-# and people. One process hears them; several would have to agree on the step (Orbax's `reached_preemption`).
+# and people.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @contextmanager
 def stop_requests():
-    """Yields a function that gives the first of STOP_SIGNALS that has come, or None; meanwhile they do not kill.
+    """Yields a function of the step just done: which of STOP_SIGNALS asks to stop after it, or None. They do not kill.
 
     But the second SIGINT is a KeyboardInterrupt: Ctrl-C twice ends a run at once. A signal that is ignored, as nohup
     and shells have it, stays ignored.
+
+    With several processes the function is to be asked at every step, and gives SIGTERM on all of them after the same
+    step, soon after one of them heard any of the signals.
     """
+    several = jax.process_count() > 1
     received: list[signal.Signals] = []
 
     def receive(number, _) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         received.append(signal.Signals(number))
+        if several:
+            signal.raise_signal(signal.SIGTERM)
 
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    # With several processes JAX's own handler of SIGTERM tells the others, in the background.
+    ours = [number for number in STOP_SIGNALS if not (several and number == signal.SIGTERM)]
+    heard = [number for number in ours if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, receive) for number in heard}
     try:
-        yield lambda: received[0] if received else None
+        if several:
+            yield lambda step: signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        else:
+            yield lambda step: received[0] if received else None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from jax.sharding import Mesh
 
 from pixart_jax.data.feature_shards import Manifest, Sample
 from pixart_jax.data.pipeline import BatchSpec, make_example
@@ -13,6 +15,7 @@ from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.images import labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
+from pixart_jax.sharding import batch_sharding, fetch_whole, put_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Previews:
       spec: the shapes of a batch.
       sample_fn: see `sampling.make_sample_fn`.
       guidance_scale, seed: of every picture drawn here.
-      batch_size: pictures drawn at a time.
+      batch_size: pictures drawn at a time, rounded up to the number of devices.
+      mesh: devices that they are spread over. Drawing is a collective operation of all its processes.
       has_pictures: False for prompts, which have none to show beside what is generated.
     """
 
@@ -38,6 +42,7 @@ class Previews:
     guidance_scale: float
     seed: int
     batch_size: int
+    mesh: Mesh
     has_pictures: bool = True
 
     def grid(self, params, count: int) -> np.ndarray:
@@ -74,7 +79,9 @@ class Previews:
             seed=self.seed,
             indices=indices,  # Places in the data set, so that a picture is the same in any selection.
             guidance_scale=self.guidance_scale,
-            batch_size=self.batch_size,
+            batch_size=-(-self.batch_size // self.mesh.size) * self.mesh.size,
+            place=functools.partial(put_whole, sharding=batch_sharding(self.mesh)),
+            fetch=fetch_whole,
         )
         latents = [
             tokens_to_latents(

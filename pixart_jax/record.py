@@ -23,6 +23,18 @@ RUN_FILE = "run.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide what a run computes; None for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Writes workdir/config.json, which sampling reads; says what changed since the run started."""
     path = workdir / "config.json"
@@ -47,19 +59,19 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
     memory = compiled.memory_analysis()
     device = jax.devices()[0]
     path = workdir / RUN_FILE
-    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+    installed = {"python": platform.python_version()} | versions()
     commit = code_commit()
     before = read_run(workdir) if path.exists() else {}
     for name, version in before.get("versions", {}).items():
-        if versions.get(name) != version:
-            logging.warning("%s was %s when this run last started, now it is %s", name, version, versions.get(name))
+        if installed.get(name) != version:
+            logging.warning("%s was %s when this run last started, now it is %s", name, version, installed.get(name))
     if before.get("commit") not in (None, commit):
         logging.warning("pixart_jax was %s when this run last started, now it is %s", before["commit"], commit)
     _write_json(
         path,
         {
             "commit": commit,
-            "versions": versions,
+            "versions": installed,
             "device_kind": device.device_kind,
             "num_devices": jax.device_count(),
             "num_processes": jax.process_count(),
@@ -108,13 +120,6 @@ def draw_noise_levels(workdir: pathlib.Path, evaluations: History, timesteps: tu
     rows = [row for row in evaluations.rows if all(mse_name(t) in row for t in timesteps)]
     curves = {t: [row[mse_name(t)] for row in rows] for t in timesteps}
     noise_levels_png(workdir / "eval.png", [row["step"] for row in rows], curves)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:

@@ -71,6 +71,7 @@ def sample_in_batches(
     batch_size: int,
     noise: np.ndarray | None = None,
     place: Callable[[Any], Any] = lambda batch: batch,
+    fetch: Callable[[jax.Array], np.ndarray] = jax.device_get,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """Runs `sample_fn` over any number of pictures with one batch shape; the last batch is filled up and cut.
@@ -81,6 +82,7 @@ def sample_in_batches(
       indices: i[n], which noise of the seed each picture starts from.
       noise: f32[n, N, p·p·C] to start from instead.
       place: puts the arrays of a batch on devices.
+      fetch: brings a batch's tokens back.
       progress: told after each batch how many of the n are drawn.
 
     Returns:
@@ -96,7 +98,7 @@ def sample_in_batches(
         batch = ({name: value[row] for name, value in part.items()} for part in (conditions, null))
         x, keys, *batch = place((x, keys, *batch))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.
-        parts.append(jax.device_get(sample_fn(params, x, keys, *batch, guidance_scale)))
+        parts.append(fetch(sample_fn(params, x, keys, *batch, guidance_scale)))
         progress(min(count, batch_size * len(parts)))
     return np.concatenate(parts)[:count]
 

@@ -9,6 +9,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -61,6 +62,25 @@ def tree_shardings(tree, mesh: Mesh):
         raise ValueError(f"no partition rule covers {name} {leaf.shape}; add one to sharding.PARTITION_RULES")
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+
+
+def put_whole(tree, sharding: NamedSharding):
+    """Arrays, or keys, that every process has whole, as global ones."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(value):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(value)))
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch_whole(array: jax.Array) -> np.ndarray:
+    """A global array's value, on every process. A collective operation where there are several."""
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

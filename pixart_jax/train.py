@@ -11,7 +11,8 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out
+from pixart_jax.agreement import agree, check_shared, end_with_the_others, run_facts, together
+from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
     ConfigDict,
@@ -20,6 +21,7 @@ from pixart_jax.config import (
     check_batch,
     check_config,
     eval_timesteps,
+    flatten,
     optimizer_spec,
 )
 from pixart_jax.conversion.transitions import Choices
@@ -64,16 +66,20 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       SystemExit: one of preemption.STOP_SIGNALS came; a checkpoint was written.
     """
     # ------------------------------------------------------------------------------ What can be refused is refused now.
-    check_config(config)
-    check_batch(config, jax.device_count(), jax.process_count())
-    check_attention(config, jax.devices()[0])
-    spec = batch_spec(config, jax.process_count())
-    data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
-    held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
-    iterator = data.batches
-    warm_start = open_init_from(config, data.manifest) if config.init_from and not has_checkpoint(workdir) else None
-    initial = warm_start.load() if warm_start else {}
-    workdir = open_workdir(workdir)
+    with together("checking what the run needs"):
+        check_config(config)
+        check_batch(config, jax.device_count(), jax.process_count())
+        check_attention(config, jax.devices()[0])
+        spec = batch_spec(config, jax.process_count())
+        data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
+        held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
+        iterator = data.batches
+        warm_start = open_init_from(config, data.manifest) if config.init_from and not has_checkpoint(workdir) else None
+        initial = warm_start.load() if warm_start else {}
+        workdir = open_workdir(workdir)
+    if jax.process_count() > 1:
+        agree("what the run is", run_facts(flatten(config), shard_folders(config), iterator.get_state(), initial))
+        check_shared(workdir)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
     mesh = make_mesh(config.mesh.fsdp)
@@ -101,6 +107,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,
+        mesh=mesh,
     )
     grids, num_shown = previews, config.sample.num_images
     if config.sample.every and data.prompts:
@@ -112,6 +119,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     batch_shapes = abstract_batch(data, spec, mesh)
     abstract = abstract_state(model, tx, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+    agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
     if checkpoints.latest_step is None:
         state = start_state(initial, tx, abstract) if warm_start else create_state(model, tx, mesh, config.seed)
         checkpoints.prepare(abstract)
@@ -124,11 +132,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         logging.info("going on from step %d in %s", int(state.step), checkpoints.directory)
     start, last = int(state.step), config.train.num_steps
     first_process = jax.process_index() == 0
-    if first_process:
-        data.keep_encoders(workdir / ENCODERS)
-        record_config(workdir, config)
-        if warm_start:
-            warm_start.write_record(workdir)
+    with together("recording the run"):
+        if first_process:
+            data.keep_encoders(workdir / ENCODERS)
+            record_config(workdir, config)
+            if warm_start:
+                warm_start.write_record(workdir)
     writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
     history = History(workdir / "metrics.jsonl", start) if first_process else None
     # An evaluation comes after its step's checkpoint: a run may have been killed between the two.
@@ -212,7 +221,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     # -------------------------------------------------------------------------------------------------------- The loop.
     try:
-        with stop_requests() as requested:
+        with end_with_the_others(TrainingDiverged, SystemExit), stop_requests() as requested:
             if evaluate_first and start < last:
                 evaluate(start)
             stopwatch = Stopwatch(start)
@@ -223,7 +232,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 if step % config.train.log_every == 0 or step == last:
                     log(step)
                 checkpoints.check()
-                stop = requested()
+                stop = requested(step)
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with stopwatch.paused():
                         save_checkpoint(step)

@@ -14,7 +14,19 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a module may import its own layer and those below.
 LAYERS = [
-    ["errors", "tokens", "rng", "captions", "files", "words", "hardware", "checksums", "watchdog", "preemption"],
+    [
+        "errors",
+        "tokens",
+        "rng",
+        "captions",
+        "files",
+        "words",
+        "hardware",
+        "checksums",
+        "watchdog",
+        "preemption",
+        "cluster",
+    ],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images", "charts"],
     [
@@ -33,6 +45,7 @@ LAYERS = [
         "flops",
         "runs",
         "warm_start",
+        "agreement",
     ],
     ["extraction"],
     ["online"],

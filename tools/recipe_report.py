@@ -116,7 +116,8 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
     held_out, training = (ShardReader(data / name) for name in names)
     spec = batch_spec(config)
     model = build_model(config)
-    abstract = abstract_params(model, make_mesh(1, jax.devices()[:1]))
+    mesh = make_mesh(1, jax.devices()[:1])
+    abstract = abstract_params(model, mesh)
     params = Checkpoints(workdir, read_only=True).restore_params(abstract)
     decode = load_autoencoder(data / names[0], held_out.manifest).decode
     previews = Previews(
@@ -128,6 +129,7 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,
+        mesh=mesh,
     )
     _, pictures = previews.draw(params, np.arange(len(held_out)))
 

@@ -1,0 +1,212 @@
+"""What the processes of one run tell one another: that they are of one mind, and that one of them must stop.
+
+Texts travel through the coordinator's key-value store, not through the devices: nothing is compiled for them, they may
+be of any length, and a barrier says who is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import secrets
+import socket
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+import pixart_jax
+from pixart_jax.checkpoints import SaveFailed
+from pixart_jax.cluster import absent, client
+from pixart_jax.data.manifest import MANIFEST_FILE
+from pixart_jax.errors import InputError
+from pixart_jax.record import versions
+
+# Seconds that processes may be apart, e.g. because one reads weights from a slower disk. One that died is noticed by
+# its heartbeat, far sooner.
+_PATIENCE = 3600
+# Seconds that a process which fails waits for the others to fail too, so that all of them say why.
+_GRACE = 5
+
+
+def gather(topic: str, text: str) -> list[str]:
+    """Every process's text, in the order of processes, each of which must call this with the same topics in turn."""
+    if jax.process_count() == 1:
+        return [text]
+    store, index = client(), jax.process_index()
+    # Counted in the store, so that no two rounds share a name.
+    number = store.key_value_increment(f"pixart_jax/rounds/{index}", 1)
+    folder = f"pixart_jax/{number}/{topic}"
+    store.key_value_set(f"{folder}/{index:06d}", json.dumps(text))
+    store.wait_at_barrier(folder, _PATIENCE * 1000)
+    return [json.loads(value) for _, value in sorted(store.key_value_dir_get(folder))]
+
+
+@contextmanager
+def together(topic: str):
+    """An error inside is raised on every process: elsewhere as an InputError that says whose it is.
+
+    Nothing inside may wait for other processes.
+    """
+    error = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    reports = gather(topic, "" if error is None else f"{this_host()}: {error or type(error).__name__}")
+    if error is not None:
+        raise error
+    for index, report in enumerate(reports):
+        if report:
+            raise InputError(f"process {index} on {report}")
+
+
+def agree(topic: str, facts: Mapping[str, str]) -> None:
+    """Raises InputError on every process unless all state the same facts; names those that differ."""
+    text = json.dumps({"host": this_host(), "facts": dict(facts)})
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode()).hexdigest()
+    if len(set(gather(topic, digest))) > 1:
+        everyone = [json.loads(stated) for stated in gather(f"{topic} in full", text)]
+        lines = differences([one["facts"] for one in everyone], [one["host"] for one in everyone])
+        raise InputError(
+            "the processes of this run do not agree; start all of them with the same command, code, packages and "
+            "data:\n  " + "\n  ".join(lines)
+        )
+
+
+def differences(facts: list[dict[str, str]], hosts: list[str]) -> list[str]:
+    """A line for each fact that is not the same everywhere: who states what, the most frequent first."""
+    lines = []
+    for name in dict.fromkeys(name for one in facts for name in one):
+        groups: dict[str, list[int]] = {}
+        for index, one in enumerate(facts):
+            groups.setdefault(one.get(name, "nothing"), []).append(index)
+        if len(groups) > 1:
+            said = sorted(groups.items(), key=lambda group: -len(group[1]))
+            lines.append(f"{name}: " + "; ".join(f"{value} on {_names(who, hosts)}" for value, who in said))
+    return lines
+
+
+def _names(processes: list[int], hosts: list[str]) -> str:
+    shown = ", ".join(f"{index} ({hosts[index]})" for index in processes[:4])
+    more = f" and {len(processes) - 4} more" if len(processes) > 4 else ""
+    return f"process{'es' if len(processes) > 1 else ''} {shown}{more}"
+
+
+def run_facts(
+    settings: Mapping[str, Any], sources: Iterable[str], position: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """What must be the same on every process of a run.
+
+    Args:
+      settings: of the config, by dotted key.
+      sources: the folders of feature shards that are read.
+      position: the state of the input pipeline.
+      weights: that the run starts from; empty where it starts afresh or is resumed.
+    """
+    checksum = 0
+    for path in sorted(weights):
+        checksum = zlib.crc32(np.ascontiguousarray(weights[path]).view(np.uint8), checksum)
+    return {
+        "python": platform.python_version(),
+        **{name: str(version) for name, version in versions().items()},
+        "code (pixart_jax/**/*.py)": code_digest(),
+        "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        **{f"config.{key}": repr(value) for key, value in settings.items()},
+        **{
+            f"{folder}/{MANIFEST_FILE}": _digest((pathlib.Path(folder) / MANIFEST_FILE).read_bytes())
+            for folder in sources
+        },
+        "input pipeline": json.dumps(position),
+        "weights to start from": f"{checksum:08x}" if weights else "none",
+    }
+
+
+def code_digest() -> str:
+    """Of the package's source, wherever it lies."""
+    root = pathlib.Path(pixart_jax.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return _digest(b"".join(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0" for file in files))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def check_shared(workdir: pathlib.Path, patience: float = 5.0) -> None:
+    """Raises InputError on every process unless all of them see the same folder.
+
+    Args:
+      patience: seconds that a network file system may take to show a new file.
+    """
+    if jax.process_count() == 1:
+        return
+    mark = workdir / f".seen-{gather('mark', secrets.token_hex(8))[0]}"
+    with together("marking the workdir"):
+        if jax.process_index() == 0:
+            mark.touch()
+    try:
+        with together("looking into the workdir"):
+            deadline = time.monotonic() + patience
+            while not mark.exists():
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"--workdir={workdir}: what process 0 writes there is not seen here; name a folder on a file "
+                        "system that all hosts share"
+                    )
+                time.sleep(0.1)
+    finally:
+        if jax.process_index() == 0:
+            mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def end_with_the_others(*shared: type[BaseException]):
+    """An error inside, but for those that all processes meet at the same step, ends this process at once.
+
+    The others would wait for it for ever, and it for them: in a collective operation, or for a checkpoint that it has
+    begun. Once it is gone, they fail too. A process that is alone lets errors pass.
+
+    Args:
+      shared: what all processes raise.
+    """
+    try:
+        yield
+    except shared:
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        _give_up(error)
+
+
+def _give_up(error: BaseException) -> None:
+    refused = isinstance(error, InputError)
+    if not isinstance(error, InputError | SaveFailed):
+        traceback.print_exception(error)
+    me = f"process {jax.process_index()} of {jax.process_count()} ({this_host()})"
+    reason = str(error) if isinstance(error, InputError | SaveFailed) else f"{type(error).__name__}: {str(error)[:500]}"
+    print(f"error: {me} stops: {reason}", file=sys.stderr, flush=True)
+    if gone := absent(_GRACE):
+        who = "another process" if gone == [-1] else f"process {', '.join(map(str, gone))}"
+        print(
+            f"error: {me}: {who} gave no answer and may have died; start all processes again: the run goes on from its "
+            "newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(2 if refused else 1)
+
+
+def this_host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()

@@ -1,0 +1,92 @@
+"""Processes that train together on this machine, each by the command line's own entry point.
+
+They are forked from one that has imported everything and started nothing, so that each costs no start.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import socket
+import sys
+import time
+
+import jax
+from tiny_run import read_metrics
+
+import pixart_jax.train  # noqa: F401 - imported once, before the processes are forked
+from pixart_jax.main import run
+
+processes = multiprocessing.get_context("forkserver")
+# This module itself would not be found there: the tests are not on its path.
+processes.set_forkserver_preload(["pixart_jax.main", "pixart_jax.train"])
+
+
+class Cluster:
+    """`pixart_jax.main` in that many processes of one device each; what process i prints goes to `log-i`.
+
+    Args:
+      arguments: of all processes.
+      own: more of some, by process.
+      folders: where some start, by process.
+      num_processes: 1 joins nothing.
+      absent: processes that are not started.
+    """
+
+    def __init__(self, logs: pathlib.Path, num_processes: int, *arguments, own=None, folders=None, absent=()):
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = [logs / f"log-{i}" for i in range(num_processes)]
+        address = f"localhost:{free_port()}"
+        self.processes = []
+        for i, log in enumerate(self._logs):
+            joining = [f"--coordinator={address}", f"--num_processes={num_processes}", f"--process_id={i}"]
+            command = [*arguments, *(joining if num_processes > 1 else ()), *(own or {}).get(i, ())]
+            folder = (folders or {}).get(i, os.getcwd())
+            process = processes.Process(target=_main, args=(command, log, folder), daemon=True)
+            self.processes.append(process)
+            if i not in absent:
+                process.start()
+
+    def finish(self, *expected_codes: int, timeout: float = 600) -> list[str]:
+        """Waits for all and returns what they printed; the exit status of process i, or of all, must be as expected,
+        None for one that was not started."""
+        deadline = time.monotonic() + timeout
+        codes = expected_codes * len(self.processes) if len(expected_codes) == 1 else expected_codes
+        for process in self.processes:
+            if process.pid:
+                process.join(max(0, deadline - time.monotonic()))
+        outputs = [log.read_text() if log.exists() else "" for log in self._logs]
+        assert [process.exitcode for process in self.processes] == [*codes], "\n====\n".join(o[-4000:] for o in outputs)
+        return outputs
+
+    def wait_for_step(self, workdir: pathlib.Path, step: int, timeout: float = 300) -> None:
+        """Waits until a step at or after `step` was logged."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            assert all(process.is_alive() for process in self.processes), [log.read_text() for log in self._logs]
+            try:
+                if read_metrics(workdir)[-1]["step"] >= step:
+                    return
+            except (FileNotFoundError, IndexError, ValueError):
+                pass
+            time.sleep(0.01)
+        raise AssertionError(f"no step {step} within {timeout} s")
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def _main(arguments: list[str], log: pathlib.Path, folder: str) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    # Every process compiles for itself, which is most of the work.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    sys.argv = ["main", *arguments]
+    try:
+        run()
+    finally:
+        jax.distributed.shutdown()  # As JAX has it done at the end of a process that was not forked.
