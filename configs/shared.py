@@ -9,6 +9,7 @@ All of them take
   --config.data.batch_size=64                          what fits; the learning rate follows (see below)
   --config.train.accumulation_steps=8                  the whole batch in eight parts
   --config.mesh.fsdp=8                                 parameters, EMA and optimizer state split over eight devices
+  --config.mesh.context=4                              each image's tokens split over four devices: fewer images, longer
   --config.model.kv_compress_ratio=2                   Σ's key/value compression, in blocks 14 to 27
   --config.data.vae=weights/vae                        sample grids in true colours: the autoencoder of the data
 

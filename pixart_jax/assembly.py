@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 import tempfile
 from collections.abc import Callable, Sequence
@@ -204,10 +203,10 @@ def open_held_out(config: ConfigDict, spec: BatchSpec, manifest: Manifest) -> He
     return HeldOut([*zip(samples, manifests, strict=True)], spec, config.eval.num_samples)
 
 
-def eval_batch_size(config: ConfigDict, held_out: HeldOut, num_devices: int, num_processes: int = 1) -> int:
-    """Pictures over all devices at a time: as many as a training step works on, which is known to fit."""
-    unit = math.lcm(num_devices, num_processes)
-    needed = -(-len(held_out.indices) // unit) * unit
+def eval_batch_size(config: ConfigDict, held_out: HeldOut, num_shards: int) -> int:
+    """Pictures over all devices at a time, in that many parts: as many as a training step works on, which is known to
+    fit."""
+    needed = -(-len(held_out.indices) // num_shards) * num_shards
     return min(needed, config.data.batch_size // config.train.accumulation_steps)
 
 
@@ -362,7 +361,7 @@ def _encoder_mesh() -> jax.sharding.Mesh:
     Split parameters would have to be gathered, and devices that are told by two threads to gather, here the encoders'
     arrays and there the gradients, may each begin with another and wait for ever.
     """
-    return make_mesh(1, jax.local_devices())
+    return make_mesh(devices=jax.local_devices())
 
 
 def parse_sources(text: str, key: str = "data.source") -> list[tuple[str, float]]:

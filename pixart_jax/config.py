@@ -23,10 +23,12 @@ from jax.sharding import Mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import IMPLEMENTATIONS, AttentionSpec, unmet_needs
-from pixart_jax.models.pixart import REMAT_POLICIES, SIZES, PixArt
+from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.models.remat import REMAT_POLICIES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, OptimizerSpec, lr_scale
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.sharding import AXES, ROWS, MeshSpec
 from pixart_jax.tokens import DOWNSAMPLE
 
 try:
@@ -107,7 +109,7 @@ def default_config() -> ConfigDict:
                 # "single", or "full" for DiT and the paper's ablation.
                 "adaln": "single",
                 "learn_sigma": True,
-                # What the backward pass recomputes: a key of models.pixart.REMAT_POLICIES.
+                # What the backward pass recomputes: a key of models.remat.REMAT_POLICIES.
                 "remat": "none",
                 # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster.
                 "scan_unroll": 1,
@@ -179,9 +181,15 @@ def default_config() -> ConfigDict:
                 "hang_timeout": 1800,
             },
             "mesh": {
-                # Devices that parameters and optimizer state are sharded over; the rest of the devices only split the
-                # batch.
+                # Devices along each axis; their product is the number of devices, and -1 is what the others leave.
+                # "data" splits the batch, and goes over the slow links between slices.
+                "data": -1,
+                # Splits parameters, EMA and optimizer state, and the batch like "data".
                 "fsdp": 1,
+                # Splits attention's heads and the MLPs: for parameters or batches too small for so many devices.
+                "tensor": 1,
+                # Splits each image's tokens: for 2K and 4K, where one image is a device's worth of work.
+                "context": 1,
             },
             "sample": {
                 # Steps between sample grids; 0 draws none.
@@ -338,7 +346,7 @@ def check_config(config: ConfigDict) -> None:
         "data.batch_size", "train.num_steps", "train.accumulation_steps", "train.log_every", "train.checkpoint_every",
         "train.keep_checkpoints", "model.latent_channels", "model.text_dim", "model.max_text_tokens",
         "sample.num_images", "sample.num_steps", "model.kv_compress_ratio", "model.scan_unroll",
-        "eval.every", "eval.num_samples",
+        "eval.every", "eval.num_samples", "mesh.fsdp", "mesh.tensor", "mesh.context",
     ):  # fmt: skip
         require(flatten(config)[key] >= 1, key, "must be at least 1")
     for key in (
@@ -355,6 +363,7 @@ def check_config(config: ConfigDict) -> None:
         require(0 <= flatten(config)[key] < 1, key, "must lie in [0, 1)")
     for key in ("data.text_drop_prob", "train.ema_decay"):
         require(0 <= flatten(config)[key] <= 1, key, "must lie in [0, 1]")
+    require(config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", "must be at least 1, or -1 for the rest")
     _check_optimizer(config, require)
     model = architecture(config)
     hidden, heads, patch = (model[name] for name in ("hidden_size", "num_heads", "patch_size"))
@@ -374,6 +383,13 @@ def check_config(config: ConfigDict) -> None:
         (config.model.resolution // (DOWNSAMPLE * patch)) % config.model.kv_compress_ratio == 0,
         "model.kv_compress_ratio",
         f"must divide the {config.model.resolution // (DOWNSAMPLE * patch)} tokens along a side",
+    )
+    require(heads % config.mesh.tensor == 0, "mesh.tensor", f"must divide the {heads} heads")
+    num_keys = position_base(config) ** 2 // config.model.kv_compress_ratio**2
+    require(
+        num_keys % config.mesh.context == 0,
+        "mesh.context",
+        f"must divide the {num_keys} keys that config.model.resolution and config.model.kv_compress_ratio leave",
     )
     require(
         config.sample.sampler != "iddpm" or config.model.learn_sigma,
@@ -466,16 +482,22 @@ def check_attention(config: ConfigDict, device: jax.Device) -> None:
     require_setting(config, needs is None, "model.attention", needs or "")
 
 
-def check_batch(config: ConfigDict, num_devices: int, num_processes: int = 1) -> None:
-    """Raises InputError unless devices, processes and accumulation steps split the global batch evenly."""
-    unit = math.lcm(num_devices, num_processes) * config.train.accumulation_steps
+def mesh_spec(config: ConfigDict) -> MeshSpec:
+    """The mesh a config describes."""
+    return MeshSpec(**config.mesh)
+
+
+def check_batch(config: ConfigDict, num_devices: int) -> None:
+    """Raises InputError unless the mesh can be made of the devices, and rows of the global batch can be split evenly
+    over it and over the accumulation steps."""
+    sizes = dict(zip(AXES, mesh_spec(config).shape(num_devices), strict=True))
+    rows = math.prod(sizes[name] for name in ROWS)
+    unit = rows * config.train.accumulation_steps
     batch = config.data.batch_size
     if batch % unit:
         low = batch // unit * unit
         near = f"{low} or {low + unit}" if low else f"{unit}"
         raise InputError(
-            f"config.data.batch_size = {batch} cannot be split over {num_devices} device(s) in "
+            f"config.data.batch_size = {batch} cannot be split over {rows} part(s) of the mesh in "
             f"{config.train.accumulation_steps} accumulation step(s); the nearest that can: {near}"
         )
-    if config.mesh.fsdp < 1 or num_devices % config.mesh.fsdp:
-        raise InputError(f"config.mesh.fsdp = {config.mesh.fsdp} must divide the number of devices, {num_devices}")

@@ -173,7 +173,7 @@ class TextToImage:
         directory = pathlib.Path(directory)
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        mesh = make_mesh(1, jax.local_devices())
+        mesh = make_mesh(devices=jax.local_devices())
         if (directory / "model.json").exists():
             fields = _open_converted(directory, ema, mesh, dtype, keep_loaded)
             text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"

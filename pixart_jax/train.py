@@ -22,6 +22,7 @@ from pixart_jax.config import (
     check_config,
     eval_timesteps,
     flatten,
+    mesh_spec,
     optimizer_spec,
 )
 from pixart_jax.conversion.transitions import Choices
@@ -43,7 +44,7 @@ from pixart_jax.previews import Previews
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
-from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.train_state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
@@ -68,10 +69,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     # ------------------------------------------------------------------------------ What can be refused is refused now.
     with together("checking what the run needs"):
         check_config(config)
-        check_batch(config, jax.device_count(), jax.process_count())
+        check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
-        spec = batch_spec(config, jax.process_count())
-        data = open_data(config, spec, process_index=jax.process_index(), process_count=jax.process_count())
+        mesh = make_mesh(mesh_spec(config))
+        share, num_shares = batch_share(mesh)
+        spec = batch_spec(config, num_shares)
+        data = open_data(config, spec, process_index=share, process_count=num_shares)
         held_out, timesteps = open_held_out(config, spec, data.manifest), eval_timesteps(config)
         iterator = data.batches
         warm_start = open_init_from(config, data.manifest) if config.init_from and not has_checkpoint(workdir) else None
@@ -82,7 +85,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         check_shared(workdir)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
-    mesh = make_mesh(config.mesh.fsdp)
     model, schedule = build_model(config, mesh), linear_schedule()
     optimizer = optimizer_spec(config)
     tx = build_optimizer(optimizer)
@@ -116,7 +118,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         grids, num_shown = dataclasses.replace(previews, samples=prompts, has_pictures=False), len(prompts)
 
     # --------------------------------------------------------------------------------------------- Birth or resumption.
-    batch_shapes = abstract_batch(data, spec, mesh)
+    batch_shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
     abstract = abstract_state(model, tx, mesh)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
@@ -169,9 +171,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             timesteps,
             params=abstract.ema_params,
             mesh=mesh,
-            batch_size=eval_batch_size(config, held_out, jax.device_count(), jax.process_count()),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            batch_size=eval_batch_size(config, held_out, row_shards(mesh)),
+            process_index=share,
+            process_count=num_shares,
         )
         logging.info("evaluation compiled in %s", format_duration(time.perf_counter() - begin))
 
@@ -305,11 +307,10 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
     return start
 
 
-def abstract_batch(data: TrainingData, spec: BatchSpec, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(data: TrainingData, spec: BatchSpec, mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a global batch, told from one sample: no batch is made for it."""
-    size = spec.batch_size * jax.process_count()
     return {
-        name: jax.ShapeDtypeStruct((size, *value.shape), value.dtype, sharding=batch_sharding(mesh))
+        name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=batch_sharding(mesh, name))
         for name, value in make_example(data.samples[0], data.manifest, spec).items()
     }
 

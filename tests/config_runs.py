@@ -17,7 +17,7 @@ from pixart_jax.config import ConfigDict, build_model, check_batch, check_config
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.sharding import make_mesh
+from pixart_jax.sharding import MeshSpec, make_mesh
 from pixart_jax.train import abstract_batch, train_and_evaluate
 from pixart_jax.train_state import abstract_state
 from pixart_jax.train_step import make_train_step
@@ -102,10 +102,10 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
     config = read(name, {"mesh.fsdp": FSDP} | settings)
     check_config(config)
     check_batch(config, jax.device_count())
-    mesh, model, tx = make_mesh(FSDP), build_model(config), build_optimizer(optimizer_spec(config))
+    mesh, model, tx = make_mesh(MeshSpec(fsdp=FSDP)), build_model(config), build_optimizer(optimizer_spec(config))
     spec = batch_spec(config)
     data = open_data(config, spec)
-    batch = abstract_batch(data, spec, mesh)
+    batch = abstract_batch(data, spec, mesh, config.data.batch_size)
     data.batches.close()
     first = abstract_state(model, tx, mesh)
     step = make_train_step(

@@ -35,7 +35,7 @@ def state_of(step: int) -> TrainState:
     }
     ema_params = jax.tree.map(lambda leaf: leaf / 2, params)
     state = TrainState(np.asarray(step, np.int32), params, ema_params, optax.adam(1e-3).init(params))
-    return jax.device_put(state, replicated(make_mesh(1)))
+    return jax.device_put(state, replicated(make_mesh()))
 
 
 ABSTRACT = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_of(0))
@@ -191,7 +191,7 @@ def test_whoever_reads_a_run_is_told_what_else_there_is(tmp_path):
     config.model.depth = 1
     copy_encoders(data, read_manifest(data), workdir / ENCODERS)
     record_config(workdir, config)
-    model, mesh = build_model(config), make_mesh(1)
+    model, mesh = build_model(config), make_mesh()
     state = create_state(model, optax.sgd(1.0), mesh, seed=0)
     checkpoints = Checkpoints(workdir)
     for step in (1, 2):

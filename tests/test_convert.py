@@ -135,7 +135,7 @@ def test_how_the_authors_use_their_weights(case, hint, cleaning, sampler, tmp_pa
 def test_our_format_restores_as_jax_arrays(sigma):
     """Onto any mesh, equal to the direct conversion of the same file."""
     stored = read_stored_model(sigma)
-    params = restore_params(sigma, abstract_params(stored.model, make_mesh(1)))
+    params = restore_params(sigma, abstract_params(stored.model, make_mesh()))
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
     wanted = load_params(stored.model, load_state_dict("sigma_plain"))
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
@@ -163,7 +163,7 @@ def test_a_training_run_goes_out(tmp_path):
     run = tmp_path / "run"
     copy_encoders(tmp_path / "data", read_manifest(tmp_path / "data"), run / ENCODERS)
     record_config(run, config)
-    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(1), seed=0)
+    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
     state = dataclasses.replace(state, ema_params=jax.tree.map(lambda leaf: np.asarray(leaf) + 1, state.params))
     checkpoints = Checkpoints(run)
     checkpoints.save(state, {})
@@ -175,7 +175,7 @@ def test_a_training_run_goes_out(tmp_path):
         convert(tmp_path / f"{flag}.pth", tmp_path / flag, "--num-heads=2", "--family=alpha")
         stored = read_stored_model(tmp_path / flag)
         assert (stored.position_base, stored.position_scale) == (position_base(config), config.model.position_scale)
-        params = restore_params(tmp_path / flag, abstract_params(stored.model, make_mesh(1)))
+        params = restore_params(tmp_path / flag, abstract_params(stored.model, make_mesh()))
         jax.tree.map(np.testing.assert_array_equal, params, item)
 
 

@@ -139,7 +139,7 @@ def test_a_run_starts_from_a_diffusers_folder(data, tmp_path):
 
 def test_the_state_at_the_start():
     config = one_step("")
-    model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(1)
+    model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh()
     abstract = abstract_state(model, tx, mesh)
     flat = flax.traverse_util.flatten_dict(abstract.params, sep="/")
     rng = np.random.default_rng(0)

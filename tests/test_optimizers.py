@@ -258,14 +258,14 @@ from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.sharding import make_mesh, put_batch, tree_shardings
+from pixart_jax.sharding import MeshSpec, make_mesh, put_batch, tree_shardings
 from pixart_jax.train_state import abstract_state, create_state
 from pixart_jax.train_step import make_train_step
 from tools.bench.train import synthetic_batch
 
 config = tiny_config("unused")
 config.optimizer.update({"name": "came", "weight_decay": 0.1, "warmup_steps": 0})
-model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(4)
+model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(MeshSpec(fsdp=4))
 abstract = abstract_state(model, tx, mesh)
 state = create_state(model, tx, mesh, seed=0)
 train_step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=0, ema_decay=0.9)
@@ -295,7 +295,7 @@ def three_updates(mesh):
         updates, opt_state = update(put(grad), opt_state, put(params))
     return [np.asarray(leaf) for leaf in jax.tree.leaves((updates, opt_state))]
 
-pairs = zip(three_updates(make_mesh(1, jax.devices()[:1])), three_updates(mesh), strict=True)
+pairs = zip(three_updates(make_mesh(devices=jax.devices()[:1])), three_updates(mesh), strict=True)
 figures["difference"] = max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30)) for a, b in pairs)
 print(json.dumps(figures))
 """

@@ -157,7 +157,9 @@ def test_finished_run_only_draws_its_end_again(run):
     assert read_metrics(clean) == before
 
 
-@pytest.mark.parametrize("settings", [("--config.mesh.fsdp=1",), ("--config.mesh.fsdp=4",)])
+@pytest.mark.parametrize(
+    "settings", [(), ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.mesh.context=2")], ids=["data", "all"]
+)
 def test_eight_devices_give_the_losses_of_one(run, tmp_path, settings):
     config, clean = run
     short = (*SETTINGS, "--config.train.num_steps=42", *settings)

@@ -24,7 +24,7 @@ def setup(**optimizer):
     config = tiny_config("unused")
     config.optimizer.update({"warmup_steps": 0} | optimizer)
     model, tx = build_model(config), build_optimizer(optimizer_spec(config))
-    state = create_state(model, tx, make_mesh(1), seed=0)
+    state = create_state(model, tx, make_mesh(), seed=0)
     # Cross-attention starts at zero; nudge every parameter so that all of them matter.
     state = state.replace(params=jax.tree.map(lambda p: p + 0.02, state.params))
 

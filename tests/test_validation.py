@@ -51,7 +51,7 @@ def tiny_params():
     """Of a model in which everything matters: cross-attention and the last layer start at zero."""
     config = tiny_config("unused")
     model = build_model(config)
-    state = create_state(model, build_optimizer(optimizer_spec(config)), make_mesh(1), seed=0)
+    state = create_state(model, build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
     return model, jax.tree.map(lambda p: p + 0.02, state.params)
 
 
@@ -61,7 +61,7 @@ def make_validation(data, *, count=100, batch_size=4, seed=0, **spec):
     spec = dataclasses.replace(batch_spec(tiny_config(data)), **spec)
     held_out = HeldOut([(ShardReader(data), read_manifest(data))], spec, count)
     step = make_eval_step(model.apply, linear_schedule(), TIMESTEPS, seed=seed)
-    validation = Validation(held_out, step, TIMESTEPS, params=params, mesh=make_mesh(1), batch_size=batch_size)
+    validation = Validation(held_out, step, TIMESTEPS, params=params, mesh=make_mesh(), batch_size=batch_size)
     return functools.partial(validation, params)
 
 

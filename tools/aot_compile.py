@@ -29,6 +29,7 @@ from pixart_jax.config import (
     build_model,
     check_batch,
     check_config,
+    mesh_spec,
     optimizer_spec,
     override,
     read_config_file,
@@ -51,7 +52,7 @@ PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
 STATE_SHARE = 1 / 8
 # FLOPs that are executed for one that is of use: all of the forward pass, a third of the whole, twice.
-RECOMPUTED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
+RECOMPUTED = {"none": 1.0, "dots": 1.0, "attention": 4 / 3, "full": 4 / 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def parse_topology(text: str) -> Topology:
 
 def case_config(case: Case) -> ConfigDict:
     """The config as it is compiled: its batch is the nearest multiple of the chips that is no larger, or one picture on
-    each chip where it has fewer.
+    each chip where it has fewer. Chips that split pictures among them, by a context or tensor axis, count as one.
 
     Raises:
       InputError: the config cannot work, or the accumulation steps do not divide a chip's pictures.
@@ -112,7 +113,8 @@ def case_config(case: Case) -> ConfigDict:
         override(config, setting)
     check_config(config)
     chips = parse_topology(case.topology).chips
-    config.data.batch_size = max(config.data.batch_size // chips, 1) * chips
+    rows = max(chips // (config.mesh.context * config.mesh.tensor), 1)
+    config.data.batch_size = max(config.data.batch_size // rows, 1) * rows
     config.train.accumulation_steps = case.accumulation_steps or config.train.accumulation_steps
     check_batch(config, chips)
     return config
@@ -139,13 +141,13 @@ def compile_case(case: Case) -> dict:
     if case.program == "train":
         if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
             config.mesh.fsdp = default_fsdp(config, topology)
-        lowered = lower_train_step(config, make_mesh(config.mesh.fsdp, devices))
+        lowered = lower_train_step(config, make_mesh(mesh_spec(config), devices))
         flops = train_flops(config)
         executed = flops * RECOMPUTED[config.model.remat]
     else:
         # As tools.sample draws: whole parameters on every chip.
         config.mesh.fsdp, config.data.batch_size, config.train.accumulation_steps = 1, topology.chips, 1
-        lowered = lower_sampling(config, make_mesh(1, devices))
+        lowered = lower_sampling(config, make_mesh(devices=devices))
         flops = executed = sampling_flops(config)
     lower_seconds = time.perf_counter() - begin
     figures = {

@@ -116,7 +116,7 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
     held_out, training = (ShardReader(data / name) for name in names)
     spec = batch_spec(config)
     model = build_model(config)
-    mesh = make_mesh(1, jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     abstract = abstract_params(model, mesh)
     params = Checkpoints(workdir, read_only=True).restore_params(abstract)
     decode = load_autoencoder(data / names[0], held_out.manifest).decode

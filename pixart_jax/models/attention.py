@@ -7,12 +7,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from pixart_jax.errors import InputError
 from pixart_jax.models.blockwise_attention import blockwise_attention
+from pixart_jax.models.remat import ATTENTION_RESULT
 from pixart_jax.models.splash_attention import splash_attention
+from pixart_jax.sharding import HEADS, ROWS, TOKENS, dividing_axes
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
 
@@ -41,7 +44,8 @@ class AttentionSpec:
       mesh: the devices that the model is compiled for, which need not be this machine's. None is one device of JAX's
         default platform. On several devices, attention runs under `shard_map`: samples over the axes "data" and "fsdp",
         heads over "tensor", queries over "context". An axis that the mesh lacks is none, and one that does not divide
-        its dimension leaves it whole, which costs the devices along it the same work each.
+        its dimension leaves it whole, which costs the devices along it the same work each. The layers around attention
+        lay out their activations accordingly (`pixart_jax.sharding.constrain`).
     """
 
     implementation: str = "auto"
@@ -76,10 +80,10 @@ def attention(q, k, v, key_length=None, *, spec: AttentionSpec, split_keys: bool
     if mesh is None or mesh.size == 1:
         return attend(q, k, v, key_length)
 
-    batch = _dividing_axes(mesh, ("data", "fsdp"), q.shape[0])
-    heads = _dividing_axes(mesh, ("tensor",), q.shape[2])
-    queries = _dividing_axes(mesh, ("context",), q.shape[1])
-    keys = _dividing_axes(mesh, ("context",), k.shape[1]) if split_keys else ()
+    batch = dividing_axes(mesh, ROWS, q.shape[0])
+    heads = dividing_axes(mesh, HEADS, q.shape[2])
+    queries = dividing_axes(mesh, TOKENS, q.shape[1])
+    keys = dividing_axes(mesh, TOKENS, k.shape[1]) if split_keys else ()
 
     def attend_locally(q, k, v, key_length):
         if keys:
@@ -93,17 +97,6 @@ def attention(q, k, v, key_length=None, *, spec: AttentionSpec, split_keys: bool
         out_specs=P(batch, queries, heads),
         check_vma=False,  # Pallas kernels do not say over which axes their results vary.
     )(q, k, v, key_length)
-
-
-def _dividing_axes(mesh: Mesh, names: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """Those axes of the mesh over which a dimension can be split evenly, one after the other."""
-    axes, parts = [], 1
-    for name in names:
-        parts_with = parts * mesh.shape.get(name, 1)
-        if parts_with > parts and size % parts_with == 0:
-            axes.append(name)
-            parts = parts_with
-    return tuple(axes)
 
 
 def _attend(q, k, v, key_length, *, implementation: str, device: jax.Device):
@@ -153,7 +146,8 @@ def unmet_needs(implementation: str, device: jax.Device, dtype, head_dim: int) -
 
 def plain_attention(q, k, v, key_length=None):
     """The reference: all logits at once. Arguments and result as of `attention`."""
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_length, implementation="xla")
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_length, implementation="xla")
+    return checkpoint_name(out, ATTENTION_RESULT)
 
 
 def cudnn_attention(q, k, v, key_length=None):

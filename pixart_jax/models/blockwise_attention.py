@@ -10,6 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from pixart_jax.models.remat import ATTENTION_RESULT
 
 # Most queries, and most keys, whose logits are in memory at once: for one head, 1 MiB of float32.
 BLOCK = 512
@@ -88,7 +91,7 @@ def _forward(q, k, v, key_length):
 
 
 def _attend_forward(q, k, v, key_length):
-    out, log_sum = _forward(q, k, v, key_length)
+    out, log_sum = (checkpoint_name(part, ATTENTION_RESULT) for part in _forward(q, k, v, key_length))
     return out, (q, k, v, key_length, out, log_sum)
 
 

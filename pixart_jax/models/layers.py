@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pixart_jax.models.attention import AttentionSpec, attention
 from pixart_jax.models.timestep_freqs import TIMESTEP_FREQS
+from pixart_jax.sharding import HEADS, ROWS, TOKENS, constrain
 
 Dtype = jnp.dtype
 
@@ -118,6 +120,31 @@ class CaptionEmbedder(nn.Module):
         )
 
 
+class HeadsDense(nn.Module):
+    """A Dense layer to the heads of several tensors, q, k and v, which lie one after the other in one kernel's columns.
+
+    [B, N, C] → `parts` arrays [B, N, D]. On a mesh, each device is brought its own heads' columns before the product:
+    the kernel is small beside what it produces.
+    """
+
+    features: int
+    parts: int
+    num_heads: int
+    mesh: Mesh | None
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        width = self.parts * self.features
+        kernel = self.param("kernel", xavier, (x.shape[-1], width), jnp.float32)
+        bias = self.param("bias", zeros, (width,), jnp.float32)
+        by_head = (self.parts, self.num_heads, self.features // self.num_heads)
+        kernel = kernel.astype(self.dtype).reshape(-1, *by_head)
+        kernel = constrain(kernel, self.mesh, None, None, HEADS)
+        out = jnp.einsum("bnc,cphd->bnphd", x.astype(self.dtype), kernel) + bias.astype(self.dtype).reshape(by_head)
+        return [part.reshape(*x.shape[:-1], self.features) for part in jnp.split(out, self.parts, axis=2)]
+
+
 class SelfAttention(nn.Module):
     """Self-attention with Σ's optional q/k norm and key/value compression.
 
@@ -134,8 +161,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x, num_tokens):
         features = x.shape[-1]
-        qkv = nn.Dense(3 * features, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
-        q, k, v = jnp.split(qkv, 3, axis=-1)
+        q, k, v = HeadsDense(features, 3, self.num_heads, self.attention.mesh, self.dtype, name="qkv")(x)
         if self.qk_norm:
             q, k = AffineNorm(name="q_norm")(q), AffineNorm(name="k_norm")(k)
         if self.kv_compress > 1:
@@ -168,9 +194,8 @@ class CrossAttention(nn.Module):
     def __call__(self, x, text, text_length):
         features = x.shape[-1]
         q = nn.Dense(features, kernel_init=xavier, dtype=self.dtype, name="q_linear")(x)
-        kv = nn.Dense(2 * features, kernel_init=xavier, dtype=self.dtype, name="kv_linear")(text)
-        q = einops.rearrange(q, "b n (h d) -> b n h d", h=self.num_heads)
-        k, v = einops.rearrange(kv, "b l (two h d) -> two b l h d", two=2, h=self.num_heads)
+        k, v = HeadsDense(features, 2, self.num_heads, self.attention.mesh, self.dtype, name="kv_linear")(text)
+        q, k, v = (einops.rearrange(y, "b n (h d) -> b n h d", h=self.num_heads) for y in (q, k, v))
         out = attention(q, k, v, text_length, spec=self.attention)
         out = einops.rearrange(out, "b n h d -> b n (h d)")
         return nn.Dense(features, kernel_init=zeros, dtype=self.dtype, name="proj")(out)
@@ -180,11 +205,13 @@ class Mlp(nn.Module):
     """Linear, GELU (tanh approximation), Linear."""
 
     hidden_features: int
+    mesh: Mesh | None
     dtype: Dtype
 
     @nn.compact
     def __call__(self, x):
         hidden = nn.Dense(self.hidden_features, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        hidden = constrain(hidden, self.mesh, ROWS, TOKENS, HEADS)
         return nn.Dense(x.shape[-1], kernel_init=xavier, dtype=self.dtype, name="fc2")(
             nn.gelu(hidden, approximate=True)
         )

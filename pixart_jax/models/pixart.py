@@ -32,6 +32,8 @@ from pixart_jax.models.layers import (
     xavier,
     zeros,
 )
+from pixart_jax.models.remat import REMAT_POLICIES
+from pixart_jax.sharding import ROWS, TOKENS, WHOLE, constrain
 
 # Architectures by name; the number after the slash is the patch size. XL/2 is the only size the authors released.
 SIZES = {
@@ -39,13 +41,6 @@ SIZES = {
     "L/2": {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2},
     "B/2": {"hidden_size": 768, "depth": 12, "num_heads": 12, "patch_size": 2},
     "S/2": {"hidden_size": 384, "depth": 12, "num_heads": 6, "patch_size": 2},
-}
-
-# What the backward pass keeps of each block instead of computing it again.
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -84,7 +79,7 @@ class Block(nn.Module):
     def __call__(self, x, residual, cond: BlockConditions):
         """x: [B, N, D]; residual: [B, N, D] added to the block's input (ControlNet), or None. Returns (x, None) for
         scan."""
-        features = x.shape[-1]
+        features, mesh = x.shape[-1], self.attention.mesh
         if self.adaln == "single":
             table = self.param("scale_shift_table", table_init, (6, features), jnp.float32)
             modulation = table + cond.t0.reshape(-1, 6, features).astype(jnp.float32)
@@ -108,12 +103,12 @@ class Block(nn.Module):
             )
             x = x + hidden
         hidden = modulate(x, shift_mlp, scale_mlp).astype(self.dtype)
-        hidden = Mlp(int(features * self.mlp_ratio), self.dtype, name="mlp")(hidden)
-        return x + (gate_mlp * hidden).astype(x.dtype), None
+        hidden = Mlp(int(features * self.mlp_ratio), mesh, self.dtype, name="mlp")(hidden)
+        return constrain(x + (gate_mlp * hidden).astype(x.dtype), mesh, ROWS, TOKENS, WHOLE), None
 
 
 def rematerialized(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """The block class with a policy of REMAT_POLICIES, to be scanned."""
+    """The block class with a policy of `remat.REMAT_POLICIES`, to be scanned."""
     if policy == "none":
         return block
     # Inside a scan the loop itself already keeps XLA from merging the two forward passes.
@@ -167,8 +162,8 @@ class PixArt(nn.Module):
       qk_norm: LayerNorm over all channels of q and k before the heads are split.
       adaln: "single" (one global MLP, a table per block) or "full" (an MLP per block, as in DiT).
       learn_sigma: predict the variance's interpolation values next to eps.
-      remat: key of REMAT_POLICIES.
-      attention: how attention is computed, and on which devices.
+      remat: key of `remat.REMAT_POLICIES`.
+      attention: how attention is computed, and the mesh over which it and all activations lie.
       dtype: of matrix products and the residual stream; parameters, LayerNorm statistics and softmax are float32.
       scan_unroll: blocks per scan iteration; `depth` removes the loop, which lets a FLOP counter see every block.
     """
@@ -267,7 +262,8 @@ class PixArt(nn.Module):
 
     def embed_tokens(self, tokens, positions):
         """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `dtype`."""
-        return self.x_embedder(tokens) + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+        x = self.x_embedder(tokens) + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+        return constrain(x, self.attention.mesh, ROWS, TOKENS, WHOLE)
 
     def embed_conditions(
         self,
@@ -292,6 +288,9 @@ class PixArt(nn.Module):
         else:
             y = self.y_embedder(text, text_drop)
         t0 = self.t_block(nn.silu(temb)) if self.adaln == "single" else None
+        temb, t0, y = (
+            leaf if leaf is None else constrain(leaf, self.attention.mesh, ROWS, WHOLE) for leaf in (temb, t0, y)
+        )
         return BlockConditions(t=temb, t0=t0, text=y, text_length=text_length, num_tokens=num_tokens)
 
     @nn.nowrap

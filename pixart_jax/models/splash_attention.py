@@ -14,6 +14,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
+from pixart_jax.models.remat import ATTENTION_RESULT
+
 # The kernel's blocks are whole numbers of a TPU's 128 lanes.
 LANES = 128
 # Most queries and keys of a block. A head of 72 fills 128 lanes, so a block of 512 is 128 KiB of bfloat16 and its
@@ -61,6 +63,7 @@ def splash_attention(q, k, v, key_length=None, *, interpret: bool = False):
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION_RESULT,
         interpret=interpret,
     )
     out = jax.vmap(kernel)(q, k, v, segments)

@@ -88,7 +88,7 @@ def test_a_pipeline_becomes_one_directory(model):
 
 
 def test_the_encoders_equal_pytorchs(pipeline, model):
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     params = check_t5(model / "text_encoder", T5EncoderModel.from_pretrained(pipeline / "text_encoder").eval(), mesh)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     vae, vae_params = check_vae(model / "vae", ReferenceVae.from_pretrained(pipeline / "vae").eval(), mesh)
@@ -101,7 +101,7 @@ def test_the_encoders_equal_pytorchs(pipeline, model):
 
 def test_bfloat16_kernels_for_bfloat16_products_and_the_same_features(model):
     """They would be rounded at every use; what is not multiplied by stays as it is stored."""
-    mesh, inputs = make_mesh(1), captions(TINY.vocab_size, 9, 9, 4, 1)
+    mesh, inputs = make_mesh(), captions(TINY.vocab_size, 9, 9, 4, 1)
     encoder, half = restore_text_encoder(model / "text_encoder", mesh, dtype=jnp.bfloat16)
     leaves = jax.tree_util.tree_leaves_with_path(half)
     dtypes = {(path[-1].key == "kernel", str(leaf.dtype)) for path, leaf in leaves}
@@ -156,7 +156,7 @@ def test_an_autoencoder_by_itself(kind, tmp_path):
     reference = make_reference(SMALL, seed=3)
     reference.save_pretrained(tmp_path / "vae", safe_serialization=kind == "safetensors")
     convert(tmp_path / "vae", tmp_path / "ours")
-    check_vae(tmp_path / "ours", reference, make_mesh(1))
+    check_vae(tmp_path / "ours", reference, make_mesh())
 
 
 @pytest.mark.parametrize("dtype,stored", [("float32",) * 2, ("bfloat16",) * 2, ("float16", "float32")])
@@ -165,7 +165,7 @@ def test_a_text_encoder_by_itself(dtype, stored, tmp_path):
     reference = reference_model(TINY).to(getattr(torch, dtype))
     reference.save_pretrained(tmp_path / "t5")
     convert(tmp_path / "t5", tmp_path / "ours")
-    params = check_t5(tmp_path / "ours", reference.float(), make_mesh(1))
+    params = check_t5(tmp_path / "ours", reference.float(), make_mesh())
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(stored)}
 
 
@@ -258,7 +258,7 @@ def test_an_encoder_is_no_transformer(arguments, pipeline, tmp_path, capsys):
 
 
 def test_what_cannot_be_restored(model, tmp_path):
-    mesh = make_mesh(1)
+    mesh = make_mesh()
     with pytest.raises(InputError, match=r"config\.json is damaged or cannot be read"):
         restore_vae(tmp_path, mesh)
     with pytest.raises(InputError, match=r"not the config of a T5 v1\.1"):

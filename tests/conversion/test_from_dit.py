@@ -26,7 +26,7 @@ def convert(*arguments):
 
 def restore(path):
     stored = read_stored_model(path)
-    return stored, restore_params(path, abstract_params(stored.model, make_mesh(1)))
+    return stored, restore_params(path, abstract_params(stored.model, make_mesh()))
 
 
 def flatten(params):

@@ -271,7 +271,7 @@ def write_run(workdir, data, **manifest):
     config.model.text_dim = 20
     copy_encoders(data, read_manifest(data), workdir / ENCODERS)
     record_config(workdir, config)
-    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(1), seed=0)
+    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
     checkpoints = Checkpoints(workdir)
     checkpoints.save(state, {})
     checkpoints.close()

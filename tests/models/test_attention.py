@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import Mesh
-from test_pixart import TINY, loss_of, random_params
+from test_pixart import TINY, equations, loss_of, random_params
 
 from pixart_jax.errors import InputError
 from pixart_jax.models import blockwise_attention as blockwise
 from pixart_jax.models import splash_attention as splash
 from pixart_jax.models.attention import AttentionSpec, attention, choose, cudnn_attention
+from pixart_jax.models.remat import REMAT_POLICIES
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HEADS, HEAD_DIM = 2, 12
@@ -226,3 +227,30 @@ def test_cudnn_attention_lowers_to_flash_attention_with_lengths(monkeypatch, sha
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text
     assert r"mask_type\22: \22PADDING\22" in text
+
+
+# --- Remat ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "implementation,primitive,forward",
+    [("splash", "pallas_call", 1), ("blockwise", "dot_general", 2), ("cudnn", "dot_product_attention_fwd_wrapper", 1)],
+)
+def test_attention_without_logits_runs_forward_once(monkeypatch, implementation, primitive, forward):
+    """With "dots" and "attention" as often as without remat, with "full" once more."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    device = HOPPER if implementation == "cudnn" else CPU
+    spec = AttentionSpec(implementation, types.SimpleNamespace(devices=np.array([device]), size=1))
+    x = jax.ShapeDtypeStruct((1, 128, 2, 16), jnp.bfloat16)
+
+    def count(policy):
+        def function(x):
+            return attention(x, x, x, spec=spec).astype(jnp.float32).sum()
+
+        if policy != "none":
+            function = jax.checkpoint(function, policy=REMAT_POLICIES[policy])
+        found = equations(jax.make_jaxpr(jax.grad(function))(x).jaxpr)
+        return sum(equation.primitive.name == primitive for equation in found)
+
+    counts = {policy: count(policy) for policy in REMAT_POLICIES}
+    assert counts["none"] == counts["dots"] == counts["attention"] == counts["full"] - forward, counts

@@ -252,7 +252,7 @@ def test_attention_in_parts_bounds_memory(monkeypatch):
 def test_partition_rules_cover_every_parameter():
     model = AutoencoderKL.from_config(SD)
     tree = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in expected_shapes(model).items()}
-    shardings = tree_shardings(flax.traverse_util.unflatten_dict(tree, sep="/"), make_mesh(1, jax.devices()[:1]))
+    shardings = tree_shardings(flax.traverse_util.unflatten_dict(tree, sep="/"), make_mesh(devices=jax.devices()[:1]))
     specs = {path: s.spec for path, s in flax.traverse_util.flatten_dict(shardings, sep="/").items()}
     assert {path for path, spec in specs.items() if "fsdp" in spec} == {p for p in specs if p.endswith("/kernel")}
     assert len(PARTITION_RULES) > 0 and len(specs) == 248

@@ -20,6 +20,7 @@ from pixart_jax.config import (
     check_attention,
     check_batch,
     check_config,
+    mesh_spec,
     optimizer_spec,
     override,
     position_base,
@@ -79,7 +80,7 @@ def synthetic_shapes(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of `synthetic_batch`, which is not made for them."""
     return {
         name: jax.ShapeDtypeStruct(
-            (config.data.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh)
+            (config.data.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh, name)
         )
         for name, value in synthetic_batch(config, batch_size=1).items()
     }
@@ -117,7 +118,7 @@ def bench_train(config, steps: int) -> dict:
     check_config(config)
     check_batch(config, jax.device_count())
     check_attention(config, jax.devices()[0])
-    mesh = make_mesh(config.mesh.fsdp)
+    mesh = make_mesh(mesh_spec(config))
     lowered = lower_train_step(config, mesh)
     flops = step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
     begin = time.perf_counter()

@@ -1,0 +1,95 @@
+"""What test_sharding.py runs in a process of its own, because the number of simulated devices is fixed at the start.
+
+Prints a line for each mesh on which a training step was as on one device, unless one is not.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from tiny_run import tiny_config
+
+from pixart_jax.config import build_model, check_batch, check_config, mesh_spec, optimizer_spec
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.losses import diffusion_loss
+from pixart_jax.optimizers import build_optimizer
+from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.train_state import abstract_state, start_state
+from pixart_jax.train_step import make_train_step
+from tools.bench.train import synthetic_batch
+
+MESHES = (
+    {"data": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"fsdp": 2, "context": 4},
+)
+ONE = jax.devices()[:1]
+
+
+def make_config(mesh):
+    """A model with everything that a mesh may split, key/value compression too."""
+    config = tiny_config("unused")
+    config.model.update(
+        {"resolution": 128, "kv_compress_ratio": 2, "kv_compress_from": 0, "qk_norm": True, "remat": "attention"}
+    )
+    config.optimizer.update({"warmup_steps": 0, "grad_clip": 1e9})
+    config.mesh.update(mesh)
+    check_config(config)
+    return config
+
+
+def random_arrays(abstract):
+    """Parameters by path; noise on all, because some start at zero and would hide what comes before them."""
+    rng = np.random.default_rng(0)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(abstract.params)
+    return {"/".join(k.key for k in path): 0.1 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in leaves}
+
+
+def one_step(mesh, devices):
+    """(loss, gradient norm, Adam's first moment, which is a tenth of the gradient) after a step."""
+    config = make_config(mesh)
+    check_batch(config, len(devices))
+    mesh = make_mesh(mesh_spec(config), devices)
+    model, tx = build_model(config, mesh), build_optimizer(optimizer_spec(config))
+    host_batch = synthetic_batch(config)
+    host_batch["num_tokens"] = np.int32([64, 32, 40, 4, 64, 64, 16, 60])
+    abstract, batch = abstract_state(model, tx, mesh), put_batch(host_batch, mesh)
+    state = start_state(random_arrays(abstract), tx, abstract)
+    for name, array in batch.items():
+        assert array.sharding == batch_sharding(mesh, name), name
+    assert_lies(state, abstract)
+
+    # Of a seed that draws no timestep 0: there the loss is a difference of two nearly equal probabilities.
+    step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=1, ema_decay=0.5)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    state, metrics = program(state, batch)
+    assert_lies(state, abstract)
+    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    return jax.device_get((metrics["loss"], metrics["grad_norm"], adam.mu))
+
+
+def assert_lies(state, abstract):
+    def same(path, leaf, wanted):
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), (jax.tree_util.keystr(path), leaf.sharding)
+
+    jax.tree_util.tree_map_with_path(same, dataclasses.asdict(state), dataclasses.asdict(abstract))
+
+
+def assert_near(got, wanted):
+    """To 1e-5 of each array, and to rounding of the whole where a gradient is zero, as that of a key's bias is."""
+    whole = sum(np.square(leaf).sum() for leaf in jax.tree.leaves(wanted)) ** 0.5
+
+    def near(path, got, wanted):
+        error, size = np.linalg.norm(got - wanted), np.linalg.norm(wanted)
+        assert error <= 1e-5 * size + 1e-7 * whole, f"{jax.tree_util.keystr(path)}: {error} of {size}"
+
+    jax.tree_util.tree_map_with_path(near, got, wanted)
+
+
+if __name__ == "__main__":
+    expected = one_step({}, ONE)
+    for sizes in MESHES:
+        for got, wanted in zip(one_step(sizes, jax.devices()), expected, strict=True):
+            assert_near(got, wanted)
+        print(*(f"{name}={size}" for name, size in sizes.items()))
