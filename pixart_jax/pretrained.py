@@ -199,7 +199,7 @@ class Autoencoder:
     ):
         self._model = AutoencoderKL.from_config(read_json(pathlib.Path(directory) / "config.json"), dtype)
         self.latent_scale, self.latent_channels = self._model.scaling_factor, self._model.latent_channels
-        mesh = Mesh(mesh.devices.reshape(-1, 1), mesh.axis_names)
+        mesh = Mesh(mesh.devices.reshape(-1, 1), ("data", "fsdp"))
         self._tile_size, self._num_devices = tile_size, mesh.size
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
         self._weights = Weights(lambda: restore_vae(directory, mesh)[1], keep=keep)
