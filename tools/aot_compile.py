@@ -32,6 +32,7 @@ from pixart_jax.config import (
     mesh_spec,
     optimizer_spec,
     override,
+    position_base,
     read_config_file,
 )
 from pixart_jax.diffusion.schedule import linear_schedule
@@ -51,8 +52,6 @@ from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synt
 PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
 STATE_SHARE = 1 / 8
-# FLOPs that are executed for one that is of use: all of the forward pass, a third of the whole, twice.
-RECOMPUTED = {"none": 1.0, "dots": 1.0, "attention": 4 / 3, "full": 4 / 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +142,7 @@ def compile_case(case: Case) -> dict:
             config.mesh.fsdp = default_fsdp(config, topology)
         lowered = lower_train_step(config, make_mesh(mesh_spec(config), devices))
         flops = train_flops(config)
-        executed = flops * RECOMPUTED[config.model.remat]
+        executed = flops + recomputed_flops(config, flops)
     else:
         # As tools.sample draws: whole parameters on every chip.
         config.mesh.fsdp, config.data.batch_size, config.train.accumulation_steps = 1, topology.chips, 1
@@ -218,6 +217,23 @@ def train_flops(config: ConfigDict) -> float:
     return flops * config.data.batch_size
 
 
+def recomputed_flops(config: ConfigDict, flops: float) -> float:
+    """Of a step over all chips: what the backward pass computes again, see `pixart_jax.models.remat`.
+
+    Args:
+      flops: of the step without that, two thirds of them in the backward pass.
+    """
+    if config.model.remat in ("none", "dots"):
+        return 0
+    if config.model.remat == "full":
+        return flops / 3
+    model, tokens = build_model(config), position_base(config) ** 2
+    text = 0 if model.num_classes else model.max_text_tokens
+    keys = sum(tokens // ratio**2 + text for ratio in model.kv_compress or (1,) * model.depth)
+    # Logits and weighted values, a multiply-add each.
+    return flops / 3 - 4 * tokens * keys * model.hidden_size * config.data.batch_size
+
+
 def sampling_flops(config: ConfigDict) -> float:
     """Of drawing one batch over all chips: two forward passes a step, with and without the caption."""
     plain: PixArt = build_model(config)
@@ -237,8 +253,11 @@ def sampling_flops(config: ConfigDict) -> float:
 
 def out_of_memory(message: str) -> str:
     """What the compiler says is too much, such as "Used 20.52G of 15.75G hbm"."""
-    match = re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message)
-    return match[0] if match else message.splitlines()[0]
+    if match := re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message):
+        return match[0]
+    if match := re.search(r"HLO temporaries \(([\d.]+\w*)\) exceeds available HBM \(([\d.]+\w*)\)", message):
+        return f"{match[1]} of scratch, {match[2]} hbm"
+    return message.splitlines()[0]
 
 
 def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -> dict:
