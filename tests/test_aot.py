@@ -67,6 +67,8 @@ def test_the_real_compiler(config, tmp_path, capsys):
     # Two branches of four steps, forward alone, of one picture for six.
     assert sample["flops"] / train["flops"] == pytest.approx(2 * 4 / (3 * 6), rel=0.05)
     assert sample["kernels"] >= 2
+    # Each chip draws its own picture, both branches.
+    assert not sample["collective_counts"]
 
     # What is there is not compiled again, and the table has a line for each.
     assert main(argv) == 0

@@ -23,14 +23,28 @@ def guide(model: Callable, conditions: Mapping, null: Mapping | None, guidance_s
     """
     if null is None:
         return lambda x, t: model(x, t, conditions)
-    both = {name: jnp.concatenate([null.get(name, value), value]) for name, value in conditions.items()}
+    both = {name: _pairs(null.get(name, value), value) for name, value in conditions.items()}
 
     def denoise(x, t):
-        eps, v = model(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-        null, cond = jnp.split(eps, 2)
-        return null + guidance_scale * (cond - null), None if v is None else jnp.split(v, 2)[1]
+        eps, v = model(_pairs(x, x), _pairs(t, t), both)
+        null, cond = _unpaired(eps)
+        return null + guidance_scale * (cond - null), None if v is None else _unpaired(v)[1]
 
     return denoise
+
+
+# Rows of a sample lie next to each other, so that a batch that is split over devices stays where it is.
+
+
+def _pairs(null, cond):
+    """[B, ...] twice as [2B, ...]: a row of one, a row of the other."""
+    return jnp.stack([null, cond], axis=1).reshape(-1, *cond.shape[1:])
+
+
+def _unpaired(both):
+    """The two [B, ...] of `_pairs`."""
+    pairs = both.reshape(-1, 2, *both.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
 
 
 def null_branch(conditions: Mapping) -> dict[str, np.ndarray]:
