@@ -7,8 +7,10 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 
 from config_runs import processes
+from tiny_run import read_metrics
 
 from pixart_jax import main, train
 
@@ -37,6 +39,33 @@ def finish(process: multiprocessing.Process, workdir: pathlib.Path, expected_cod
     output = log_of(workdir).read_text()
     assert process.exitcode == expected_code, output[-5000:]
     return output
+
+
+def wait_for(condition, process, timeout=120):
+    """Waits until it holds; False if the process ended before."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if not process.is_alive():
+            return False
+        time.sleep(0.001)
+    raise AssertionError(f"nothing within {timeout} s")
+
+
+def last_logged(workdir) -> int:
+    try:
+        return read_metrics(workdir)[-1]["step"]
+    except (FileNotFoundError, IndexError, ValueError):
+        return 0
+
+
+def last_saved(workdir) -> int:
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def half_saved(workdir) -> bool:
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
 class Blocking:

@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from test_resume import wait_for_step
+from resume_runs import finish, last_logged, start, wait_for
 from tiny_pipeline import TEXT_DIM, make_pipeline, save
-from tiny_run import finish, read_metrics, start_main, write_data
+from tiny_run import read_metrics, write_data
 
 from pixart_jax import pretrained
 from pixart_jax.assembly import batch_spec, open_data
@@ -347,12 +347,13 @@ def test_killed_and_resumed_it_has_the_losses_of_a_run_never_killed(photos, weig
     config.sample.every = 0
     file = tmp_path / "config.py"
     file.write_text(CONFIG_FILE.format(values=json.dumps(config.to_dict())))
-    finish(start_main(file, tmp_path / "clean"))
-    process = start_main(file, tmp_path / "killed")
-    assert wait_for_step(tmp_path / "killed", 6, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    output = finish(start_main(file, tmp_path / "killed"))
+    clean, killed = tmp_path / "clean", tmp_path / "killed"
+    finish(start(file, clean), clean)
+    process = start(file, killed)
+    assert wait_for(lambda: last_logged(killed) >= 6, process)
+    process.kill()
+    finish(process, killed, -signal.SIGKILL)
+    output = finish(start(file, killed), killed)
     assert "going on from step" in output and "going on from step 12" not in output
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "clean")
     ours, theirs = (

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tiny_run
-from resume_runs import finish, start
+from resume_runs import finish, half_saved, last_logged, last_saved, start, wait_for
 from tiny_run import read_metrics, tiny_config, write_config, write_data
 
 from pixart_jax.config import flatten, load_config
@@ -49,33 +49,6 @@ def assert_identical(workdir, clean):
     ours, theirs = load_arrays(workdir, STEPS), load_arrays(clean, STEPS)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert read_metrics(workdir) == read_metrics(clean)
-
-
-def wait_for(condition, process, timeout=120):
-    """Waits until it holds; False if the process ended before."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        if not process.is_alive():
-            return False
-        time.sleep(0.001)
-    raise AssertionError(f"nothing within {timeout} s")
-
-
-def last_logged(workdir) -> int:
-    try:
-        return read_metrics(workdir)[-1]["step"]
-    except (FileNotFoundError, IndexError, ValueError):
-        return 0
-
-
-def last_saved(workdir) -> int:
-    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
-
-
-def half_saved(workdir) -> bool:
-    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
 def test_sigkill_at_twenty_random_moments(run, tmp_path):
