@@ -109,6 +109,9 @@ def test_what_cannot_fit_is_not_tried(config):
     kept = kept_bytes(case_config(case))
     assert kept == 3 * 4096 * 144 * 2
     assert 6000 / first * kept < 16e9 and first > 1
+    # And both attentions' results.
+    remembering = dataclasses.replace(case, settings=(*case.settings, "--config.model.remat=attention"))
+    assert kept_bytes(case_config(remembering)) == 3 * kept
     assert [attempt.accumulation_steps for attempt in attempts(case, fit=False)] == [0]
 
 

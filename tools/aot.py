@@ -111,9 +111,12 @@ def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
 
 
 def kept_bytes(config: ConfigDict) -> int:
-    """The least that the backward pass of one picture needs kept: the input of each block."""
+    """The least that the backward pass of one picture needs kept: each block's input, and attention's results where
+    they are not computed again."""
     model = architecture(config)
-    return model["depth"] * position_base(config) ** 2 * model["hidden_size"] * jnp.dtype(config.dtype).itemsize
+    results = 0 if config.model.remat == "full" else 1 if config.model.num_classes else 2
+    channels = model["hidden_size"] * (1 + results)
+    return model["depth"] * position_base(config) ** 2 * channels * jnp.dtype(config.dtype).itemsize
 
 
 def known_result(path: pathlib.Path, case: Case) -> dict | None:
