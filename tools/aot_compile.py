@@ -46,7 +46,7 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh
 from pixart_jax.train_state import abstract_params, init_params, kernels_as
-from tools.aot_hlo import count_traffic
+from tools.aot_hlo import BETWEEN_SLICES, count_traffic
 from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
 
 PROGRAMS = ("train", "sample")
@@ -267,10 +267,11 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
     traffic = count_traffic(text, topology.chips)
+    within_slice = {kind: count for kind, count in traffic.collective_bytes.items() if kind != BETWEEN_SLICES}
     bounds = {
         "arithmetic": figures["executed_flops"] / hardware.peak_flops,
         "memory": traffic.memory_bytes / hardware.bandwidth,
-        "collectives": sum(traffic.collective_bytes.values()) / hardware.interconnect,
+        "collectives": sum(within_slice.values()) / hardware.interconnect,
     }
     return {
         "fits": total <= hardware.memory_bytes,

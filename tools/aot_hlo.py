@@ -11,6 +11,8 @@ import math
 import re
 from collections import Counter
 
+# What is handed to the network between slices of TPUs; within a slice the program has collectives of its own.
+BETWEEN_SLICES = "between-slices"
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # They name or regroup buffers, or stand for work that is counted where it is done.
 FREE = {
@@ -38,7 +40,7 @@ class Traffic:
       memory_bytes: read from and written to the device's main memory. A fusion reads its operands and writes its
         results once, and of what it slices only the slice; so does a custom kernel, whatever it reads again.
       collective_bytes: kind -> bytes that a device sends, if the collective sends no more than it must: an all-reduce
-        of S bytes over n devices 2·S·(n-1)/n, an all-gather to S bytes S·(n-1)/n.
+        of S bytes over n devices 2·S·(n-1)/n, an all-gather to S bytes S·(n-1)/n. BETWEEN_SLICES is what it hands over.
       collective_counts: kind -> how many are executed.
       unknown_loops: loops of which it cannot be told how often they run, and which count as one pass.
     """
@@ -100,6 +102,9 @@ def count_traffic(text: str, num_devices: int) -> Traffic:
                     kind = "reduce-scatter"
                 sent[kind] += times * sent_bytes(kind, instruction, computation, num_devices)
                 counts[kind] += times
+            if opcode == "send" and "xla_megascale_runtime" in instruction.attributes:
+                sent[BETWEEN_SLICES] += times * array_bytes(computation.instructions[instruction.operands[0]].type)
+                counts[BETWEEN_SLICES] += times
             if opcode == "while":
                 trips = trip_count(instruction, computation, module)
                 unknown += trips is None
@@ -182,7 +187,8 @@ def tuple_elements(type_text: str) -> list[str]:
 
 
 def trip_count(loop: Instruction, computation: Computation, module: Module) -> int | None:
-    """How often a loop runs: as the compiler notes, or the limit of a counter that starts at 0 and steps by 1."""
+    """How often a loop runs: as the compiler notes, or told from a counter that steps by 1: from 1 where the compiler
+    has taken the first pass out of the loop."""
     if noted := _TRIPS.search(loop.attributes):
         return int(noted[1])
     condition, body = module[re.search(r"\bcondition=%([\w.\-]+)", loop.attributes)[1]], module[loop.called()[0]]
@@ -197,7 +203,7 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> i
     first, step = _behind_copies(computation, start.operands[index]), _behind_copies(body, end.operands[index])
     steps = [_behind_copies(body, name) for name in step.operands] if step.opcode == "add" else []
     by_one = any(part.opcode == "constant" and part.operands == ("1",) for part in steps)
-    return int(limit.operands[0]) if first.operands == ("0",) and by_one else None
+    return int(limit.operands[0]) - int(first.operands[0]) if first.opcode == "constant" and by_one else None
 
 
 def _behind_copies(computation: Computation, name: str) -> Instruction:
@@ -255,6 +261,8 @@ def memory_bytes(instruction: Instruction, computation: Computation, module: Mod
     written = array_bytes(result, main_memory=True)
     if opcode == "dynamic-update-slice":
         return 2 * read[1]
+    if opcode in ("send", "recv"):
+        return read[0] if opcode == "send" else array_bytes(tuple_elements(result)[0], main_memory=True)
     if opcode.removesuffix("-start") in SLICES:
         return written + min(read[0], array_bytes(result))
     if opcode == "fusion":
