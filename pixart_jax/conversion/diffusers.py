@@ -7,12 +7,16 @@ from the text encoder; and it knows neither key/value compression nor qk-norm.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pixart_jax.conversion.pixart import PATCH_KERNEL, Segments, stacks
 from pixart_jax.conversion.rules import COPY, Rule, convert, fused_linear, linear, revert
+from pixart_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from pixart_jax.models.pixart import PixArt
 
 BLOCK_RULES: list[Rule] = [
     ("scale_shift_table", "scale_shift_table", COPY),
@@ -94,3 +98,31 @@ DEFAULT_FIELDS: dict[str, Any] = {
     "interpolation_scale": None,
     "use_additional_conditions": None,
 }
+
+
+def diffusers_config(model: PixArt, position_base: int, position_scale: float) -> dict[str, object]:
+    """The config.json of a model.
+
+    Args:
+      position_base, position_scale: as in `tokens.grid_positions`.
+
+    Raises:
+      InputError: a setting that diffusers' class does not have.
+    """
+    if model.mlp_ratio != 4:
+        raise InputError(f"diffusers has no mlp_ratio but 4; this model's is {model.mlp_ratio}")
+    own = {
+        "num_attention_heads": model.num_heads,
+        "attention_head_dim": model.hidden_size // model.num_heads,
+        "num_layers": model.depth,
+        "in_channels": model.latent_channels,
+        "out_channels": model.latent_channels * (2 if model.learn_sigma else 1),
+        "patch_size": model.patch_size,
+        "sample_size": position_base * model.patch_size,
+        "caption_channels": model.text_dim,
+        "cross_attention_dim": model.hidden_size,
+        "interpolation_scale": int(position_scale) if position_scale == int(position_scale) else position_scale,
+        "use_additional_conditions": model.micro_condition,
+    }
+    others = {"dropout": 0.0, "norm_num_groups": 32, "num_embeds_ada_norm": 1000, "upcast_attention": False}
+    return {"_class_name": "PixArtTransformer2DModel", **FIXED_FIELDS, **DEFAULT_FIELDS, **others, **own}

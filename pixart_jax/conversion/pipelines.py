@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.diffusers import diffusers_config
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import Weights, diffusers_config, write_diffusers
+from pixart_jax.conversion.transfer import Weights, write_diffusers
 from pixart_jax.errors import InputError
 
 PIPELINES = {"alpha": "PixArtAlphaPipeline", "sigma": "PixArtSigmaPipeline"}
@@ -127,7 +128,7 @@ def limits(stored: StoredModel, encoders: Sequence[EncoderSource], family: str) 
       InputError: a setting that diffusers' transformer does not have.
     """
     lines = []
-    sample_size = diffusers_config(stored)["sample_size"]
+    sample_size = diffusers_config(stored.model, stored.position_base, stored.position_scale)["sample_size"]
     if stored.model.micro_condition and sample_size != _MICRO_CONDITION_SIZE:
         lines.append(
             f"diffusers' PixArtAlphaPipeline passes micro-conditions only where sample_size is "

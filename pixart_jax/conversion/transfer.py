@@ -12,7 +12,7 @@ import numpy as np
 from pixart_jax.conversion.control import Control, convert_control, open_control, split_source, write_control
 from pixart_jax.conversion.controlnet import BASE, CONTROL, revert_controlnet
 from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
-from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_TEXT, convert_diffusers, revert_diffusers
+from pixart_jax.conversion.diffusers import NULL_TEXT, convert_diffusers, diffusers_config, revert_diffusers
 from pixart_jax.conversion.pixart import convert_pixart, position_table, revert_pixart
 from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
 from pixart_jax.conversion.stored import StoredModel, StoredParams, parameter_shapes, write_model
@@ -174,37 +174,10 @@ def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
         raise InputError("diffusers has no ControlNet for PixArt; this model's can only be written with --to pixart")
     model = weights.stored.model
     arrays = revert_diffusers(weights.paths, weights.read, model.segments(), model.patch_size)
-    config = diffusers_config(weights.stored)
+    config = diffusers_config(model, weights.stored.position_base, weights.stored.position_scale)
     target.mkdir()
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors.numpy.save_file(dict(arrays), target / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
-
-
-def diffusers_config(stored: StoredModel) -> dict[str, object]:
-    """The config.json of a model.
-
-    Raises:
-      InputError: a setting that diffusers' class does not have.
-    """
-    model = stored.model
-    if model.mlp_ratio != 4:
-        raise InputError(f"diffusers has no mlp_ratio but 4; this model's is {model.mlp_ratio}")
-    scale = stored.position_scale
-    own = {
-        "num_attention_heads": model.num_heads,
-        "attention_head_dim": model.hidden_size // model.num_heads,
-        "num_layers": model.depth,
-        "in_channels": model.latent_channels,
-        "out_channels": model.latent_channels * (2 if model.learn_sigma else 1),
-        "patch_size": model.patch_size,
-        "sample_size": stored.position_base * model.patch_size,
-        "caption_channels": model.text_dim,
-        "cross_attention_dim": model.hidden_size,
-        "interpolation_scale": int(scale) if scale == int(scale) else scale,
-        "use_additional_conditions": model.micro_condition,
-    }
-    others = {"dropout": 0.0, "norm_num_groups": 32, "num_embeds_ada_norm": 1000, "upcast_attention": False}
-    return {"_class_name": "PixArtTransformer2DModel", **FIXED_FIELDS, **DEFAULT_FIELDS, **others, **own}
 
 
 def _with_null_text(weights: Weights) -> Iterable[str]:

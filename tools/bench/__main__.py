@@ -1,8 +1,13 @@
-"""Benchmarks. Each prints one JSON line per figure and runs on any device.
+"""Benchmarks. Each prints one JSON line per figure and runs on any device; docs/benchmarks.md says what they measure.
 
 python -m tools.bench --what=train --config=configs/quickstart.py [--config.model.depth=12 ...] [--steps=20]
-python -m tools.bench --what=convert [--size=XL/2]
+python -m tools.bench --what=forward --config=configs/stage3_256.py
+python -m tools.bench --what=sample --config=configs/stage3_1024.py [--vae=sd]
+python -m tools.bench --what=attention [--resolutions=1024]
+python -m tools.bench --what=checkpoint --config=configs/stage3_256.py
+python -m tools.bench --what=scaling --config=configs/quickstart.py
 python -m tools.bench --what=data [--resolution=256]
+python -m tools.bench --what=convert [--size=XL/2]
 """
 
 from __future__ import annotations
@@ -13,12 +18,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-import jax
-
 from pixart_jax.errors import InputError
+from tools.bench.rates import where
 
 # A module of this package each, imported when asked for: an accelerator image lacks what some of them need.
-BENCHMARKS = ("train", "convert", "data")
+BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,11 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     args, rest = parser.parse_known_args(argv)
-    device = jax.devices()[0]
-    where = {"device": device.device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
     try:
-        for figures in importlib.import_module(f"tools.bench.{args.what}").run(rest):
-            print(json.dumps({"what": args.what, **figures, **where}), flush=True)
+        benchmark = importlib.import_module(f"tools.bench.{args.what}")
+    except ModuleNotFoundError as error:
+        print(f"error: --what={args.what} needs {error.name}, which is not installed", file=sys.stderr)
+        return 2
+    try:
+        for figures in benchmark.run(rest):
+            # Devices are looked for only now: a benchmark may have a say in what there are.
+            print(json.dumps({"what": args.what, **figures, **where()}), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

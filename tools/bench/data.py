@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import io
 import mmap
-import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
 
 import jax
 import ml_dtypes
@@ -28,6 +27,7 @@ import numpy as np
 from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, Text, quantize
 from pixart_jax.data.pipeline import BatchSpec, make_iterator
 from pixart_jax.errors import InputError
+from tools.bench.turns import in_process, take_turns
 
 # Pictures per second that one H200 is to train on, by resolution: what its host has to deliver.
 DEMAND = {256: 500, 512: 120, 1024: 25}
@@ -240,42 +240,35 @@ def measure(loaders: dict[str, tuple[Callable, tuple]], workers: int, seconds: f
 
     Each loader has a process of its own, which waits, its workers' queues full, while the others have their turn.
     """
-    # Not forked: the caller has JAX's threads, and PyTorch forks its workers.
-    context = multiprocessing.get_context("spawn")
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
     with contextlib.ExitStack() as stack:
         turns = {}
         for name, (reader, arguments) in loaders.items():
-            turns[name], theirs = context.Pipe()
-            stack.callback(turns[name].close)
-            process = context.Process(target=serve, args=(theirs, reader, (*arguments, workers), arguments[2]))
-            process.start()
-            # Callbacks run in reverse: None ends the process.
-            stack.callback(process.join)
-            stack.callback(turns[name].send, None)
-            theirs.close()
-        for _ in range(ROUNDS):
-            for name, turn in turns.items():
-                turn.send(seconds)
-                try:
-                    figures[name].append(turn.recv())
-                except EOFError:
-                    raise RuntimeError(f"the loader of {name} failed; its message stands above") from None
+            call = stack.enter_context(in_process(Loader, reader, (*arguments, workers), arguments[2]))
+            turns[name] = functools.partial(call, "read", seconds)
+        figures, failures = take_turns(turns, ROUNDS)
+    if failures:
+        raise RuntimeError("; ".join(f"the loader of {name} failed: {error}" for name, error in failures.items()))
     return {name: tuple(statistics.median(row) for row in zip(*rows, strict=True)) for name, rows in figures.items()}
 
 
-def serve(turns: Connection, reader: Callable, arguments: tuple, batch_size: int) -> None:
-    """Reads for as long as it is told to, as often as it is told to, and answers with the two rates."""
-    batches = reader(*arguments)
-    while seconds := turns.recv():
+class Loader:
+    """Reads for as long as it is told to, as often as it is told to."""
+
+    def __init__(self, reader: Callable, arguments: tuple, batch_size: int):
+        self._batches, self._batch_size = reader(*arguments), batch_size
+
+    def read(self, seconds: float) -> tuple[float, float]:
+        """Samples per second, and per second of processor time."""
         # Takes what was made ahead while others had their turn.
-        _read(batches, min(WARM_UP_SECONDS, seconds))
+        _read(self._batches, min(WARM_UP_SECONDS, seconds))
         processor, begin = processor_seconds(), time.perf_counter()
-        count = _read(batches, seconds) * batch_size
+        count = _read(self._batches, seconds) * self._batch_size
         elapsed, processor = time.perf_counter() - begin, processor_seconds() - processor
-        turns.send((count / elapsed, count / max(processor, TICK)))
-    # A Grain iterator that is not closed leaves shared memory behind; PyTorch's has no such method.
-    getattr(batches, "close", lambda: None)()
+        return count / elapsed, count / max(processor, TICK)
+
+    def close(self) -> None:
+        # A Grain iterator that is not closed leaves shared memory behind; PyTorch's has no such method.
+        getattr(self._batches, "close", lambda: None)()
 
 
 def _read(batches: Iterator, seconds: float) -> int:

@@ -1,11 +1,12 @@
-"""The training step's speed, FLOPs and memory.
+"""The training step: its speed, FLOPs and memory, beside that of diffusers' transformer in PyTorch.
 
-Imports only jax, flax, optax, einops, numpy and this package's core, so that it runs on an accelerator image as it is.
+Ours imports only jax, flax, optax, einops, numpy and this package's core, so that it runs on an accelerator image as it
+is.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -16,18 +17,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixart_jax.config import (
+    ConfigDict,
     build_model,
     check_attention,
     check_batch,
-    check_config,
     mesh_spec,
     optimizer_spec,
-    override,
     position_base,
-    read_config_file,
 )
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
 from pixart_jax.hardware import find_hardware
 from pixart_jax.losses import LossFn, diffusion_loss
@@ -37,20 +35,19 @@ from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.train_state import abstract_state, create_state
 from pixart_jax.train_step import make_train_step
+from tools.bench.options import make_parser, parse_with_config
+from tools.bench.peer import missing_peer, open_peers, peer_spec
+from tools.bench.rates import matrix_rate, peak_bytes
+from tools.bench.turns import Failed, Figures, compare, time_calls
+
+# Steps before those that are timed: the first calls allocate.
+WARM_UP = 2
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """The figures of the command line's config."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench --what=train", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps")
-    args, settings = parser.parse_known_args(argv)
-    config = read_config_file(args.config)
-    if args.steps < 1:
-        raise InputError(f"--steps={args.steps}: must be at least 1")
-    for setting in settings:
-        override(config, setting)
-    yield {"config": args.config, "overrides": settings, **bench_train(config, args.steps)}
+    args, config, about = parse_with_config(make_parser(__name__, __doc__, calls=20), argv)
+    yield {**about, **bench_train(config, args.steps, args.rounds, args.peer)}
 
 
 def synthetic_batch(config, seed: int = 0, batch_size: int | None = None) -> dict[str, np.ndarray]:
@@ -109,48 +106,118 @@ def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
     )
 
 
-def bench_train(config, steps: int) -> dict:
-    """The training step that `pixart_jax.train` compiles, on a synthetic batch already on the devices.
+class TrainProgram:
+    """The training step that `pixart_jax.train` compiles, on a synthetic batch that is already on the devices.
 
-    FLOPs are those of `pixart_jax.flops.step_flops`; `mfu` is their rate as a share of the devices' peak, None where
-    `pixart_jax.hardware` does not know it.
+    Raises:
+      InputError: the config cannot run on these devices.
     """
-    check_config(config)
-    check_batch(config, jax.device_count())
-    check_attention(config, jax.devices()[0])
-    mesh = make_mesh(mesh_spec(config))
-    lowered = lower_train_step(config, mesh)
-    flops = step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
-    begin = time.perf_counter()
-    compiled = lowered.compile()
-    compile_seconds = time.perf_counter() - begin
 
-    state = create_state(build_model(config, mesh), build_optimizer(optimizer_spec(config)), mesh, config.seed)
-    batch = put_batch(synthetic_batch(config), mesh)
-    for _ in range(2):  # The first calls allocate.
-        state, metrics = compiled(state, batch)
-    jax.block_until_ready(state)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        state, metrics = compiled(state, batch)
-    loss = float(metrics["loss"])
-    jax.block_until_ready(state)
-    seconds = (time.perf_counter() - begin) / steps
+    def __init__(self, config: ConfigDict, devices: Sequence[jax.Device]):
+        check_batch(config, len(devices))
+        check_attention(config, devices[0])
+        self.mesh = make_mesh(mesh_spec(config), devices)
+        model, tx = build_model(config, self.mesh), build_optimizer(optimizer_spec(config))
+        self.abstract = abstract_state(model, tx, self.mesh)
+        # Compiled once, where `create_state` by itself would be for every turn.
+        self.create_state = jax.jit(
+            functools.partial(create_state, model, tx, self.mesh, config.seed),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
+        )
+        lowered = lower_train_step(config, self.mesh)
+        begin = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - begin
+        self.batch = put_batch(synthetic_batch(config), self.mesh)
+
+    def turn(self, steps: int) -> Figures:
+        """Seconds per step, and the last loss. The state is made anew and goes at the end."""
+        state = self.create_state()
+
+        def step():
+            nonlocal state
+            state, metrics = self.compiled(state, self.batch)
+            return metrics["loss"]
+
+        for _ in range(WARM_UP):
+            step()
+        jax.block_until_ready(state)
+        seconds = time_calls(step, steps, lambda _: jax.block_until_ready(state))
+        return {"seconds": seconds, "loss": float(step())}
+
+
+def train_flops(config: ConfigDict) -> float | None:
+    """FLOPs of `pixart_jax.flops.step_flops` of a step."""
+    mesh = make_mesh(mesh_spec(config))
+    return step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
+
+
+def flop_rates(flops: float | None, seconds: float, dtype: str, devices: Sequence[jax.Device]) -> Figures:
+    """A call's FLOPs as a rate, and that as a share of two others.
+
+    Returns:
+      "utilisation": of the products of large matrices that were measured just now; "mfu": of the vendor's peak, None
+      where `pixart_jax.hardware` does not know it. Both None where the FLOPs are.
+    """
+    measured, hardware = matrix_rate(dtype, devices[0].platform), find_hardware(devices[0].device_kind)
     rate = flops / seconds if flops else None
-    hardware = find_hardware(jax.devices()[0].device_kind)
-    memory = compiled.memory_analysis()
     return {
-        "images_per_second": config.data.batch_size / seconds,
-        "seconds_per_step": seconds,
-        "model_flops_per_step": flops,
+        "model_flops": flops,
         "model_flops_per_second": rate,
-        "mfu": hardware.utilisation(rate, jax.device_count()) if rate and hardware else None,
-        "compile_seconds": compile_seconds,
+        "matrix_flops_per_second": measured,
+        "utilisation": rate / measured / len(devices) if rate else None,
+        "mfu": hardware.utilisation(rate, len(devices)) if rate and hardware else None,
+    }
+
+
+def bench_train(config: ConfigDict, steps: int, rounds: int, peer: str) -> Figures:
+    """Ours on all devices, and in turns with it PyTorch's where there is one device."""
+    program, batch_size = TrainProgram(config, jax.devices()), config.data.batch_size
+    missing = missing_peer(config, jax.device_count()) or missing_training(config)
+    theirs = () if missing else (peer_spec(config), training_spec(config), synthetic_batch(config))
+    with open_peers(peer, missing, "torch_train.Train", *theirs) as (peers, missing):
+        for call in peers.values():
+            with contextlib.suppress(Failed):  # Its turn says so.
+                call("park")
+        turns = {name: functools.partial(call, "turn", steps) for name, call in peers.items()}
+        figures = compare(functools.partial(program.turn, steps), turns, rounds)
+        for name, row in (figures["peer"] or {}).items():
+            row["images_per_second"] = batch_size / row["seconds"]
+            row["matrix_flops_per_second"] = peers[name]("matrix_rate")
+    memory = program.compiled.memory_analysis()
+    return {
+        "images_per_second": batch_size / figures["seconds"],
+        **figures,
+        **({"peer_missing": missing} if missing else {}),
+        **flop_rates(train_flops(config), figures["seconds"], config.dtype, jax.devices()),
+        **peak_bytes(program.compiled, jax.devices()[0]),
+        "compile_seconds": program.compile_seconds,
         # Per device, from the compiler; absent where it does not say.
         "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
         "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
-        "batch_size": config.data.batch_size,
+        "dtype": config.dtype,
+        "batch_size": batch_size,
         "tokens": position_base(config) ** 2,
         "steps": steps,
-        "loss": loss,
+    }
+
+
+def missing_training(config: ConfigDict) -> str | None:
+    """What of a config's training the peer does not do, or None."""
+    for there, what in (
+        (config.optimizer.name != "adamw", "an optimizer but AdamW; --config.optimizer.name=adamw"),
+        (config.train.accumulation_steps > 1, "accumulation; --config.train.accumulation_steps=1"),
+        (config.train.snr_loss, "the loss of config.train.snr_loss"),
+    ):
+        if there:
+            return what
+    return None
+
+
+def training_spec(config: ConfigDict) -> dict[str, object]:
+    """The fields of `torch_train.TrainingSpec`. Whatever our policy keeps, the peer keeps all or nothing."""
+    fields = ("learning_rate", "b1", "b2", "eps", "weight_decay", "grad_clip")
+    return {name: config.optimizer[name] for name in fields} | {
+        "ema_decay": config.train.ema_decay,
+        "rematerialise": config.model.remat != "none",
     }

@@ -1,0 +1,104 @@
+"""What a checkpoint costs the training loop, beside torch.save of a state of the same size.
+
+Ours is written in the background: the loop waits for `Checkpoints.save` to return, and its steps may take longer while
+files are written. torch.save holds the loop until all is written. Both leave the rest to the page cache.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import pathlib
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.config import ConfigDict, build_model
+from tools.bench.options import make_parser, parse_with_config
+from tools.bench.peer import missing_torch, open_peers, parameter_shapes, torch_device
+from tools.bench.train import WARM_UP, TrainProgram
+from tools.bench.turns import Figures, compare, time_calls
+
+
+def run(argv: Sequence[str]) -> Iterator[dict]:
+    """The figures of the command line's config: "seconds" is the stall, of a step that saves."""
+    parser = make_parser(__name__, __doc__, calls=5)
+    parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
+    args, config, about = parse_with_config(parser, argv)
+    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
+        yield {**about, **bench_checkpoint(config, pathlib.Path(folder), args.steps, args.rounds, args.peer)}
+
+
+def bench_checkpoint(config: ConfigDict, folder: pathlib.Path, steps: int, rounds: int, peer: str) -> Figures:
+    program = TrainProgram(config, jax.devices())
+    missing = missing_torch() or ("a comparison on several devices" if jax.device_count() > 1 else None)
+    shapes = list(parameter_shapes(build_model(config)).values())
+    # There is nothing to compile.
+    peer = "none" if peer == "none" else "eager"
+    with open_peers(peer, missing, "torch_parts.Save", torch_device(), shapes) as (peers, missing):
+        turns = {name: functools.partial(call, "turn", str(folder / "state.pt")) for name, call in peers.items()}
+        figures = compare(functools.partial(save_turn, program, folder / "run", steps), turns, rounds)
+    if figures["peer"]:
+        figures["ratio_restore"] = figures["peer"]["eager"]["restore_seconds"] / figures["restore_seconds"]
+    return {
+        **figures,
+        **({"peer_missing": missing} if missing else {}),
+        "batch_size": config.data.batch_size,
+        "steps": steps,
+    }
+
+
+def save_turn(program: TrainProgram, workdir: pathlib.Path, steps: int) -> Figures:
+    """One save beside the steps of training, and one restore.
+
+    Returns:
+      "save_seconds": of the call. "slowdown_seconds": by how much the steps beside the writing took longer in all than
+      steps by themselves, whose median is "step_seconds". "seconds": the sum of the two. "background_seconds": from
+      the call's end to that of the writing, during which "steps_beside" ended. "restore_seconds", "bytes" on disk.
+    """
+    state = program.create_state()
+
+    def step() -> float:
+        nonlocal state
+        begin = time.perf_counter()
+        state, _ = program.compiled(state, program.batch)
+        jax.block_until_ready(state)
+        return time.perf_counter() - begin
+
+    checkpoints = Checkpoints(workdir, keep=1)
+    checkpoints.prepare(program.abstract)
+    for _ in range(WARM_UP):
+        step()
+    alone = statistics.median(step() for _ in range(steps))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        save_seconds = time_calls(lambda: checkpoints.save(state, {}), 1, lambda _: None)
+        begin, written, beside = time.perf_counter(), pool.submit(_wait, checkpoints), []
+        while not written.done():
+            beside.append(step())
+        end = written.result()
+    size = sum(path.stat().st_size for path in checkpoints.directory.rglob("*") if path.is_file())
+    state = None
+    restore_seconds = time_calls(lambda: checkpoints.restore(program.abstract), 1, jax.block_until_ready)
+    checkpoints.close()
+    shutil.rmtree(workdir)
+    slowdown = sum(beside) - alone * len(beside)
+    return {
+        "seconds": save_seconds + slowdown,
+        "save_seconds": save_seconds,
+        "slowdown_seconds": slowdown,
+        "step_seconds": alone,
+        "background_seconds": end - begin,
+        "steps_beside": len(beside),
+        "restore_seconds": restore_seconds,
+        "bytes": size,
+    }
+
+
+def _wait(checkpoints: Checkpoints) -> float:
+    checkpoints.wait()
+    return time.perf_counter()

@@ -1,0 +1,76 @@
+"""What the command lines of the benchmarks have in common."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from pixart_jax.config import ConfigDict, check_config, override, read_config_file
+from pixart_jax.errors import InputError
+from tools.bench.peer import VARIANTS, share_memory
+
+
+def make_parser(module_name: str, doc: str, *, calls: int | None = None) -> argparse.ArgumentParser:
+    """With the options that all comparisons have."""
+    what = module_name.rpartition(".")[2]
+    parser = argparse.ArgumentParser(prog=f"python -m tools.bench --what={what}", description=doc.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
+    if calls:
+        parser.add_argument("--steps", type=int, default=calls, help="timed calls of a turn (default: %(default)s)")
+    parser.add_argument(
+        "--peer",
+        default="auto",
+        help=f"what of PyTorch to compare with: {', '.join(VARIANTS)}, several with commas between them, or none "
+        "(default: compile on a GPU, both on a CPU)",
+    )
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the settings of the config, which are what is left.
+
+    Raises:
+      InputError: an option is out of range.
+    """
+    args, settings = parser.parse_known_args(argv)
+    for name in ("rounds", "steps"):
+        if getattr(args, name, 1) < 1:
+            raise InputError(f"--{name}={getattr(args, name)}: must be at least 1")
+    if unknown := set(args.peer.split(",")) - {*VARIANTS, "auto", "none"}:
+        raise InputError(f"--peer={args.peer}: {', '.join(sorted(unknown))} is none of {', '.join(VARIANTS)}, none")
+    if args.peer != "none":
+        share_memory()
+    return args, settings
+
+
+def parse_with_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, ConfigDict, dict[str, object]]:
+    """The options, the checked config, and what a line of figures says about it.
+
+    Raises:
+      InputError: an option or a setting that cannot be.
+    """
+    add_config(parser)
+    args, settings = parse(parser, argv)
+    config = read_config_file(args.config)
+    for setting in settings:
+        override(config, setting)
+    check_config(config)
+    return args, config, {"config": args.config, "overrides": settings}
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """The numbers of an option that takes several.
+
+    Raises:
+      InputError: they are none, or not above zero.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(f"{name}={text}: must be numbers above zero with commas between them")
+    return [int(part) for part in parts]
