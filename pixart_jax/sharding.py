@@ -254,9 +254,11 @@ def fetch_whole(array: jax.Array) -> np.ndarray:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as one global array each."""
     _, shares = batch_share(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(
-            batch_sharding(mesh, name), value, (len(value) * shares, *value.shape[1:])
-        )
-        for name, value in batch.items()
-    }
+    # With several processes JAX takes what it is told here for an accident.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(
+                batch_sharding(mesh, name), value, (len(value) * shares, *value.shape[1:])
+            )
+            for name, value in batch.items()
+        }

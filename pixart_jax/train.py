@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
+from contextlib import contextmanager
 
 import jax
 from absl import logging
@@ -223,10 +224,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     # -------------------------------------------------------------------------------------------------------- The loop.
     try:
-        with end_with_the_others(TrainingDiverged, SystemExit), stop_requests() as requested:
+        stopwatch = Stopwatch(start)
+        with (
+            end_with_the_others(TrainingDiverged, SystemExit),
+            stop_requests() as requested,
+            # Nothing in the loop may make the host wait for the devices by accident.
+            jax.transfer_guard("disallow"),
+        ):
             if evaluate_first and start < last:
-                evaluate(start)
-            stopwatch = Stopwatch(start)
+                with aside(stopwatch):
+                    evaluate(start)
             for step in range(start + 1, last + 1):
                 watchdog.beat(step - 1, "a step")
                 state, metrics = compiled_step(state, put_batch(next(iterator), mesh))
@@ -236,17 +243,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 checkpoints.check()
                 stop = requested(step)
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
-                    with stopwatch.paused():
+                    with aside(stopwatch):
                         save_checkpoint(step)
                 if stop:
                     checkpoints.wait()
                     logging.warning("%s: stopped at step %d, which is saved; the same command goes on", stop.name, step)
                     raise SystemExit(exit_code(stop))
                 if held_out and step % config.eval.every == 0 and step != last:
-                    with stopwatch.paused():
+                    with aside(stopwatch):
                         evaluate(step)
                 if config.sample.every and step % config.sample.every == 0 and step != last:
-                    with stopwatch.paused():
+                    with aside(stopwatch):
                         draw(step)
         # ----------------------------------------------------------------------------------------------------- The end.
         watchdog.beat(last, "saving a checkpoint")
@@ -287,6 +294,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             evaluations.close()
         iterator.close()
         checkpoints.close()
+
+
+@contextmanager
+def aside(stopwatch: Stopwatch):
+    """What is not training proper: its time does not count, and it may wait for the devices."""
+    with stopwatch.paused(), jax.transfer_guard("allow"):
+        yield
 
 
 def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:

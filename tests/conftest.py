@@ -23,6 +23,8 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import transfers
+
 # Files that take longest: those that start, kill and resume whole runs.
 LONGEST = ("test_resume.py", "test_configs.py", "test_online.py", "test_extract_features.py", "test_photographs.py")
 
@@ -48,3 +50,11 @@ def compilations():
     with jax.log_compiles():
         yield names
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def guarded_reads():
+    """See `transfers.guard_reads`."""
+    transfers.guard_reads()
+    yield
+    transfers.unguard_reads()

@@ -11,6 +11,7 @@ import time
 
 from config_runs import processes
 from tiny_run import read_metrics
+from transfers import guard_reads
 
 from pixart_jax import main, train
 
@@ -99,5 +100,6 @@ def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -
             return dataclasses.replace(data, batches=Blocking(data.batches, block_at))
 
         train.open_data = open_and_block
+    guard_reads()
     sys.argv = ["main", *arguments]
     main.run()
