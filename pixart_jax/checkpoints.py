@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
+import time
 import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -27,6 +29,13 @@ from pixart_jax.files import reason
 from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
+# Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
+# costs it a copy of that in its memory, and the first save a compilation for each device and shape.
+_HANDLERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+)
+# Seconds between two looks at a save that is waited for.
+_POLL = 0.01
 
 
 class SaveFailed(RuntimeError):
@@ -46,6 +55,14 @@ class _Array:
     checksum: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Saving:
+    """A checkpoint on its way to disk, and the time.monotonic() at which it set out."""
+
+    step: int
+    begin: float
+
+
 class Checkpoints:
     """The checkpoints of one workdir, in `workdir/checkpoints/STEP`. Call `close` to wait for what is being written.
 
@@ -59,14 +76,14 @@ class Checkpoints:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path)
         self._manager = self._open_manager()
-        self._saving = False
+        self._saving: _Saving | None = None
         self._checksums: jax.stages.Compiled | None = None
 
     def _open_manager(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                **{name: ocp.StandardCheckpointHandler() for name in _ARRAYS},
+                **{name: ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS) for name in _ARRAYS},
                 "progress": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -92,12 +109,13 @@ class Checkpoints:
 
     def prepare(self, abstract: TrainState) -> None:
         """Compiles the checksums of such a state, which the first `save` would do otherwise."""
-        # Small, and on every process, whatever the shardings.
-        everywhere = abstract.step.sharding
-        self._checksums = jax.jit(tree_checksums, out_shardings=everywhere).lower(_items(abstract)).compile()
+        self._checksums = compile_checksums(abstract)
 
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts writing a checkpoint of `state.step`; returns once the arrays are copied off the devices.
+
+        Each process copies and writes its own shards: nothing is gathered, and the devices hold no second copy. A save
+        that is still under way is waited for; see `wait`.
 
         Args:
           progress: JSON-able, the same on every process; comes back from `restore`.
@@ -105,6 +123,9 @@ class Checkpoints:
         Raises:
           SaveFailed: this one, or the one before, could not be written.
         """
+        begin = time.monotonic()
+        self.wait()
+        started = time.monotonic()
         if self._checksums is None:
             self.prepare(state)
         items = _items(state)
@@ -115,22 +136,41 @@ class Checkpoints:
             for name in sorted(items)
         }
         contents = {"arrays": arrays, "progress": progress}
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["progress"] = ocp.args.JsonSave({"crc32": _crc32(contents)} | contents)
+        step = int(state.step)
         with self._save_errors():
-            self._manager.save(int(state.step), args=ocp.args.Composite(**args))
-        self._saving = True
+            self._manager.save(step, args=ocp.args.Composite(**args))
+        self._saving = _Saving(step, started)
+        logging.info("checkpoint of step %d: held the loop for %.2f s", step, time.monotonic() - begin)
 
     def check(self) -> None:
         """Raises SaveFailed if the last save has come to an end and failed; never waits."""
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
 
-    def wait(self) -> None:
-        """Blocks until what is being written is complete; raises SaveFailed if it cannot be."""
-        self._saving = False
+    def wait(self, timeout: float = math.inf) -> float:
+        """Blocks until what is being written is complete, but no longer than so many seconds.
+
+        Returns:
+          Seconds since the save began, if it is not complete; else 0.
+
+        Raises:
+          SaveFailed: it could not be written.
+        """
+        if self._saving is None:
+            return 0.0
+        if timeout < math.inf:
+            deadline = time.monotonic() + timeout
+            while self._manager.is_saving_in_progress():
+                if (now := time.monotonic()) >= deadline:
+                    return now - self._saving.begin
+                time.sleep(_POLL)
+        saving, self._saving = self._saving, None
         with self._save_errors():
             self._manager.wait_until_finished()
+        logging.info("checkpoint of step %d: complete within %.1f s", saving.step, time.monotonic() - saving.begin)
+        return 0.0
 
     def close(self) -> None:
         """Waits and releases the manager; raises SaveFailed as `wait`, once."""
@@ -178,7 +218,7 @@ class Checkpoints:
             recorded = self._read_progress(step)[0][item]
             self._check_shapes(step, recorded, abstract)
             with _any_error_is_damage(item):
-                args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+                args = ocp.args.Composite(**{item: _restore_args(abstract)})
                 params = self._manager.restore(step, args=args)[item]
             _verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
         except _Damaged as error:
@@ -212,7 +252,7 @@ class Checkpoints:
         for name in _ARRAYS:
             self._check_shapes(step, recorded[name], items[name])
         with _any_error_is_damage("its arrays"):
-            args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+            args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in _ARRAYS}
             checksums = iter(np.asarray(self._checksums(restored)).tolist())
@@ -311,6 +351,18 @@ def _verify(item: str, recorded: dict[str, _Array], tree, checksums: Iterable[in
     if changed:
         more = f" and {len(changed) - 1} other arrays" if len(changed) > 1 else ""
         raise _Damaged(f"{item}: the numbers of {changed[0]}{more} are not those that were saved")
+
+
+def _restore_args(abstract) -> ocp.args.PyTreeRestore:
+    """To restore an item with the shapes, dtypes and shardings of `abstract`."""
+    return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+
+
+def compile_checksums(state: TrainState) -> jax.stages.Compiled:
+    """The program that computes those of what a checkpoint keeps of such a state, where it lies; takes `_items`."""
+    # Small, and on every process, whatever the shardings.
+    everywhere = state.step.sharding
+    return jax.jit(tree_checksums, out_shardings=everywhere).lower(_items(state)).compile()
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -174,6 +174,9 @@ def default_config() -> ConfigDict:
                 "snr_loss": False,
                 "log_every": 100,
                 "checkpoint_every": 1000,
+                # A checkpoint is written while training goes on. Seconds that a step may wait, to be saved, for the one
+                # before to be complete; then it is not saved, unless it is the last, or a signal asks to stop.
+                "checkpoint_wait": 60,
                 # The newest ones. With 1 there is none to go back to from one that the disk has damaged.
                 "keep_checkpoints": 2,
                 # Seconds that a step, a save, an evaluation or a sample grid may take before the run is taken to hang:
@@ -351,7 +354,7 @@ def check_config(config: ConfigDict) -> None:
         require(flatten(config)[key] >= 1, key, "must be at least 1")
     for key in (
         "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps", "train.hang_timeout",
-        "optimizer.weight_decay", "seed", "eval.seed",
+        "train.checkpoint_wait", "optimizer.weight_decay", "seed", "eval.seed",
     ):  # fmt: skip
         require(flatten(config)[key] >= 0, key, "must not be negative")
     for key in (

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.agreement import agree, check_shared, end_with_the_others, run_facts, together
+from pixart_jax.agreement import agree, check_shared, end_with_the_others, gather, run_facts, together
 from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
@@ -180,11 +180,26 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     watchdog = Watchdog(workdir, config.train.hang_timeout)
 
-    def save_checkpoint(step: int) -> None:
+    def save_checkpoint(step: int, *, required: bool) -> None:
         watchdog.beat(step, "saving a checkpoint")
         window.fetch()  # A state that a non-finite loss has touched is never saved.
-        if checkpoints.latest_step != step:
-            checkpoints.save(state, {"iterator": iterator.get_state(), "pending": window.pending})
+        if checkpoints.latest_step == step:
+            return
+        if not required:
+            patience, hang = config.train.checkpoint_wait, config.train.hang_timeout
+            # Of the slowest process: all must decide alike.
+            seconds = max(map(float, gather("the last checkpoint", str(checkpoints.wait(patience)))))
+            # One that is under way for longer than `hang` hangs: waiting for it, the watchdog ends the run.
+            if seconds and not 0 < hang < seconds:
+                logging.warning(
+                    "NO CHECKPOINT OF STEP %d: that of step %d is not complete after %.0f s; raise "
+                    "config.train.checkpoint_every, or write to a faster disk",
+                    step,
+                    checkpoints.latest_step,
+                    seconds,
+                )
+                return
+        checkpoints.save(state, {"iterator": iterator.get_state(), "pending": window.pending})
 
     def log(step: int) -> None:
         window.fetch()
@@ -244,7 +259,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 stop = requested(step)
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with aside(stopwatch):
-                        save_checkpoint(step)
+                        save_checkpoint(step, required=step == last or stop is not None)
                 if stop:
                     checkpoints.wait()
                     logging.warning("%s: stopped at step %d, which is saved; the same command goes on", stop.name, step)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import jax
 from config_runs import processes
 from tiny_run import read_metrics
 from transfers import guard_reads
@@ -101,5 +102,6 @@ def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -
 
         train.open_data = open_and_block
     guard_reads()
+    jax.config.update("jax_log_compiles", devices > 1)
     sys.argv = ["main", *arguments]
     main.run()

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from tiny_run import tiny_config, write_data
 
@@ -163,6 +166,21 @@ def test_another_model_is_no_damage(workdir):
     with pytest.raises(InputError, match=r"2 holds another model.*\n  noise: checkpoint \(64, 32\), model \(64, 33\)"):
         checkpoints.restore(dataclasses.replace(ABSTRACT, params=ABSTRACT.params | {"noise": other}))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_waiting_has_an_end(tmp_path, monkeypatch):
+    finalize, done = ocp.CheckpointManager._finalize, threading.Event()
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize", lambda *args: done.wait(60) and finalize(*args))
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.wait() == checkpoints.wait(0) == 0
+    checkpoints.save(state_of(1), PROGRESS)
+    begin = time.monotonic()
+    assert 0 < checkpoints.wait(0) < checkpoints.wait(0.1)
+    assert 0.1 < time.monotonic() - begin < 30
+    done.set()
+    assert checkpoints.wait(60) == checkpoints.wait(0) == 0
+    assert Checkpoints(tmp_path, read_only=True).latest_step == 1
+    checkpoints.close()
 
 
 def test_a_checkpoint_from_before_checksums(workdir, caplog):

@@ -1,9 +1,12 @@
 """The real loop on a tiny config: what it writes, how often it compiles, and what it refuses."""
 
 import json
+import re
+import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
@@ -85,6 +88,32 @@ def test_no_step_reads_from_the_devices(data, tmp_path, guarded_reads, monkeypat
     monkeypatch.setattr(MetricsWindow, "add", add_and_look)
     with pytest.raises(RuntimeError, match="Disallowed"):
         train_and_evaluate(tiny_config(data), str(tmp_path))
+
+
+def test_a_slow_disk_does_not_hold_the_loop(data, tmp_path, monkeypatch, caplog):
+    """The checkpoint of step 2 comes to its end after step 10: until then no other is begun, and the last one is."""
+    finalize, add, done = ocp.CheckpointManager._finalize, MetricsWindow.add, threading.Event()
+
+    def finalize_late(self, step, *args):
+        assert done.wait(60)
+        finalize(self, step, *args)
+
+    def add_and_count(self, step, metrics):
+        add(self, step, metrics)
+        if step == 11:
+            done.set()
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize", finalize_late)
+    monkeypatch.setattr(MetricsWindow, "add", add_and_count)
+    config = tiny_config(data)
+    config.train.update({"checkpoint_every": 2, "checkpoint_wait": 0})
+    config.sample.every = 0
+    with caplog.at_level("INFO"):
+        train_and_evaluate(config, str(tmp_path))
+    skipped = re.findall(r"NO CHECKPOINT OF STEP (\d+): that of step 2 is not complete after", caplog.text)
+    assert skipped == ["4", "6", "8", "10"]
+    assert re.findall(r"checkpoint of step (\d+): held the loop for", caplog.text) == ["2", "12"]
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 12]
 
 
 def test_a_run_of_before_a_setting_existed(tmp_path):

@@ -4,11 +4,14 @@ Prints a line for each mesh on which a training step was as on one device, unles
 """
 
 import dataclasses
+import math
+import re
 
 import jax
 import numpy as np
 from tiny_run import tiny_config
 
+from pixart_jax.checkpoints import compile_checksums
 from pixart_jax.config import build_model, check_batch, check_config, mesh_spec, optimizer_spec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_loss
@@ -63,6 +66,12 @@ def one_step(mesh, devices):
     step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=1, ema_decay=0.5)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    # No second copy of any of the state: what comes out lies where it lay.
+    per_device = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract))
+    assert program.memory_analysis().alias_size_in_bytes == 4 * per_device
+    # Nor is any of it gathered for the checksums of a checkpoint: numbers are, one for each array.
+    collectives = set(re.findall(r"all-\w+|collective-\w+|reduce-scatter", compile_checksums(abstract).as_text()))
+    assert collectives <= {"all-reduce"}, collectives
     state, metrics = program(state, batch)
     assert_lies(state, abstract)
     adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
