@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.offload import to_device
+
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 # Elements that numpy works on at a time: what fits into a core's cache.
 _CHUNK = 1 << 16
@@ -22,7 +24,7 @@ _CHUNK = 1 << 16
 
 def tree_checksums(tree: Any) -> jax.Array:
     """u32[number of leaves] for a tree of arrays of at most 32 bits an element, in the order of `jax.tree.leaves`."""
-    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(to_device(tree))])
 
 
 def array_checksum(array: np.ndarray) -> int:

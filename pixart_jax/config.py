@@ -170,6 +170,8 @@ def default_config() -> ConfigDict:
                 # Microbatches that one optimizer step is summed over.
                 "accumulation_steps": 1,
                 "ema_decay": 0.9999,
+                # The optimizer's state lies in the hosts' memory, and comes to the devices for each update.
+                "offload_optimizer": False,
                 # The reference's `snr_loss`; no config it ships sets it.
                 "snr_loss": False,
                 "log_every": 100,
@@ -483,6 +485,17 @@ def check_attention(config: ConfigDict, device: jax.Device) -> None:
     head_dim = model["hidden_size"] // model["num_heads"]
     needs = unmet_needs(config.model.attention, device, jnp.dtype(config.dtype), head_dim)
     require_setting(config, needs is None, "model.attention", needs or "")
+
+
+def check_offload(config: ConfigDict, device: jax.Device) -> None:
+    """Raises InputError if `config.train.offload_optimizer` is set and such a device cannot reach its host's memory."""
+    kinds = {memory.kind for memory in device.addressable_memories()}
+    require_setting(
+        config,
+        not config.train.offload_optimizer or "pinned_host" in kinds,
+        "train.offload_optimizer",
+        f"{device.device_kind} has no memory of the kind pinned_host, but {', '.join(sorted(kinds))}; set it to False",
+    )
 
 
 def mesh_spec(config: ConfigDict) -> MeshSpec:

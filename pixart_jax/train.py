@@ -21,6 +21,7 @@ from pixart_jax.config import (
     check_attention,
     check_batch,
     check_config,
+    check_offload,
     eval_timesteps,
     flatten,
     mesh_spec,
@@ -72,6 +73,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         check_config(config)
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
+        check_offload(config, jax.devices()[0])
         mesh = make_mesh(mesh_spec(config))
         share, num_shares = batch_share(mesh)
         spec = batch_spec(config, num_shares)
@@ -120,11 +122,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     # --------------------------------------------------------------------------------------------- Birth or resumption.
     batch_shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
-    abstract = abstract_state(model, tx, mesh)
+    abstract = abstract_state(model, tx, mesh, offload=config.train.offload_optimizer)
     checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
     agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
     if checkpoints.latest_step is None:
-        state = start_state(initial, tx, abstract) if warm_start else create_state(model, tx, mesh, config.seed)
+        state = (
+            start_state(initial, tx, abstract)
+            if warm_start
+            else create_state(model, tx, mesh, config.seed, offload=config.train.offload_optimizer)
+        )
         checkpoints.prepare(abstract)
         window = MetricsWindow()
         logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.offload import in_host_memory
 from pixart_jax.rng import stream_key
 from pixart_jax.sharding import tree_shardings
 
@@ -78,14 +79,21 @@ def kernels_as(dtype, abstract):
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 
 
-def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state, as jax.ShapeDtypeStruct; allocates nothing."""
-    return _with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
+def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False) -> TrainState:
+    """Shapes, dtypes and shardings of the whole state, as jax.ShapeDtypeStruct; allocates nothing.
+
+    Args:
+      offload: the optimizer's state lies in the hosts' memory; see `offload.in_host_memory`.
+    """
+    state = _with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
+    return state.replace(opt_state=in_host_memory(state.opt_state)) if offload else state
 
 
-def create_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+def create_state(
+    model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, seed: int, *, offload: bool = False
+) -> TrainState:
     """A fresh state, each array made where it will live: no device ever holds all of it."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh, offload=offload))
     return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(stream_key(seed, "init"))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from pixart_jax.losses import Batch, LossFn
+from pixart_jax.offload import to_device, to_memory_of
 from pixart_jax.rng import stream_key
 from pixart_jax.train_state import TrainState
 
@@ -60,12 +61,12 @@ def make_train_step(
         key = jax.random.fold_in(stream_key(seed, "train"), state.step)
         keys = jax.random.split(key, batch["tokens"].shape[0])
         grads, metrics = gradients(state.params, batch, keys)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(grads, to_device(state.opt_state), state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = jax.tree.map(lambda ema, p: ema + (1.0 - ema_decay) * (p - ema), state.ema_params, params)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        return TrainState(state.step + 1, params, ema_params, to_memory_of(opt_state, state.opt_state)), metrics
 
     return train_step

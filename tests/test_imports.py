@@ -22,6 +22,7 @@ LAYERS = [
         "files",
         "words",
         "hardware",
+        "offload",
         "checksums",
         "watchdog",
         "preemption",
@@ -56,7 +57,7 @@ LAYERS = [
 ]
 CORE = [
     "models", "diffusion", "samplers", "losses", "optimizers", "sharding", "train_state", "train_step", "config",
-    "flops", "hardware",
+    "flops", "hardware", "offload",
 ]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import types
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, wr
 
 from pixart_jax import hardware
 from pixart_jax.checkpoints import Checkpoints
-from pixart_jax.config import build_model, load_config
+from pixart_jax.config import build_model, check_offload, default_config, load_config
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
@@ -114,6 +115,31 @@ def test_a_slow_disk_does_not_hold_the_loop(data, tmp_path, monkeypatch, caplog)
     assert skipped == ["4", "6", "8", "10"]
     assert re.findall(r"checkpoint of step (\d+): held the loop for", caplog.text) == ["2", "12"]
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 12]
+
+
+def test_an_optimizer_in_host_memory_changes_nothing(data, tmp_path):
+    """Bit for bit, saved and resumed; and it stays there."""
+    config = tiny_config(data)
+    config.sample.every = 0
+    config.train.update({"log_every": 1, "num_steps": 6})
+    plain = train_and_evaluate(config, str(tmp_path / "plain"))
+    config.train.offload_optimizer = True
+    for config.train.num_steps in (3, 6):
+        offloaded = train_and_evaluate(config, str(tmp_path / "offloaded"))
+    for state, kind in ((plain, "device"), (offloaded, "pinned_host")):
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1} == {kind}
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves((state.params, state.ema_params))} == {"device"}
+    jax.tree.map(np.testing.assert_array_equal, plain, offloaded)
+    assert read_metrics(tmp_path / "plain") == read_metrics(tmp_path / "offloaded")
+
+
+def test_a_device_without_host_memory_is_refused():
+    config, memories = default_config(), [types.SimpleNamespace(kind="device")]
+    device = types.SimpleNamespace(device_kind="abacus", addressable_memories=lambda: memories)
+    check_offload(config, device)
+    config.train.offload_optimizer = True
+    with pytest.raises(InputError, match=r"config.train.offload_optimizer = True: abacus has no .* pinned_host"):
+        check_offload(config, device)
 
 
 def test_a_run_of_before_a_setting_existed(tmp_path):

@@ -184,8 +184,10 @@ def default_fsdp(config: ConfigDict, topology: Topology) -> int:
 
 
 def _whole_state(config: ConfigDict):
+    """What lies in the devices' memory."""
     params = init_params(build_model(config), jax.random.key(0))
-    return params, params, build_optimizer(optimizer_spec(config)).init(params)
+    offloaded = config.train.offload_optimizer
+    return params, params, None if offloaded else build_optimizer(optimizer_spec(config)).init(params)
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
@@ -276,6 +278,7 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
     return {
         "fits": total <= hardware.memory_bytes,
         "argument_bytes": arguments,
+        "host_argument_bytes": memory.host_argument_size_in_bytes,
         "scratch_bytes": scratch,
         "total_bytes": total,
         "memory_bytes": traffic.memory_bytes,

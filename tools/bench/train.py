@@ -21,6 +21,7 @@ from pixart_jax.config import (
     build_model,
     check_attention,
     check_batch,
+    check_offload,
     mesh_spec,
     optimizer_spec,
     position_base,
@@ -99,7 +100,7 @@ def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
         accumulation_steps=config.train.accumulation_steps,
         learning_rate=learning_rate_schedule(optimizer),
     )
-    abstract = abstract_state(model, tx, mesh)
+    abstract = abstract_state(model, tx, mesh, offload=config.train.offload_optimizer)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
         abstract, synthetic_shapes(config, mesh)
@@ -116,12 +117,14 @@ class TrainProgram:
     def __init__(self, config: ConfigDict, devices: Sequence[jax.Device]):
         check_batch(config, len(devices))
         check_attention(config, devices[0])
+        check_offload(config, devices[0])
         self.mesh = make_mesh(mesh_spec(config), devices)
         model, tx = build_model(config, self.mesh), build_optimizer(optimizer_spec(config))
-        self.abstract = abstract_state(model, tx, self.mesh)
+        offload = config.train.offload_optimizer
+        self.abstract = abstract_state(model, tx, self.mesh, offload=offload)
         # Compiled once, where `create_state` by itself would be for every turn.
         self.create_state = jax.jit(
-            functools.partial(create_state, model, tx, self.mesh, config.seed),
+            functools.partial(create_state, model, tx, self.mesh, config.seed, offload=offload),
             out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
         )
         lowered = lower_train_step(config, self.mesh)
