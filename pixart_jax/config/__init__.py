@@ -1,0 +1,45 @@
+"""Every setting of a run with its default, the checks on them, and the typed objects they describe.
+
+A file in configs/ starts from `default_config()` and changes what is its own; `--config.key=value` changes it again.
+This package needs only the core's imports, so that a benchmark can read configs on a machine without ml_collections.
+"""
+
+from pixart_jax.config.checks import check_attention, check_batch, check_config, check_offload
+from pixart_jax.config.defaults import ConfigDict, default_config
+from pixart_jax.config.settings import (
+    flatten,
+    load_config,
+    override,
+    read_config_file,
+    require_setting,
+    unknown_key_error,
+)
+from pixart_jax.config.typed import (
+    architecture,
+    build_model,
+    eval_timesteps,
+    mesh_spec,
+    optimizer_spec,
+    position_base,
+)
+
+__all__ = [
+    "ConfigDict",
+    "architecture",
+    "build_model",
+    "check_attention",
+    "check_batch",
+    "check_config",
+    "check_offload",
+    "default_config",
+    "eval_timesteps",
+    "flatten",
+    "load_config",
+    "mesh_spec",
+    "optimizer_spec",
+    "override",
+    "position_base",
+    "read_config_file",
+    "require_setting",
+    "unknown_key_error",
+]

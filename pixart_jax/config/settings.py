@@ -1,0 +1,105 @@
+"""Configs from files and command lines, and their keys by dotted names."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+
+from pixart_jax.config.defaults import ConfigDict, default_config
+from pixart_jax.errors import InputError
+
+
+def read_config_file(path: str) -> ConfigDict:
+    """The ConfigDict of a config file.
+
+    Raises:
+      InputError: no such file, or it sets a key that does not exist.
+    """
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--config={path}: no such file; see configs/")
+    module_spec = importlib.util.spec_from_file_location("run_config", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        return module.get_config()
+    except ModuleNotFoundError as error:
+        raise InputError(f"{path}: {error}; run from the repository's root, where configs/ is") from error
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config that a run recorded.
+
+    Raises:
+      InputError: no run has started there.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: {workdir} is not the workdir of a run")
+    return ConfigDict(_merged(default_config(), json.loads(path.read_text())))
+
+
+def _merged(defaults, values: dict) -> dict:
+    """`values`, with the default of every key that a run of an older version did not know."""
+    known = {key: value for key, value in defaults.items() if key not in values}
+    nested = {key: value for key, value in values.items() if isinstance(value, dict) and key in defaults}
+    return {**known, **values, **{key: _merged(defaults[key], value) for key, value in nested.items()}}
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict:
+    """{"model.depth": 28, ...}: every key of a config by its dotted name."""
+    flat = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return flat
+
+
+def unknown_key_error(key: str, config: ConfigDict) -> InputError:
+    """The error for a dotted key that is not in the config, with the nearest that is."""
+    known = list(flatten(config))
+    # Compare last parts as well: `lr` under the wrong section should still find its home.
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+        name for name in known if name.split(".")[-1] == key.split(".")[-1]
+    ]
+    hint = f"did you mean config.{near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return InputError(f"unknown config key config.{key}; {hint}")
+
+
+def override(config: ConfigDict, setting: str) -> None:
+    """Applies one --config.key=value, where absl's flags are not at hand.
+
+    Raises:
+      InputError: another form, an unknown key, or a value of another type than the key's.
+    """
+    name, separator, text = setting.partition("=")
+    key = name.removeprefix("--config.")
+    if key == name or not separator:
+        raise InputError(f"what is {setting!r}? Settings are changed by --config.key=value")
+    known = flatten(config)
+    if key not in known:
+        raise unknown_key_error(key, config)
+    value = text
+    if not isinstance(known[key], str):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        if isinstance(known[key], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(known[key]):
+            raise InputError(f"config.{key} = {text!r}: must be of type {type(known[key]).__name__}")
+    *sections, last = key.split(".")
+    node = config
+    for section in sections:
+        node = node[section]
+    node[last] = value
+
+
+def require_setting(config: ConfigDict, ok: bool, key: str, cure: str) -> None:
+    """Raises InputError with the dotted key, its value and the cure, unless `ok`."""
+    if not ok:
+        raise InputError(f"config.{key} = {flatten(config)[key]!r}: {cure}")

@@ -1,0 +1,75 @@
+"""The typed objects that a config describes."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pixart_jax.config.defaults import ConfigDict
+from pixart_jax.config.settings import require_setting
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.optimizers import OptimizerSpec
+from pixart_jax.optimizers.came import CameSpec
+from pixart_jax.sharding import MeshSpec
+from pixart_jax.tokens import DOWNSAMPLE
+
+
+def architecture(config: ConfigDict) -> dict[str, int]:
+    """hidden_size, depth, num_heads and patch_size: those of the named size, with the config's own where it sets
+    them."""
+    return {name: config.model[name] or value for name, value in SIZES[config.model.size].items()}
+
+
+def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
+    """The model a config describes, to be compiled for a mesh; None where only its architecture is wanted."""
+    fields = architecture(config)
+    ratio, first = config.model.kv_compress_ratio, config.model.kv_compress_from
+    return PixArt(
+        **fields,
+        latent_channels=config.model.latent_channels,
+        text_dim=config.model.text_dim,
+        max_text_tokens=config.model.max_text_tokens,
+        num_classes=config.model.num_classes,
+        micro_condition=config.model.micro_condition,
+        kv_compress=tuple(ratio if i >= first else 1 for i in range(fields["depth"])) if ratio > 1 else (),
+        qk_norm=config.model.qk_norm,
+        adaln=config.model.adaln,
+        learn_sigma=config.model.learn_sigma,
+        remat=config.model.remat,
+        attention=AttentionSpec(config.model.attention, mesh),
+        dtype=jnp.dtype(config.dtype),
+        scan_unroll=config.model.scan_unroll,
+    )
+
+
+def position_base(config: ConfigDict) -> int:
+    """Tokens along one side of the resolution's square; its square is the padded sequence length N."""
+    return config.model.resolution // (DOWNSAMPLE * architecture(config)["patch_size"])
+
+
+def eval_timesteps(config: ConfigDict) -> tuple[int, ...]:
+    """config.eval.timesteps as numbers; raises InputError if they are none, or no timesteps."""
+    timesteps = [int(part) if part.strip().isdecimal() else -1 for part in config.eval.timesteps.split(",")]
+    rising = all(low < high for low, high in itertools.pairwise([-1, *timesteps, linear_schedule().num_steps]))
+    require_setting(config, rising, "eval.timesteps", "must be rising timesteps from 0 to 999 with commas between them")
+    return tuple(timesteps)
+
+
+def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
+    """The optimizer a config describes."""
+    fields = dict(config.optimizer) | {"came": CameSpec(**config.optimizer.came)}
+    return OptimizerSpec(
+        **fields,
+        batch_size=config.data.batch_size,
+        num_steps=config.train.num_steps,
+        patch_size=architecture(config)["patch_size"],
+    )
+
+
+def mesh_spec(config: ConfigDict) -> MeshSpec:
+    """The mesh a config describes."""
+    return MeshSpec(**config.mesh)
