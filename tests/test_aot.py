@@ -82,7 +82,15 @@ def test_the_real_compiler(config, tmp_path, capsys):
 
 
 def record(path, case, **result):
-    figures = {"chips": 16, "batch_size": 16, "fsdp": 1, "capacity_bytes": 16e9, "flops": 1e12, "compiler": "no"}
+    figures = {
+        "chips": 16,
+        "batch_size": 16,
+        "fsdp": 1,
+        "context": 1,
+        "capacity_bytes": 16e9,
+        "flops": 1e12,
+        "compiler": "no",
+    }
     line = json.dumps({"case": dataclasses.asdict(case), "result": figures | result})
     path.write_text((path.read_text() if path.exists() else "") + line + "\n")
 
@@ -99,10 +107,17 @@ def test_fit_takes_the_fewest_accumulation_steps(config, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["accumulation_steps"] == 3
 
 
+def with_context(case, context):
+    return dataclasses.replace(case, settings=(*case.settings, f"--config.mesh.context={context}"))
+
+
 def test_what_cannot_fit_is_not_tried(config):
     case = Case(config, ("--config.data.batch_size=96", "--config.model.resolution=1024"), "v5e:4x4")
-    tried = [attempt.accumulation_steps for attempt in attempts(case, fit=True)]
-    assert tried == [1, 2, 3, 6]
+    tried = [(attempt.accumulation_steps, attempt.settings[2:]) for attempt in attempts(case, fit=True)]
+    # Where one picture at a time is too much, it is split over chips, which then have more pictures together.
+    split = [(6 * n, (f"--config.mesh.context={n}",)) for n in (2, 4, 8)]
+    assert tried == [(1, ()), (2, ()), (3, ()), (6, ()), *split]
+    assert all(attempt.settings[-1].endswith("=4") for attempt in attempts(with_context(case, 4), fit=True))
     large = dataclasses.replace(case, settings=("--config.data.batch_size=96000", *case.settings[1:]))
     first = next(attempts(large, fit=True)).accumulation_steps
     # The inputs of 3 blocks over 4,096 tokens of 144 channels in bfloat16.

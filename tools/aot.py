@@ -8,7 +8,8 @@ The compiler is the real one; it comes with libtpu (pip install "jax[tpu]"). Eac
 Results go to --out as they come, and what is there is not compiled again: the same command goes on after a kill.
 
 The config's global batch is rounded down to a multiple of the chips, or up to one picture on each. --fit tries more
-accumulation steps until the step fits. Unless --config.mesh.fsdp is given, the state is split over the fewest
+accumulation steps until the step fits, and where one picture is too much for a chip it splits it over several, by
+config.mesh.context. Unless --config.mesh.fsdp is given, the state is split over the fewest
 chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one picture on each chip,
 with whole parameters on each.
 """
@@ -37,6 +38,8 @@ STAGES = (
     "sigma_256", "sigma_512", "sigma_1024", "sigma_2k", "sigma_4k",
 )  # fmt: skip
 TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v6e:16x16", "v5p:8x8x8", "2xv5e:16x16")
+# Chips over which --fit splits a picture at most.
+MAX_CONTEXT = 8
 # JAX must start on this machine's CPU, and libtpu must neither look for chips nor for the cloud's metadata. Compiling
 # another topology than the named type's works.
 ENVIRONMENT = {
@@ -96,18 +99,24 @@ def figures_of(case: Case, args: argparse.Namespace) -> dict:
 
 
 def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
-    """The case, or with `fit` the case with each number of accumulation steps that divides a chip's pictures and could
-    fit."""
+    """The case, or with `fit` what could fit, in turn: each number of accumulation steps that divides the pictures of a
+    chip; then, unless the case says something about it, one picture split over 2, 4 and 8 chips."""
     if not fit:
         yield case
         return
-    config = case_config(case)
-    topology = parse_topology(case.topology)
-    pictures = config.data.batch_size // topology.chips
-    steps = [n for n in range(config.train.accumulation_steps, pictures + 1) if pictures % n == 0]
-    for n in steps:
-        if n == pictures or pictures // n * kept_bytes(config) < topology.hardware.memory_bytes:
-            yield dataclasses.replace(case, accumulation_steps=n)
+    whole = case_config(case)
+    settings = [()]
+    if whole.mesh.context == 1 and parse_topology(case.topology).chips % MAX_CONTEXT == 0:
+        settings += [(f"--config.mesh.context={2**n}",) for n in range(1, MAX_CONTEXT.bit_length())]
+    for extra in settings:
+        split = dataclasses.replace(case, settings=(*case.settings, *extra))
+        config, topology = case_config(split), parse_topology(case.topology)
+        over = config.mesh.context * config.mesh.tensor
+        pictures = config.data.batch_size * over // topology.chips
+        steps = [n for n in range(config.train.accumulation_steps, pictures + 1) if pictures % n == 0]
+        for n in steps[-1:] if extra else steps:
+            if n == pictures or pictures // n * kept_bytes(config) / over < topology.hardware.memory_bytes:
+                yield dataclasses.replace(split, accumulation_steps=n)
 
 
 def kept_bytes(config: ConfigDict) -> int:
@@ -175,7 +184,7 @@ def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
         "topology": lambda case, r: case.topology,
         "batch": lambda case, r: f"{r['batch_size']:,}",
         "per chip": lambda case, r: f"{per_chip(r)}",
-        "fsdp": lambda case, r: f"{r['fsdp']}",
+        "fsdp × context": lambda case, r: f"{r['fsdp']}" + (f" × {r['context']}" if r["context"] > 1 else ""),
         "arguments GB": lambda case, r: gigabytes(r.get("argument_bytes")),
         "scratch GB": lambda case, r: gigabytes(r.get("scratch_bytes")),
         "total / capacity GB": lambda case, r: f"{total(r)} / {r['capacity_bytes'] / 1e9:g}",
@@ -198,8 +207,9 @@ def gigabytes(count: float | None) -> str:
 
 
 def per_chip(result: dict) -> str:
-    pictures, steps = result["batch_size"] // result["chips"], result["accumulation_steps"]
-    return f"{pictures}" if steps == 1 else f"{steps} × {pictures // steps}"
+    steps, context = result["accumulation_steps"], result["context"]
+    pictures = result["batch_size"] * context // result["chips"] // steps
+    return (f"{steps} × " if steps > 1 else "") + (f"{pictures}" if context == 1 else f"{pictures}/{context}")
 
 
 def total(result: dict) -> str:

@@ -145,7 +145,8 @@ def compile_case(case: Case) -> dict:
         executed = flops + recomputed_flops(config, flops)
     else:
         # As tools.sample draws: whole parameters on every chip.
-        config.mesh.fsdp, config.data.batch_size, config.train.accumulation_steps = 1, topology.chips, 1
+        config.mesh.update({"fsdp": 1, "context": 1, "tensor": 1})
+        config.data.batch_size, config.train.accumulation_steps = topology.chips, 1
         lowered = lower_sampling(config, make_mesh(devices=devices))
         flops = executed = sampling_flops(config)
     lower_seconds = time.perf_counter() - begin
@@ -154,6 +155,7 @@ def compile_case(case: Case) -> dict:
         "batch_size": config.data.batch_size,
         "accumulation_steps": config.train.accumulation_steps,
         "fsdp": config.mesh.fsdp,
+        "context": config.mesh.context,
         "capacity_bytes": topology.hardware.memory_bytes,
         "flops": flops / topology.chips,
         "executed_flops": executed / topology.chips,
@@ -177,7 +179,7 @@ def default_fsdp(config: ConfigDict, topology: Topology) -> int:
     the memory."""
     state = jax.eval_shape(lambda: _whole_state(config))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    per_slice, fsdp = topology.chips // topology.slices, 1
+    per_slice, fsdp = topology.chips // topology.slices // (config.mesh.context * config.mesh.tensor), 1
     while size / fsdp > STATE_SHARE * topology.hardware.memory_bytes and per_slice % (2 * fsdp) == 0:
         fsdp *= 2
     return fsdp
