@@ -6,7 +6,6 @@ files are written. torch.save holds the loop until all is written. Both leave th
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import pathlib
 import shutil
@@ -59,7 +58,8 @@ def save_turn(program: TrainProgram, workdir: pathlib.Path, steps: int) -> Figur
     Returns:
       "save_seconds": of the call. "slowdown_seconds": by how much the steps beside the writing took longer in all than
       steps by themselves, whose median is "step_seconds". "seconds": the sum of the two. "background_seconds": from
-      the call's end to that of the writing, during which "steps_beside" ended. "restore_seconds", "bytes" on disk.
+      the call's end to that of the step in which the writing ended, the last of "steps_beside". "restore_seconds";
+      "bytes" on disk.
     """
     state = program.create_state()
 
@@ -75,12 +75,11 @@ def save_turn(program: TrainProgram, workdir: pathlib.Path, steps: int) -> Figur
     for _ in range(WARM_UP):
         step()
     alone = statistics.median(step() for _ in range(steps))
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        save_seconds = time_calls(lambda: checkpoints.save(state, {}), 1, lambda _: None)
-        begin, written, beside = time.perf_counter(), pool.submit(_wait, checkpoints), []
-        while not written.done():
-            beside.append(step())
-        end = written.result()
+    save_seconds = time_calls(lambda: checkpoints.save(state, {}), 1, lambda _: None)
+    begin, beside = time.perf_counter(), []
+    while checkpoints.wait(0):
+        beside.append(step())
+    background_seconds = time.perf_counter() - begin
     size = sum(path.stat().st_size for path in checkpoints.directory.rglob("*") if path.is_file())
     state = None
     restore_seconds = time_calls(lambda: checkpoints.restore(program.abstract), 1, jax.block_until_ready)
@@ -92,13 +91,8 @@ def save_turn(program: TrainProgram, workdir: pathlib.Path, steps: int) -> Figur
         "save_seconds": save_seconds,
         "slowdown_seconds": slowdown,
         "step_seconds": alone,
-        "background_seconds": end - begin,
+        "background_seconds": background_seconds,
         "steps_beside": len(beside),
         "restore_seconds": restore_seconds,
         "bytes": size,
     }
-
-
-def _wait(checkpoints: Checkpoints) -> float:
-    checkpoints.wait()
-    return time.perf_counter()

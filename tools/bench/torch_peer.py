@@ -7,7 +7,8 @@ threads as there are cores, denormals flushed to zero as XLA does.
 from __future__ import annotations
 
 import os
-import resource
+import pathlib
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -44,7 +45,10 @@ def wait(_=None) -> None:
 def peak_bytes(device: str) -> Figures:
     if device == "cuda":
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "peak_bytes_of": "device"}
-    return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "peak_bytes_of": "process"}
+    # Not getrusage's, which begins at that of the process that started this one.
+    status = pathlib.Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return {"peak_bytes": int(found[1]) * 1024 if found else None, "peak_bytes_of": "process"}
 
 
 def measure_matrix_rate(dtype: str, device: str) -> float:

@@ -5,8 +5,10 @@ Products in bfloat16 are autocast's, over float32 weights. torch.compile takes t
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -167,6 +169,9 @@ class Train:
             storage.resize_(0)
         if self._spec.device == "cuda":
             torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            # glibc keeps what is freed below 32 MiB, which is most of the weights.
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
     def _unpark(self) -> None:
         if not self._parked:
