@@ -154,4 +154,6 @@ def test_bench_runs_on_the_core_alone():
     # Two blocks of width 192 over 2·16 tokens: 6 FLOPs per weight and token, within the sum of what else there is.
     assert 0.05e9 < figures["model_flops"] < 1e9
     assert figures["model_flops_per_second"] == pytest.approx(figures["model_flops"] / figures["seconds"])
-    assert (figures["peer"], figures["peer_missing"]) == (None, "torch")
+    assert figures["peak_bytes"] >= figures["argument_bytes"] > 0 and figures["peak_bytes_of"] == "compiler"
+    assert 0 < figures["seconds_min"] <= figures["seconds"] <= figures["seconds_max"] and figures["rounds"] == 3
+    assert (figures["peer"], figures["ratio"], figures["peer_missing"]) == (None, None, "torch")
