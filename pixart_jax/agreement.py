@@ -1,4 +1,4 @@
-"""What the processes of one run tell one another: that they are of one mind, and that one of them must stop.
+"""What the processes of one run tell one another before they start: that they are of one mind.
 
 Texts travel through the coordinator's key-value store, not through the devices: nothing is compiled for them, they may
 be of any length, and a barrier says who is missing.
@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import platform
 import secrets
-import socket
-import sys
 import time
-import traceback
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
@@ -25,8 +21,7 @@ import jax
 import numpy as np
 
 import pixart_jax
-from pixart_jax.checkpoints import SaveFailed
-from pixart_jax.cluster import absent, client
+from pixart_jax.cluster import client, this_host
 from pixart_jax.data.manifest import MANIFEST_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.record import versions
@@ -34,18 +29,16 @@ from pixart_jax.record import versions
 # Seconds that processes may be apart, e.g. because one reads weights from a slower disk. One that died is noticed by
 # its heartbeat, far sooner.
 _PATIENCE = 3600
-# Seconds that a process which fails waits for the others to fail too, so that all of them say why.
-_GRACE = 5
 
 
 def gather(topic: str, text: str) -> list[str]:
-    """Every process's text, in the order of processes, each of which must call this with the same topics in turn."""
+    """Every process's text, in the order of processes, each of which must call this as often with the topic."""
     if jax.process_count() == 1:
         return [text]
     store, index = client(), jax.process_index()
-    # Counted in the store, so that no two rounds share a name.
-    number = store.key_value_increment(f"pixart_jax/rounds/{index}", 1)
-    folder = f"pixart_jax/{number}/{topic}"
+    # Counted in the store, so that no two rounds share a name; by topic, as threads ask about different ones.
+    number = store.key_value_increment(f"pixart_jax/rounds/{index}/{topic}", 1)
+    folder = f"pixart_jax/gathered/{topic}/{number}"
     store.key_value_set(f"{folder}/{index:06d}", json.dumps(text))
     store.wait_at_barrier(folder, _PATIENCE * 1000)
     return [json.loads(value) for _, value in sorted(store.key_value_dir_get(folder))]
@@ -167,46 +160,3 @@ def check_shared(workdir: pathlib.Path, patience: float = 5.0) -> None:
     finally:
         if jax.process_index() == 0:
             mark.unlink(missing_ok=True)
-
-
-@contextmanager
-def end_with_the_others(*shared: type[BaseException]):
-    """An error inside, but for those that all processes meet at the same step, ends this process at once.
-
-    The others would wait for it for ever, and it for them: in a collective operation, or for a checkpoint that it has
-    begun. Once it is gone, they fail too. A process that is alone lets errors pass.
-
-    Args:
-      shared: what all processes raise.
-    """
-    try:
-        yield
-    except shared:
-        raise
-    except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        _give_up(error)
-
-
-def _give_up(error: BaseException) -> None:
-    refused = isinstance(error, InputError)
-    if not isinstance(error, InputError | SaveFailed):
-        traceback.print_exception(error)
-    me = f"process {jax.process_index()} of {jax.process_count()} ({this_host()})"
-    reason = str(error) if isinstance(error, InputError | SaveFailed) else f"{type(error).__name__}: {str(error)[:500]}"
-    print(f"error: {me} stops: {reason}", file=sys.stderr, flush=True)
-    if gone := absent(_GRACE):
-        who = "another process" if gone == [-1] else f"process {', '.join(map(str, gone))}"
-        print(
-            f"error: {me}: {who} gave no answer and may have died; start all processes again: the run goes on from its "
-            "newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-    os._exit(2 if refused else 1)
-
-
-def this_host() -> str:
-    """The name of this machine."""
-    return socket.gethostname()

@@ -23,12 +23,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from pixart_jax.agreement import together
 from pixart_jax.checksums import tree_checksums
+from pixart_jax.cluster import absent, client
 from pixart_jax.errors import InputError
 from pixart_jax.files import reason
 from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
+# Seconds within which processes find the same damage.
+_OTHERS_READ = 10
 # Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
 # costs it a copy of that in its memory, and the first save a compilation for each device and shape.
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
@@ -75,6 +79,7 @@ class Checkpoints:
         if not read_only and jax.process_index() == 0:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path)
+        self._errors: list[BaseException] = []
         self._manager = self._open_manager()
         self._saving: _Saving | None = None
         self._checksums: jax.stages.Compiled | None = None
@@ -83,7 +88,10 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                **{name: ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS) for name in _ARRAYS},
+                **{
+                    name: _noting_errors(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS), self._errors)
+                    for name in _ARRAYS
+                },
                 "progress": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -145,7 +153,10 @@ class Checkpoints:
         logging.info("checkpoint of step %d: held the loop for %.2f s", step, time.monotonic() - begin)
 
     def check(self) -> None:
-        """Raises SaveFailed if the last save has come to an end and failed; never waits."""
+        """Raises SaveFailed if the last save is known to have failed; never waits."""
+        if self._errors:
+            with self._save_errors():
+                raise self._errors[0]
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -247,15 +258,16 @@ class Checkpoints:
         )
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        recorded, progress = self._read_progress(step)
+        with self._damage_on_all(step):
+            recorded, progress = self._read_progress(step)
         items = _items(abstract)
         for name in _ARRAYS:
             self._check_shapes(step, recorded[name], items[name])
-        with _any_error_is_damage("its arrays"):
+        with self._damage_on_all(step), _any_error_is_damage("its arrays"):
             args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in _ARRAYS}
-            checksums = iter(np.asarray(self._checksums(restored)).tolist())
+        checksums = iter(np.asarray(self._checksums(restored)).tolist())
         for name in sorted(restored):
             _verify(name, recorded[name], restored[name], checksums)
         counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
@@ -280,6 +292,19 @@ class Checkpoints:
             }
             return arrays, contents["progress"]
 
+    @contextmanager
+    def _damage_on_all(self, step: int):
+        """Damage that all processes meet gives way to the checkpoint before; one that meets it alone stops them all.
+
+        For Orbax lets the others wait for it, in a collective operation.
+        """
+        try:
+            yield
+        except _Damaged as error:
+            if client() is not None and absent(_OTHERS_READ, f"damage/{step}"):
+                raise self._damage(step, error) from error
+            raise
+
     def _damage(self, step: int, error: _Damaged) -> InputError:
         return InputError(f"the checkpoint {self.directory / str(step)} is damaged: {error}; {self.instead_of(step)}")
 
@@ -302,14 +327,15 @@ class Checkpoints:
 
     def _set_aside(self, steps: Iterable[int], used: int) -> None:
         """Takes damaged checkpoints out of the run's sight."""
-        for step in steps:
-            path = self.directory / str(step)
-            target, number = path.with_name(f"{step}.damaged"), 1
-            while target.exists():
-                number += 1
-                target = path.with_name(f"{step}.damaged{number}")
-            path.rename(target)
-            logging.error("GOING BACK TO STEP %d; what is left of step %d is kept as %s", used, step, target)
+        with together("setting damaged checkpoints aside"):
+            for step in steps if jax.process_index() == 0 else ():
+                path = self.directory / str(step)
+                target, number = path.with_name(f"{step}.damaged"), 1
+                while target.exists():
+                    number += 1
+                    target = path.with_name(f"{step}.damaged{number}")
+                path.rename(target)
+                logging.error("GOING BACK TO STEP %d; what is left of step %d is kept as %s", used, step, target)
         self._manager.close()
         self._manager = self._open_manager()
 
@@ -325,6 +351,38 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self.directory}: {reason(error)}; {last}. Make room or mend the "
                 "disk, then give the same command again"
             ) from error
+
+
+def _noting_errors(handler: ocp.PyTreeCheckpointHandler, errors: list[BaseException]) -> ocp.PyTreeCheckpointHandler:
+    """The handler, whose saves add to `errors` what they fail of in the background.
+
+    Orbax itself raises it once all processes have written their parts, for which it waits ten minutes.
+    """
+    save = handler.async_save
+
+    async def async_save(*args, **kwargs):
+        return [_Noting(future, errors) for future in await save(*args, **kwargs) or ()]
+
+    # Not a subclass: Orbax knows handlers by their exact type.
+    handler.async_save = async_save
+    return handler
+
+
+class _Noting:
+    """A future of Orbax's; adds to `errors` what it raises."""
+
+    def __init__(self, future: ocp.future.Future, errors: list[BaseException]):
+        self._future, self._errors = future, errors
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout=timeout)
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def cancel(self) -> None:
+        self._future.cancel()
 
 
 @contextmanager

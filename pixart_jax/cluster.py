@@ -10,8 +10,11 @@ import glob
 import importlib.util
 import os
 import re
+import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 
 import jax
@@ -22,6 +25,10 @@ from pixart_jax.errors import InputError
 
 # What a launcher sets for each process where there are several, beside the number that says so.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+# Held by the thread that ends this process, so that no other gives another reason.
+ending = threading.Lock()
+# Seconds after which a wait without an end is begun again.
+_ANNOUNCEMENT_TIMEOUT = 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +163,7 @@ def join(
     alarm = threading.Timer(join_timeout, _give_up, [membership, join_timeout])
     alarm.daemon = True
     alarm.start()
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         jax.distributed.initialize(
             membership.coordinator,
@@ -179,11 +187,10 @@ def join(
         raise InputError(f"{_cannot_join(membership)}: {cure}\n  {str(error)[:500]}") from error
     finally:
         alarm.cancel()
-    state = distributed.global_state
-    logging.info(
-        "process %d of %d, coordinated by %s", state.process_id, state.num_processes, state.coordinator_address
-    )
-    return state.process_id
+    # JAX has taken it over, for a way to stop together that is not ours; see preemption.py.
+    signal.signal(signal.SIGTERM, on_sigterm)
+    logging.info("%s, coordinated by %s", this_process(), distributed.global_state.coordinator_address)
+    return process_number()
 
 
 def _has_tpu(env: Mapping[str, str]) -> bool:
@@ -215,15 +222,58 @@ def client():
     return distributed.global_state.client
 
 
+def process_number() -> int:
+    """The number of this process; unlike `jax.process_index` it waits for no device."""
+    return distributed.global_state.process_id
+
+
+def this_process() -> str:
+    """In words, for messages."""
+    return f"process {process_number()} of {distributed.global_state.num_processes} ({this_host()}, {os.getpid()})"
+
+
+def this_host() -> str:
+    """The name of this machine."""
+    return socket.gethostname()
+
+
+def announce(topic: str, text: str) -> None:
+    """Lets `wait_for_announcement` return on every process. Of several on one topic the first counts."""
+    try:
+        client().key_value_set(f"pixart_jax/announced/{topic}", text)
+    except RuntimeError as error:
+        if "ALREADY_EXISTS" not in str(error):
+            raise
+
+
+def wait_for_announcement(topic: str) -> str | None:
+    """What a process announces, as soon as it does; None if the run ends before. For a thread that may be left behind
+    in it."""
+    while True:
+        try:
+            return client().blocking_key_value_get(f"pixart_jax/announced/{topic}", _ANNOUNCEMENT_TIMEOUT * 1000)
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return None
+
+
+def leave(code: int) -> None:
+    """Ends this process at once: nothing is waited for."""
+    # JAX aborts those that lose their coordinator.
+    if client() is not None and process_number() == 0:
+        time.sleep(1)
+    os._exit(code)
+
+
 def all_fail(seconds: float = 10) -> bool:
     """Whether all processes call this within some seconds of the first: none of them is left behind."""
     return client() is None or not absent(seconds)
 
 
-def absent(seconds: float) -> list[int]:
-    """Waits for all processes to call this; returns those that did not, [-1] if nobody knows which."""
+def absent(seconds: float, topic: str = "failed") -> list[int]:
+    """Waits for all processes to call this on a topic; returns those that did not, [-1] if nobody knows which."""
     try:
-        client().wait_at_barrier("pixart_jax/failed", int(seconds * 1000))
+        client().wait_at_barrier(f"pixart_jax/{topic}", int(seconds * 1000))
     except RuntimeError as error:
         return missing_tasks(str(error)) or [-1]
     return []
@@ -232,4 +282,5 @@ def absent(seconds: float) -> list[int]:
 def missing_tasks(message: str) -> list[int]:
     """The processes that a barrier's error names as not having come."""
     _, _, names = message.partition("timed out task names:")
-    return sorted({int(number) for number in re.findall(r"task:(\d+)", names)})
+    # "1", in jax 0.10; "/job:jax_worker/replica:0/task:1" before. A blank line follows.
+    return sorted({int(number) for number in re.findall(r"(\d+)$", names.split("\n\n")[0], re.MULTILINE)})

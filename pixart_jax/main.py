@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixart_jax.cluster import all_fail, join
+from pixart_jax.cluster import all_fail, join, leave
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
@@ -44,18 +44,19 @@ def main(argv: list[str]) -> None:
     if process > 0:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
-    from pixart_jax.agreement import end_with_the_others
     from pixart_jax.checkpoints import SaveFailed
+    from pixart_jax.ending import end_with_the_others, hear_of_errors
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate
 
+    hear_of_errors()
     try:
         with end_with_the_others(InputError, TrainingDiverged, SystemExit):
             train_and_evaluate(_CONFIG.value, _WORKDIR.value)
     except (InputError, TrainingDiverged, SaveFailed) as error:
         code = _print_error(error)
         if not all_fail():
-            os._exit(code)  # An orderly end would wait for the others, and they for this process.
+            leave(code)  # An orderly end would wait for the others, and they for this process.
         sys.exit(code)
 
 

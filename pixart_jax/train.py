@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.agreement import agree, check_shared, end_with_the_others, gather, run_facts, together
+from pixart_jax.agreement import agree, check_shared, gather, run_facts, together
 from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import (
@@ -31,6 +31,7 @@ from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.ending import end_with_the_others
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.features import ENCODERS
@@ -135,7 +136,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         window = MetricsWindow()
         logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
     else:
-        state, progress = checkpoints.restore(abstract)
+        with end_with_the_others():
+            state, progress = checkpoints.restore(abstract)
         iterator.set_state(progress["iterator"])
         window = MetricsWindow(progress["pending"])
         logging.info("going on from step %d in %s", int(state.step), checkpoints.directory)
@@ -262,7 +264,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                 if step % config.train.log_every == 0 or step == last:
                     log(step)
                 checkpoints.check()
-                stop = requested(step)
+                stop = requested()
                 if step % config.train.checkpoint_every == 0 or step == last or stop:
                     with aside(stopwatch):
                         save_checkpoint(step, required=step == last or stop is not None)

@@ -6,11 +6,12 @@ import faulthandler
 import multiprocessing
 import os
 import pathlib
-import platform
 import sys
 import threading
 import time
 from typing import TextIO
+
+from pixart_jax.cluster import all_fail, ending, leave, process_number, this_process
 
 # "Temporary failure, try again" of sysexits.h.
 HANG_EXIT_CODE = os.EX_TEMPFAIL
@@ -24,7 +25,8 @@ class Watchdog:
     """Ends the process with HANG_EXIT_CODE if `timeout` seconds pass without a call of `beat`.
 
     Before that the Python stacks of all threads go to stderr and to `workdir/hang_TIME.txt`, and processes that this
-    one has started are killed. No checkpoint is written: the devices may be what hangs.
+    one has started are killed. No checkpoint is written: the devices may be what hangs. With several processes all hang
+    soon after one does: each ends so, and the report that is not about waiting for the others says what it was.
 
     Args:
       workdir: of the run; exists.
@@ -60,19 +62,19 @@ class Watchdog:
                 self._end_process()
 
     def _end_process(self) -> None:
+        ending.acquire(timeout=_REPORT_TIMEOUT)
         step, doing = self._beat
-        what = (
-            f"process {os.getpid()} on {platform.node()} hangs: nothing has happened for {self._timeout:g} s, after "
-            f"step {step}, in {doing}"
-        )
-        path = self._workdir / time.strftime("hang_%Y%m%d-%H%M%S.txt")
+        what = f"{this_process()} hangs: nothing has happened for {self._timeout:g} s, after step {step}, in {doing}"
+        path = self._workdir / time.strftime(f"hang_%Y%m%d-%H%M%S_{process_number()}.txt")
         _report(sys.stderr, f"{what}; exit status {HANG_EXIT_CODE}; the stacks are also in {path}")
         writer = threading.Thread(target=_write_report, args=(path, what), daemon=True)
         writer.start()
         writer.join(_REPORT_TIMEOUT)
+        # Others look at other times, and would go down with this one before they have said where they are.
+        all_fail(self._timeout / _LOOKS * 2)
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(HANG_EXIT_CODE)
+        leave(HANG_EXIT_CODE)
 
 
 def _write_report(path: pathlib.Path, what: str) -> None:

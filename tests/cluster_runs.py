@@ -3,7 +3,6 @@
 They are forked from one that has imported everything and started nothing, so that each costs no start.
 """
 
-import multiprocessing
 import os
 import pathlib
 import socket
@@ -11,14 +10,12 @@ import sys
 import time
 
 import jax
+from config_runs import processes
+from jax._src import cache_key
+from resume_runs import block_batch
 from tiny_run import read_metrics
 
-import pixart_jax.train  # noqa: F401 - imported once, before the processes are forked
 from pixart_jax.main import run
-
-processes = multiprocessing.get_context("forkserver")
-# This module itself would not be found there: the tests are not on its path.
-processes.set_forkserver_preload(["pixart_jax.main", "pixart_jax.train"])
 
 
 class Cluster:
@@ -30,9 +27,12 @@ class Cluster:
       folders: where some start, by process.
       num_processes: 1 joins nothing.
       absent: processes that are not started.
+      block_at: the batch that never comes, by process.
     """
 
-    def __init__(self, logs: pathlib.Path, num_processes: int, *arguments, own=None, folders=None, absent=()):
+    def __init__(
+        self, logs: pathlib.Path, num_processes: int, *arguments, own=None, folders=None, absent=(), block_at=None
+    ):
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = [logs / f"log-{i}" for i in range(num_processes)]
         address = f"localhost:{free_port()}"
@@ -41,7 +41,8 @@ class Cluster:
             joining = [f"--coordinator={address}", f"--num_processes={num_processes}", f"--process_id={i}"]
             command = [*arguments, *(joining if num_processes > 1 else ()), *(own or {}).get(i, ())]
             folder = (folders or {}).get(i, os.getcwd())
-            process = processes.Process(target=_main, args=(command, log, folder), daemon=True)
+            target = {"target": _main, "args": (command, log, folder, (block_at or {}).get(i, 0))}
+            process = processes.Process(**target, daemon=True)
             self.processes.append(process)
             if i not in absent:
                 process.start()
@@ -78,13 +79,20 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _main(arguments: list[str], log: pathlib.Path, folder: str) -> None:
+def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.chdir(folder)
-    # Every process compiles for itself, which is most of the work.
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    # Compiling is most of the work: one process of a run does it, and none for a run that goes on.
+    jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_share_binary_between_hosts", True)
+    # On CPU it tells the processes apart, and with them what they compile.
+    cache_key._hash_accelerator_config = lambda *_: None
+    if block_at:
+        block_batch(block_at)
     sys.argv = ["main", *arguments]
     try:
         run()

@@ -86,6 +86,17 @@ class Blocking:
         return getattr(self._batches, name)
 
 
+def block_batch(number: int) -> None:
+    """Lets the runs of this process wait for ever for that batch."""
+    open_data = train.open_data
+
+    def open_and_block(*args, **kwargs):
+        data = open_data(*args, **kwargs)
+        return dataclasses.replace(data, batches=Blocking(data.batches, number))
+
+    train.open_data = open_and_block
+
+
 def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -94,13 +105,7 @@ def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -
     # Ignored where the tests run in the background of a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if block_at:
-        open_data = train.open_data
-
-        def open_and_block(*args, **kwargs):
-            data = open_data(*args, **kwargs)
-            return dataclasses.replace(data, batches=Blocking(data.batches, block_at))
-
-        train.open_data = open_and_block
+        block_batch(block_at)
     guard_reads()
     jax.config.update("jax_log_compiles", devices > 1)
     sys.argv = ["main", *arguments]

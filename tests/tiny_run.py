@@ -111,7 +111,7 @@ def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 2
     return output
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict]:
-    """The rows of metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+def read_metrics(workdir: pathlib.Path, file: str = "metrics.jsonl") -> list[dict]:
+    """The rows of metrics.jsonl, or eval.jsonl, without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / file).read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in ("images_per_second", "mfu")} for row in rows]
