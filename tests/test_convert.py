@@ -164,7 +164,7 @@ def test_a_training_run_goes_out(tmp_path):
     copy_encoders(tmp_path / "data", read_manifest(tmp_path / "data"), run / ENCODERS)
     record_config(run, config)
     state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
-    state = dataclasses.replace(state, ema_params=jax.tree.map(lambda leaf: np.asarray(leaf) + 1, state.params))
+    state = dataclasses.replace(state, ema_params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     checkpoints = Checkpoints(run)
     checkpoints.save(state, {})
     checkpoints.close()
