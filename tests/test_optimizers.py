@@ -306,12 +306,7 @@ def test_four_devices_update_as_one_does(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            # Compiled fast rather than well.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
-        },
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -212,8 +212,7 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         env=os.environ
         | {
             "JAX_PLATFORMS": "cpu",
-            # Compiled fast rather than well.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
             "PYTHONPATH": str(ROOT),
         },
         capture_output=True,
