@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-import platform
 import secrets
 import time
 import zlib
@@ -110,7 +109,6 @@ def run_facts(
     for path in sorted(weights):
         checksum = zlib.crc32(np.ascontiguousarray(weights[path]).view(np.uint8), checksum)
     return {
-        "python": platform.python_version(),
         **{name: str(version) for name, version in versions().items()},
         "code (pixart_jax/**/*.py)": code_digest(),
         "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",

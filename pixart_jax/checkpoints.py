@@ -28,6 +28,7 @@ from pixart_jax.checksums import tree_checksums
 from pixart_jax.cluster import absent, client
 from pixart_jax.errors import InputError
 from pixart_jax.files import reason
+from pixart_jax.sharding import path_name
 from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
@@ -430,7 +431,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 def _flat(tree) -> dict[str, Any]:
     """'/'-joined path to leaf, in the order of the leaves."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): leaf for path, leaf in leaves}
+    return {path_name(path): leaf for path, leaf in leaves}
 
 
 def _crc32(contents: dict[str, Any]) -> int:

@@ -32,6 +32,32 @@ def count_flops(function: Callable, *arguments) -> float | None:
         return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
 
 
+def forward_flops(model: PixArt, tokens, t, conditions: Mapping) -> float | None:
+    """FLOPs of a forward pass.
+
+    Args:
+      model: what is ignored of it, see `step_flops`.
+      tokens, t, conditions: its arguments, as arrays or jax.ShapeDtypeStruct.
+
+    Returns:
+      FLOPs, or None as `count_flops`.
+    """
+    plain = _countable(model)
+    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    return count_flops(
+        lambda params, tokens, t, conditions: plain.apply({"params": params}, tokens, t, **conditions),
+        params,
+        tokens,
+        t,
+        dict(conditions),
+    )
+
+
+def _countable(model: PixArt) -> PixArt:
+    """The model without loops and custom kernels, and without what is computed again."""
+    return model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
+
+
 def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapping) -> float | None:
     """FLOPs of the loss and its gradient for one global batch: what a step must compute, however it does it.
 
@@ -46,7 +72,7 @@ def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapp
     Returns:
       FLOPs of the step over all devices and accumulation steps, or None as `count_flops`.
     """
-    plain = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
+    plain = _countable(model)
     params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
     return count_flops(jax.value_and_grad(make_loss(plain), has_aux=True), params, dict(batch), keys)

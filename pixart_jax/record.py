@@ -24,8 +24,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def versions() -> dict[str, str | None]:
-    """Of the packages that decide what a run computes; None for one that is not installed."""
-    return {name: _version(name) for name in _PACKAGES}
+    """Of Python and the packages that decide what a run computes; None for one that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:
@@ -59,7 +59,7 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
     memory = compiled.memory_analysis()
     device = jax.devices()[0]
     path = workdir / RUN_FILE
-    installed = {"python": platform.python_version()} | versions()
+    installed = versions()
     commit = code_commit()
     before = read_run(workdir) if path.exists() else {}
     for name, version in before.get("versions", {}).items():

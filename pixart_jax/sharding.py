@@ -121,6 +121,11 @@ def make_mesh(spec: MeshSpec = MeshSpec(), devices: Sequence[jax.Device] | None 
 # --------------------------------------------------------------------------------------------------------------- State.
 
 
+def path_name(path) -> str:
+    """The '/'-joined name of a leaf, from its path in a tree of dicts and dataclasses."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
 def tree_shardings(tree, mesh: Mesh):
     """A sharding for each leaf of a tree of arrays or shapes, by PARTITION_RULES.
 
@@ -133,7 +138,7 @@ def tree_shardings(tree, mesh: Mesh):
     def leaf_sharding(path, leaf):
         if not leaf.shape:
             return replicated(mesh)
-        name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        name = path_name(path)
         for pattern, rule in PARTITION_RULES:
             if re.search(pattern, name):
                 return NamedSharding(mesh, _partition(mesh, rule, leaf.shape))

@@ -69,6 +69,12 @@ def abstract_params(model: PixArt, mesh: Mesh):
     return _with_shardings(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)), mesh)
 
 
+def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
+    """'/'-joined path to shape of each parameter; allocates nothing."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+
 def kernels_as(dtype, abstract):
     """Shapes of parameters, with kernels of the dtype that matrix products convert them to anyway: half the memory."""
 

@@ -17,8 +17,9 @@ from pixart_jax.config import build_model, check_config
 from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_terms
+from pixart_jax.train_state import parameter_shapes
 from tools.bench.__main__ import main
-from tools.bench.peer import installed, make_contender, missing_peer, parameter_shapes, peer_spec, random_params
+from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params
 from tools.bench.torch_train import Train
 from tools.bench.train import missing_training, synthetic_batch, training_spec
 from tools.bench.turns import compare, in_process, take_turns

@@ -21,14 +21,14 @@ from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import build_model, optimizer_spec, position_base
 from pixart_jax.conversion.describe import Hints
 from pixart_jax.conversion.sources import open_source
-from pixart_jax.conversion.stored import StoredParams, parameter_shapes, read_stored_model, restore_params
+from pixart_jax.conversion.stored import StoredParams, read_stored_model, restore_params
 from pixart_jax.conversion.transfer import load_weights, write_diffusers, write_orbax, write_pixart
 from pixart_jax.data.manifest import read_manifest
 from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train import record_config
-from pixart_jax.train_state import abstract_params, create_state
+from pixart_jax.train_state import abstract_params, create_state, parameter_shapes
 from tools.convert import main
 
 CASES = [

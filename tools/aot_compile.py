@@ -31,16 +31,13 @@ from pixart_jax.config import (
     check_config,
     mesh_spec,
     optimizer_spec,
-    override,
     position_base,
     read_config_file,
 )
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.flops import count_flops, step_flops
+from pixart_jax.flops import forward_flops, step_flops
 from pixart_jax.hardware import HARDWARE, Hardware
-from pixart_jax.models.attention import PLAIN
-from pixart_jax.models.pixart import PixArt
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import make_sample_fn
@@ -107,9 +104,7 @@ def case_config(case: Case) -> ConfigDict:
     Raises:
       InputError: the config cannot work, or the accumulation steps do not divide a chip's pictures.
     """
-    config = read_config_file(case.config)
-    for setting in case.settings:
-        override(config, setting)
+    config = read_config_file(case.config, case.settings)
     check_config(config)
     chips = parse_topology(case.topology).chips
     rows = max(chips // (config.mesh.context * config.mesh.tensor), 1)
@@ -240,18 +235,9 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
 
 def sampling_flops(config: ConfigDict) -> float:
     """Of drawing one batch over all chips: two forward passes a step, with and without the caption."""
-    plain: PixArt = build_model(config)
-    plain = plain.clone(scan_unroll=plain.depth, remat="none", attention=PLAIN)
-    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
     conditions = synthetic_batch(config, batch_size=1)
     tokens = conditions.pop("tokens")
-    forward = count_flops(
-        lambda params, x, t, conditions: plain.apply({"params": params}, x, t, **conditions),
-        params,
-        tokens,
-        np.zeros(1, np.float32),
-        conditions,
-    )
+    forward = forward_flops(build_model(config), tokens, np.zeros(1, np.float32), conditions)
     return 2 * config.sample.num_steps * forward * config.data.batch_size
 
 

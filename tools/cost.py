@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.config import ConfigDict, build_model, check_config, override, read_config_file
+from pixart_jax.config import ConfigDict, build_model, check_config, read_config_file
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import count_flops, step_flops
@@ -91,9 +91,7 @@ def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigD
     Raises:
       InputError: the config cannot work, or its time or the FLOPs of encoding its data cannot be known.
     """
-    config = read_config_file(stage.config)
-    for setting in stage.settings:
-        override(config, setting)
+    config = read_config_file(stage.config, stage.settings)
     check_config(config)
     if stage.pictures or not (stage.images_per_second or stage.device_days):
         what = "encoding --pictures" if stage.images_per_second or stage.device_days else "it"

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pixart_jax.config import ConfigDict, build_model, override, read_config_file
+from pixart_jax.config import ConfigDict, build_model, read_config_file
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
@@ -105,10 +105,7 @@ def plan(data: pathlib.Path, workdir: pathlib.Path, extra: Sequence[str]) -> dic
 
 
 def read_config(stage: str, settings: Sequence[str]):
-    config = read_config_file(str(ROOT / "configs" / f"mini_{stage}.py"))
-    for setting in settings:
-        override(config, f"--config.{setting}")
-    return config
+    return read_config_file(str(ROOT / "configs" / f"mini_{stage}.py"), [f"--config.{setting}" for setting in settings])
 
 
 def config_step_flops(config) -> float:

@@ -7,16 +7,20 @@ import difflib
 import importlib.util
 import json
 import pathlib
+from collections.abc import Iterable
 
 from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.errors import InputError
 
 
-def read_config_file(path: str) -> ConfigDict:
+def read_config_file(path: str, settings: Iterable[str] = ()) -> ConfigDict:
     """The ConfigDict of a config file.
 
+    Args:
+      settings: each a --config.key=value, see `override`.
+
     Raises:
-      InputError: no such file, or it sets a key that does not exist.
+      InputError: no such file, or it sets a key that does not exist; or as `override`.
     """
     if not pathlib.Path(path).is_file():
         raise InputError(f"--config={path}: no such file; see configs/")
@@ -24,11 +28,14 @@ def read_config_file(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        return module.get_config()
+        config = module.get_config()
     except ModuleNotFoundError as error:
         raise InputError(f"{path}: {error}; run from the repository's root, where configs/ is") from error
     except (AttributeError, KeyError) as error:
         raise InputError(f"{path}: {error}") from error
+    for setting in settings:
+        override(config, setting)
+    return config
 
 
 def load_config(workdir: str | pathlib.Path) -> ConfigDict:

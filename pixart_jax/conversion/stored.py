@@ -22,7 +22,7 @@ from pixart_jax.files import check_space, reason
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
-from pixart_jax.train_state import init_params
+from pixart_jax.train_state import parameter_shapes
 
 FORMAT_VERSION = 1
 
@@ -96,12 +96,6 @@ class StoredModel:
             if getattr(stored, name) not in choices:
                 raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")
         return stored
-
-
-def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
-    """'/'-joined path to shape of each parameter; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
 
 
 def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[str, np.ndarray]) -> None:

@@ -15,8 +15,9 @@ from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
 from pixart_jax.conversion.diffusers import NULL_TEXT, convert_diffusers, diffusers_config, revert_diffusers
 from pixart_jax.conversion.pixart import convert_pixart, position_table, revert_pixart
 from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
-from pixart_jax.conversion.stored import StoredModel, StoredParams, parameter_shapes, write_model
+from pixart_jax.conversion.stored import StoredModel, StoredParams, write_model
 from pixart_jax.errors import InputError
+from pixart_jax.train_state import parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,10 @@ from pixart_jax.conversion.fresh import fresh_params
 from pixart_jax.conversion.from_dit import reparameterization_target
 from pixart_jax.conversion.kv_compression import INSERTED, insert
 from pixart_jax.conversion.reparameterize import check_method, embed, no_class, reparameterize
-from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel, parameter_shapes
+from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.train_state import parameter_shapes
 
 Arrays = dict[str, np.ndarray]
 # Changes a model's arrays, by path, in place.

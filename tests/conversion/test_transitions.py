@@ -12,11 +12,12 @@ from golden_cases import GOLDEN, forward, load_arrays, load_config, model_inputs
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
-from pixart_jax.conversion.stored import StoredModel, parameter_shapes
+from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights
 from pixart_jax.conversion.transitions import Choices, plan_transition
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.train_state import parameter_shapes
 
 HINTS = Hints(num_heads=2, family="alpha")
 TOLERANCE = 2e-5

@@ -21,7 +21,7 @@ from pixart_jax.tokens import DOWNSAMPLE
 from tools.bench.options import make_parser, numbers, parse
 from tools.bench.peer import missing_torch, open_peers, torch_device
 from tools.bench.rates import matrix_rate
-from tools.bench.turns import Call, Figures, compare, time_calls
+from tools.bench.turns import Call, Figures, compare, time_calls, time_warm
 
 PATCH_SIZE = 2
 # Logits beyond this are not made: on a CPU they would take all its memory.
@@ -105,11 +105,7 @@ def bench_attention(
     call = functools.partial(jax.jit(both if backward else forward), q, k, v, d_out, length)
     jax.block_until_ready(call())
     calls = math.ceil(args.seconds / time_calls(call, 1, jax.block_until_ready))
-
-    def turn() -> Figures:
-        jax.block_until_ready(call())
-        return {"seconds": time_calls(call, calls, jax.block_until_ready)}
-
+    turn = functools.partial(time_warm, call, calls, jax.block_until_ready)
     turns = {name: functools.partial(peer, "turn", *shape, backward, calls) for name, peer in peers.items()}
     figures = compare(turn, turns, args.rounds)
     rate = attention_flops(*shape, backward) / figures["seconds"]

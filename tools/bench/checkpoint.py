@@ -18,8 +18,9 @@ import jax
 
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model
+from pixart_jax.train_state import parameter_shapes
 from tools.bench.options import make_parser, parse_with_config
-from tools.bench.peer import missing_torch, open_peers, parameter_shapes, torch_device
+from tools.bench.peer import missing_torch, open_peers, torch_device
 from tools.bench.train import WARM_UP, TrainProgram
 from tools.bench.turns import Figures, compare, time_calls
 

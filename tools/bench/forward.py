@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
-from pixart_jax.flops import count_flops
-from pixart_jax.models.attention import PLAIN
+from pixart_jax.flops import forward_flops
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.train_state import parameter_shapes
 from tools.bench.options import make_parser, parse_with_config
-from tools.bench.peer import missing_peer, open_peers, parameter_shapes, peer_spec, random_params
+from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params
 from tools.bench.rates import peak_bytes
 from tools.bench.train import flop_rates, synthetic_batch
-from tools.bench.turns import Figures, compare, time_calls
+from tools.bench.turns import Figures, compare, time_warm
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
@@ -34,16 +34,6 @@ def conditions_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value for name, value in batch.items() if name != "tokens"} | {
         "text_drop": np.zeros_like(batch["text_drop"])
     }
-
-
-def forward_flops(model: PixArt, *arguments) -> float | None:
-    """FLOPs of a forward pass; see `pixart_jax.flops.count_flops`.
-
-    Args:
-      arguments: parameters, tokens, timesteps, dict of conditions.
-    """
-    plain = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
-    return count_flops(functools.partial(_apply, plain), *arguments)
 
 
 def _apply(model: PixArt, params, tokens, t, conditions):
@@ -60,9 +50,7 @@ def bench_forward(config: ConfigDict, calls: int, rounds: int, peer: str) -> Fig
     compiled = jax.jit(functools.partial(_apply, model)).lower(*arguments).compile()
     output = np.asarray(compiled(*arguments).eps)
 
-    def turn() -> Figures:
-        jax.block_until_ready(compiled(*arguments))
-        return {"seconds": time_calls(lambda: compiled(*arguments), calls, jax.block_until_ready)}
+    turn = functools.partial(time_warm, functools.partial(compiled, *arguments), calls, jax.block_until_ready)
 
     missing = missing_peer(config)
     with open_peers(peer, missing, "torch_peer.Forward", *(() if missing else (peer_spec(config), batch, t))) as (
@@ -79,7 +67,7 @@ def bench_forward(config: ConfigDict, calls: int, rounds: int, peer: str) -> Fig
         **figures,
         **({"peer_missing": missing} if missing else {}),
         "output_std": float(output.std()),
-        **flop_rates(forward_flops(model, *arguments), figures["seconds"], config.dtype, [device]),
+        **flop_rates(forward_flops(model, *arguments[1:]), figures["seconds"], config.dtype, [device]),
         **peak_bytes(compiled, device),
         "dtype": config.dtype,
         "batch_size": config.data.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pixart_jax.config import ConfigDict, check_config, override, read_config_file
+from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.errors import InputError
 from tools.bench.peer import VARIANTS, share_memory
 
@@ -57,9 +57,7 @@ def parse_with_config(
     """
     add_config(parser)
     args, settings = parse(parser, argv)
-    config = read_config_file(args.config)
-    for setting in settings:
-        override(config, setting)
+    config = read_config_file(args.config, settings)
     check_config(config)
     return args, config, {"config": args.config, "overrides": settings}
 

@@ -21,8 +21,7 @@ import numpy as np
 
 from pixart_jax.config import ConfigDict, build_model, position_base
 from pixart_jax.conversion.diffusers import diffusers_config
-from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import init_params
+from pixart_jax.train_state import parameter_shapes
 from tools.bench.turns import Call, in_process
 
 VARIANTS = ("eager", "compile")
@@ -144,12 +143,6 @@ def make_contender(contender: str, *arguments):
     """Imports PyTorch, which the process that asks for it does not."""
     module, _, name = contender.rpartition(".")
     return getattr(importlib.import_module(f"tools.bench.{module}"), name)(*arguments)
-
-
-def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
-    """'/'-joined path to shape of each parameter; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
 
 
 def random_array(path: str, shape: Sequence[int]) -> np.ndarray:

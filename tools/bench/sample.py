@@ -18,16 +18,18 @@ import numpy as np
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.flops import forward_flops
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
-from tools.bench.forward import conditions_of, forward_flops
+from pixart_jax.train_state import parameter_shapes
+from tools.bench.forward import conditions_of
 from tools.bench.options import make_parser, numbers, parse_with_config
-from tools.bench.peer import missing_peer, open_peers, parameter_shapes, peer_spec, random_params
+from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params
 from tools.bench.rates import peak_bytes
 from tools.bench.train import flop_rates, synthetic_batch
-from tools.bench.turns import Figures, compare, time_calls
+from tools.bench.turns import Figures, compare, time_warm
 
 # Stable Diffusion's autoencoder, which is SDXL's too but for the scaling factor, and one for tests.
 AUTOENCODERS = {
@@ -91,10 +93,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
         def draw():
             return decode(vae_params, compiled(*arguments))
 
-    def turn() -> Figures:
-        jax.block_until_ready(draw())
-        return {"seconds": time_calls(draw, calls, jax.block_until_ready)}
-
+    turn = functools.partial(time_warm, draw, calls, jax.block_until_ready)
     missing, noise = missing_peer(config), np.asarray(x)
     theirs = ()
     if not missing:
@@ -108,7 +107,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
                 row["max_difference"] = float(np.abs(peers[name]("sample", noise) - latents).max())
             figures["latents_std"] = float(latents.std())
     both = {name: np.concatenate([value] * 2) for name, value in conditions.items()}
-    flops = forward_flops(model, params, np.concatenate([noise] * 2), np.zeros(2 * batch_size, np.float32), both)
+    flops = forward_flops(model, np.concatenate([noise] * 2), np.zeros(2 * batch_size, np.float32), both)
     # A picture's pixels are no part of the FLOPs.
     rates = {} if vae else flop_rates(flops and flops * sampling.num_steps, figures["seconds"], config.dtype, [device])
     return {

@@ -9,7 +9,7 @@ import os
 import torch
 
 from tools.bench.torch_peer import WARM_UP, prepare, wait
-from tools.bench.turns import Figures, time_calls
+from tools.bench.turns import Figures, time_calls, time_warm
 
 
 class Attention:
@@ -38,9 +38,7 @@ class Attention:
             return torch.autograd.grad(out, (q, k, v), d_out) if backward else out
 
         with contextlib.nullcontext() if backward else torch.no_grad():
-            for _ in range(WARM_UP):
-                wait(call())
-            return {"seconds": time_calls(call, calls, wait)}
+            return time_warm(call, calls, wait, WARM_UP)
 
 
 class Save:

@@ -18,7 +18,7 @@ from pixart_jax.conversion.diffusers import NULL_TEXT, revert_diffusers
 from pixart_jax.tokens import patchify, unpatchify
 from tools.bench.peer import PeerSpec, random_array
 from tools.bench.rates import calibrated_rate, matrix_size
-from tools.bench.turns import Figures, time_calls
+from tools.bench.turns import Figures, time_warm
 
 # Calls before those that are timed: the first compiles, the second may compile once more and allocates.
 WARM_UP = 2
@@ -144,9 +144,7 @@ class Forward:
 
     @torch.no_grad()
     def turn(self, calls: int) -> Figures:
-        for _ in range(WARM_UP):
-            wait(self._call())
-        return {"seconds": time_calls(self._call, calls, wait), **peak_bytes(self._spec.device)}
+        return time_warm(self._call, calls, wait, WARM_UP) | peak_bytes(self._spec.device)
 
     def matrix_rate(self) -> float:
         return measure_matrix_rate(self._spec.dtype, self._spec.device)

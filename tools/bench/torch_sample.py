@@ -21,7 +21,7 @@ from tools.bench.torch_peer import (
     to_tokens,
     wait,
 )  # fmt: skip
-from tools.bench.turns import Figures, time_calls
+from tools.bench.turns import Figures, time_warm
 
 
 class Sample:
@@ -72,9 +72,7 @@ class Sample:
             latents = self._latents(x)
             return self._decode(latents) if self._decode else latents
 
-        for _ in range(WARM_UP):
-            wait(draw())
-        return {"seconds": time_calls(draw, calls, wait), **peak_bytes(self._spec.device)}
+        return time_warm(draw, calls, wait, WARM_UP) | peak_bytes(self._spec.device)
 
     def _start(self, noise: np.ndarray) -> torch.Tensor:
         return as_tensor(to_latents(noise, self._spec), self._spec.device).to(getattr(torch, self._spec.dtype))

@@ -125,6 +125,13 @@ def time_calls(call: Callable[[], T], calls: int, wait: Callable[[T], Any]) -> f
     return (time.perf_counter() - begin) / calls
 
 
+def time_warm(call: Callable[[], T], calls: int, wait: Callable[[T], Any], warm_up: int = 1) -> Figures:
+    """A turn: `time_calls` after so many calls that do not count, each waited for."""
+    for _ in range(warm_up):
+        wait(call())
+    return {"seconds": time_calls(call, calls, wait)}
+
+
 def summary(rounds: Sequence[Figures]) -> Figures:
     """Median and extremes of the rounds' seconds, and the last round's other figures."""
     seconds = [figures["seconds"] for figures in rounds]
