@@ -10,10 +10,9 @@ import sys
 import time
 
 import jax
-from config_runs import processes
+from config_runs import print_to, processes
 from jax._src import cache_key
-from resume_runs import block_batch
-from tiny_run import read_metrics
+from resume_runs import block_batch, last_logged
 
 from pixart_jax.main import run
 
@@ -64,11 +63,8 @@ class Cluster:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             assert all(process.is_alive() for process in self.processes), [log.read_text() for log in self._logs]
-            try:
-                if read_metrics(workdir)[-1]["step"] >= step:
-                    return
-            except (FileNotFoundError, IndexError, ValueError):
-                pass
+            if last_logged(workdir) >= step:
+                return
             time.sleep(0.01)
         raise AssertionError(f"no step {step} within {timeout} s")
 
@@ -80,9 +76,7 @@ def free_port() -> int:
 
 
 def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    print_to(log)
     os.chdir(folder)
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     # Compiling is most of the work: one process of a run does it, and none for a run that goes on.

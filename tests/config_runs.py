@@ -74,10 +74,15 @@ def start_run(name: str, settings: dict, workdir: pathlib.Path, prompt: str = ""
     return process
 
 
+def print_to(log: pathlib.Path) -> None:
+    """What this process prints from here on is added to a file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
 def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str) -> None:
-    log = os.open(workdir / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    print_to(workdir / "log")
     logging.set_verbosity(logging.INFO)
     train_and_evaluate(read(name, SHRUNKEN | settings), str(workdir))
     if prompt:

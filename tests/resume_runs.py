@@ -10,7 +10,7 @@ import threading
 import time
 
 import jax
-from config_runs import processes
+from config_runs import print_to, processes
 from tiny_run import read_metrics
 from transfers import guard_reads
 
@@ -98,9 +98,7 @@ def block_batch(number: int) -> None:
 
 
 def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    print_to(log)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     # Ignored where the tests run in the background of a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)

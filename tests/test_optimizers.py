@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from came_pytorch import CAME
-from tiny_run import ROOT, read_metrics, tiny_config, write_data
+from tiny_run import read_metrics, run_python, tiny_config, write_data
 
 from pixart_jax.config import build_model, check_config, default_config, optimizer_spec
 from pixart_jax.conversion.pixart import revert_pixart
@@ -303,15 +300,6 @@ print(json.dumps(figures))
 
 def test_four_devices_update_as_one_does(tmp_path):
     """Sharded four ways: the state stays where it was born, EMA included, and updates are those of one device."""
-    process = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    figures = json.loads(process.stdout.splitlines()[-1])
+    figures = json.loads(run_python("-c", FOUR_DEVICES, tmp_path, devices=4).splitlines()[-1])
     assert figures["moved"] == [] and figures["shard"] == 1 / 4
     assert figures["difference"] < 1e-5

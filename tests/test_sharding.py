@@ -1,15 +1,12 @@
 """The mesh follows the hardware, rules cover every parameter, and a step on any mesh is that of one device."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
+from tiny_run import ROOT, run_python
 
 from pixart_jax.config import build_model, default_config, optimizer_spec
 from pixart_jax.errors import InputError
@@ -18,7 +15,6 @@ from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import AXES, MeshSpec, arrange_devices, batch_share, make_mesh, tree_shardings
 from pixart_jax.train_state import abstract_state
 
-ROOT = pathlib.Path(__file__).parent.parent
 MESH = AbstractMesh((2, 8, 1, 1), AXES)
 SPLIT = AbstractMesh((1, 4, 1, 2), AXES)
 
@@ -207,20 +203,8 @@ def test_uncovered_parameter_is_an_error():
 
 def test_a_step_on_any_mesh_is_that_of_one_device():
     """On 8 simulated devices: loss and gradients to 1e-5, and all of the state and the batch where they belong."""
-    process = subprocess.run(
-        [sys.executable, ROOT / "tests" / "train_on_devices.py"],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr[-5000:]
-    assert process.stdout.splitlines() == [
+    printed = run_python(ROOT / "tests" / "train_on_devices.py", devices=8)
+    assert printed.splitlines() == [
         "data=8",
         "data=2 fsdp=2 tensor=2",
         "fsdp=2 context=4",

@@ -93,13 +93,26 @@ def write_config(path: pathlib.Path, data: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devices: int = 1) -> subprocess.Popen:
-    """`python -m pixart_jax.main` in a process of its own, on that many simulated CPU devices."""
-    env = os.environ | {
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with that many simulated CPU devices, which finds the package wherever it starts."""
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "PYTHONPATH": str(ROOT),
     }
+
+
+def run_python(*arguments, devices: int) -> str:
+    """`python ARGUMENTS` on simulated devices, because their number is fixed when a process starts; what it printed."""
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.run(command, cwd=ROOT, env=simulated(devices), capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-5000:]
+    return process.stdout
+
+
+def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devices: int = 1) -> subprocess.Popen:
+    """`python -m pixart_jax.main` in a process of its own, on that many simulated CPU devices."""
+    env = simulated(devices) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "pixart_jax.main", f"--config={config}", f"--workdir={workdir}", *settings]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -1,9 +1,6 @@
 """Every implementation of attention gives what the plain one gives, and that one what the formula says."""
 
-import os
 import pathlib
-import subprocess
-import sys
 import types
 
 import jax
@@ -14,6 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax._src.interpreters import partial_eval
 from jax.sharding import Mesh
 from test_pixart import TINY, equations, loss_of, random_params
+from tiny_run import run_python
 
 from pixart_jax.errors import InputError
 from pixart_jax.models import blockwise_attention as blockwise
@@ -21,7 +19,6 @@ from pixart_jax.models import splash_attention as splash
 from pixart_jax.models.attention import AttentionSpec, attention, choose, cudnn_attention
 from pixart_jax.models.remat import REMAT_POLICIES
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 HEADS, HEAD_DIM = 2, 12
 
 # Queries, keys, how many of the keys are real.
@@ -151,19 +148,8 @@ def test_blockwise_attention_bounds_memory(monkeypatch):
 
 def test_sharded_attention_equals_unsharded():
     """On 8 simulated devices: samples, heads and queries split, in every implementation that runs on a CPU."""
-    process = subprocess.run(
-        [sys.executable, pathlib.Path(__file__).parent / "attention_on_devices.py"],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "PYTHONPATH": str(ROOT),
-        },
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0 and process.stdout == "as on one device\n", process.stderr[-5000:]
+    printed = run_python(pathlib.Path(__file__).parent / "attention_on_devices.py", devices=8)
+    assert printed == "as on one device\n"
 
 
 # --- Choice -----------------------------------------------------------------------------------------------------------
