@@ -38,6 +38,7 @@ def array_checksum(array: np.ndarray) -> int:
     return total % 2**32
 
 
+@jax.jit  # Traced once for all leaves of a shape.
 def _checksum(leaf: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(leaf, _BITS[leaf.dtype.itemsize]).astype(jnp.uint32)
     # Places from the axes and not by flattening, which would gather a sharded array.
