@@ -16,6 +16,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# Compiling is most of what the tests wait for, and their arrays are tiny: LLVM need not make the code fast. XLA's own
+# passes, which decide what is fused, sharded, donated or kept, run as ever.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # libtpu is installed for its compiler (tests/test_aot.py); JAX would look for its chips in every process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
