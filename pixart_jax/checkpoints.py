@@ -345,6 +345,8 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:
+            if _is_of_devices(error):
+                raise
             # Orbax's own list lacks those that it would have deleted next.
             kept = max((int(path.name) for path in self.directory.glob("*") if path.name.isdigit()), default=None)
             last = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is untouched"
@@ -352,6 +354,14 @@ class Checkpoints:
                 f"a checkpoint cannot be written to {self.directory}: {reason(error)}; {last}. Make room or mend the "
                 "disk, then give the same command again"
             ) from error
+
+
+def _is_of_devices(error: Exception) -> bool:
+    """Whether devices or the network between them fail, in an operation with which Orbax waits for the other processes.
+
+    JAX raises a ValueError then. TensorStore's errors with such codes name the operating system's.
+    """
+    return str(error).startswith(("UNKNOWN: ", "INTERNAL: ")) and "os_error_code" not in str(error)
 
 
 def _noting_errors(handler: ocp.PyTreeCheckpointHandler, errors: list[BaseException]) -> ocp.PyTreeCheckpointHandler:

@@ -172,7 +172,8 @@ def join(
             local_device_ids=membership.local_device_ids,
             cluster_detection_method="deactivate" if membership.num_processes else None,
             initialization_timeout=join_timeout + 60,
-            heartbeat_timeout_seconds=heartbeat_timeout,
+            # `ending` notices before, says who it was, and ends; what JAX does is to abort, with a stack trace.
+            heartbeat_timeout_seconds=2 * heartbeat_timeout + 30,
         )
     except ValueError as error:
         if membership.launcher == "Cloud TPU":  # A host that is no part of a pod.
@@ -255,6 +256,16 @@ def wait_for_announcement(topic: str) -> str | None:
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 return None
+
+
+def show_life(sign: str) -> None:
+    """Gives the others a sign of life, other than the last one."""
+    client().key_value_set(f"pixart_jax/alive/{process_number()}", sign, allow_overwrite=True)
+
+
+def signs_of_life() -> dict[int, str]:
+    """The last of each process, by its number."""
+    return {int(name.rpartition("/")[2]): sign for name, sign in client().key_value_dir_get("pixart_jax/alive")}
 
 
 def leave(code: int) -> None:

@@ -5,6 +5,7 @@ They are forked from one that has imported everything and started nothing, so th
 
 import os
 import pathlib
+import signal
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ from config_runs import print_to, processes
 from jax._src import cache_key
 from resume_runs import block_batch, last_logged
 
+from pixart_jax import train
 from pixart_jax.main import run
 
 
@@ -27,10 +29,19 @@ class Cluster:
       num_processes: 1 joins nothing.
       absent: processes that are not started.
       block_at: the batch that never comes, by process.
+      dying: those that die as soon as the others wait for them, to save.
     """
 
     def __init__(
-        self, logs: pathlib.Path, num_processes: int, *arguments, own=None, folders=None, absent=(), block_at=None
+        self,
+        logs: pathlib.Path,
+        num_processes: int,
+        *arguments,
+        own=None,
+        folders=None,
+        absent=(),
+        block_at=None,
+        dying=(),
     ):
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = [logs / f"log-{i}" for i in range(num_processes)]
@@ -40,7 +51,7 @@ class Cluster:
             joining = [f"--coordinator={address}", f"--num_processes={num_processes}", f"--process_id={i}"]
             command = [*arguments, *(joining if num_processes > 1 else ()), *(own or {}).get(i, ())]
             folder = (folders or {}).get(i, os.getcwd())
-            target = {"target": _main, "args": (command, log, folder, (block_at or {}).get(i, 0))}
+            target = {"target": _main, "args": (command, log, folder, (block_at or {}).get(i, 0), i in dying)}
             process = processes.Process(**target, daemon=True)
             self.processes.append(process)
             if i not in absent:
@@ -54,15 +65,20 @@ class Cluster:
         for process in self.processes:
             if process.pid:
                 process.join(max(0, deadline - time.monotonic()))
-        outputs = [log.read_text() if log.exists() else "" for log in self._logs]
-        assert [process.exitcode for process in self.processes] == [*codes], "\n====\n".join(o[-4000:] for o in outputs)
+        outputs = self.outputs()
+        found = [process.exitcode for process in self.processes]
+        assert found == [*codes], "\n====\n".join([str(found), *(f"{o[:2000]}\n...\n{o[-3000:]}" for o in outputs)])
         return outputs
+
+    def outputs(self) -> list[str]:
+        """What each process has printed."""
+        return [log.read_text() if log.exists() else "" for log in self._logs]
 
     def wait_for_step(self, workdir: pathlib.Path, step: int, timeout: float = 300) -> None:
         """Waits until a step at or after `step` was logged."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            assert all(process.is_alive() for process in self.processes), [log.read_text() for log in self._logs]
+            assert all(process.is_alive() for process in self.processes), self.outputs()
             if last_logged(workdir) >= step:
                 return
             time.sleep(0.01)
@@ -75,10 +91,10 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int) -> None:
+def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int, dying: bool) -> None:
     print_to(log)
     os.chdir(folder)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     # Compiling is most of the work: one process of a run does it, and none for a run that goes on.
     jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -87,6 +103,8 @@ def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int) -
     cache_key._hash_accelerator_config = lambda *_: None
     if block_at:
         block_batch(block_at)
+    if dying:
+        train.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     sys.argv = ["main", *arguments]
     try:
         run()
