@@ -27,7 +27,7 @@ from pixart_jax.agreement import together
 from pixart_jax.checksums import tree_checksums
 from pixart_jax.cluster import absent, client
 from pixart_jax.errors import InputError
-from pixart_jax.files import reason
+from pixart_jax.save_errors import noting_errors, save_errors
 from pixart_jax.sharding import path_name
 from pixart_jax.train_state import TrainState
 
@@ -41,10 +41,6 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 )
 # Seconds between two looks at a save that is waited for.
 _POLL = 0.01
-
-
-class SaveFailed(RuntimeError):
-    """A checkpoint could not be written. The message names the cause, the last good checkpoint and the cure."""
 
 
 class _Damaged(Exception):
@@ -90,7 +86,7 @@ class Checkpoints:
             self.directory,
             item_handlers={
                 **{
-                    name: _noting_errors(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS), self._errors)
+                    name: noting_errors(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS), self._errors)
                     for name in _ARRAYS
                 },
                 "progress": ocp.JsonCheckpointHandler(),
@@ -148,7 +144,7 @@ class Checkpoints:
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["progress"] = ocp.args.JsonSave({"crc32": _crc32(contents)} | contents)
         step = int(state.step)
-        with self._save_errors():
+        with save_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**args))
         self._saving = _Saving(step, started)
         logging.info("checkpoint of step %d: held the loop for %.2f s", step, time.monotonic() - begin)
@@ -156,7 +152,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises SaveFailed if the last save is known to have failed; never waits."""
         if self._errors:
-            with self._save_errors():
+            with save_errors(self.directory):
                 raise self._errors[0]
         if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
@@ -179,14 +175,14 @@ class Checkpoints:
                     return now - self._saving.begin
                 time.sleep(_POLL)
         saving, self._saving = self._saving, None
-        with self._save_errors():
+        with save_errors(self.directory):
             self._manager.wait_until_finished()
         logging.info("checkpoint of step %d: complete within %.1f s", saving.step, time.monotonic() - saving.begin)
         return 0.0
 
     def close(self) -> None:
         """Waits and releases the manager; raises SaveFailed as `wait`, once."""
-        with self._save_errors():
+        with save_errors(self.directory):
             self._manager.close()
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -339,61 +335,6 @@ class Checkpoints:
                 logging.error("GOING BACK TO STEP %d; what is left of step %d is kept as %s", used, step, target)
         self._manager.close()
         self._manager = self._open_manager()
-
-    @contextmanager
-    def _save_errors(self):
-        try:
-            yield
-        except (ValueError, OSError) as error:
-            if _is_of_devices(error):
-                raise
-            # Orbax's own list lacks those that it would have deleted next.
-            kept = max((int(path.name) for path in self.directory.glob("*") if path.name.isdigit()), default=None)
-            last = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is untouched"
-            raise SaveFailed(
-                f"a checkpoint cannot be written to {self.directory}: {reason(error)}; {last}. Make room or mend the "
-                "disk, then give the same command again"
-            ) from error
-
-
-def _is_of_devices(error: Exception) -> bool:
-    """Whether devices or the network between them fail, in an operation with which Orbax waits for the other processes.
-
-    JAX raises a ValueError then. TensorStore's errors with such codes name the operating system's.
-    """
-    return str(error).startswith(("UNKNOWN: ", "INTERNAL: ")) and "os_error_code" not in str(error)
-
-
-def _noting_errors(handler: ocp.PyTreeCheckpointHandler, errors: list[BaseException]) -> ocp.PyTreeCheckpointHandler:
-    """The handler, whose saves add to `errors` what they fail of in the background.
-
-    Orbax itself raises it once all processes have written their parts, for which it waits ten minutes.
-    """
-    save = handler.async_save
-
-    async def async_save(*args, **kwargs):
-        return [_Noting(future, errors) for future in await save(*args, **kwargs) or ()]
-
-    # Not a subclass: Orbax knows handlers by their exact type.
-    handler.async_save = async_save
-    return handler
-
-
-class _Noting:
-    """A future of Orbax's; adds to `errors` what it raises."""
-
-    def __init__(self, future: ocp.future.Future, errors: list[BaseException]):
-        self._future, self._errors = future, errors
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            return self._future.result(timeout=timeout)
-        except BaseException as error:
-            self._errors.append(error)
-            raise
-
-    def cancel(self) -> None:
-        self._future.cancel()
 
 
 @contextmanager

@@ -59,6 +59,7 @@ class _StopTogether:
 
     def __init__(self, received: list[signal.Signals]):
         self._received, self._announced = received, False
+        self._signal: signal.Signals | None = None
         self._count, self._last = 0, -1
         self._between_steps = threading.Lock()
         threading.Thread(target=self._listen, name="requests to stop", daemon=True).start()

@@ -26,6 +26,7 @@ LAYERS = [
         "checksums",
         "watchdog",
         "cluster",
+        "save_errors",
     ],
     ["diffusion"],
     ["models", "samplers", "optimizers", "sharding", "data", "conversion", "train_state", "images", "charts"],

@@ -1,0 +1,72 @@
+"""What goes wrong when a checkpoint is written: found early, and told with its cause and its cure."""
+
+from __future__ import annotations
+
+import pathlib
+from contextlib import contextmanager
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from pixart_jax.files import reason
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written. The message names the cause, the last good checkpoint and the cure."""
+
+
+@contextmanager
+def save_errors(directory: pathlib.Path):
+    """Turns what says that a checkpoint cannot be written to a run's directory of them into SaveFailed."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if _is_of_devices(error):
+            raise
+        # Orbax's own list lacks those that it would have deleted next.
+        kept = max((int(path.name) for path in directory.glob("*") if path.name.isdigit()), default=None)
+        last = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is untouched"
+        raise SaveFailed(
+            f"a checkpoint cannot be written to {directory}: {reason(error)}; {last}. Make room or mend the "
+            "disk, then give the same command again"
+        ) from error
+
+
+def _is_of_devices(error: Exception) -> bool:
+    """Whether devices or the network between them fail, in an operation with which Orbax waits for the other processes.
+
+    JAX raises a ValueError then. TensorStore's errors with such codes name the operating system's.
+    """
+    return str(error).startswith(("UNKNOWN: ", "INTERNAL: ")) and "os_error_code" not in str(error)
+
+
+def noting_errors(handler: ocp.PyTreeCheckpointHandler, errors: list[BaseException]) -> ocp.PyTreeCheckpointHandler:
+    """The handler, whose saves add to `errors` what they fail of in the background.
+
+    Orbax itself raises it once all processes have written their parts, for which it waits ten minutes.
+    """
+    save = handler.async_save
+
+    async def async_save(*args, **kwargs):
+        return [_Noting(future, errors) for future in await save(*args, **kwargs) or ()]
+
+    # Not a subclass: Orbax knows handlers by their exact type.
+    handler.async_save = async_save
+    return handler
+
+
+class _Noting:
+    """A future of Orbax's; adds to `errors` what it raises."""
+
+    def __init__(self, future: ocp.future.Future, errors: list[BaseException]):
+        self._future, self._errors = future, errors
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout=timeout)
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def cancel(self) -> None:
+        self._future.cancel()
