@@ -12,7 +12,8 @@ class Hardware:
     peak_flops: dense bfloat16 FLOP/s with float32 accumulation. memory_bytes and bandwidth (bytes/s): of its own
     memory. watts: the most the device itself draws (TDP), None where the vendor does not say. device_kinds: what
     `jax.Device.device_kind` calls it. interconnect: bytes/s that a TPU can send to the others of its slice over all its
-    links, which is half of what Google publishes as bidirectional; None where it is not known here.
+    links, which is half of what Google publishes as bidirectional; None where it is not known here. network: bytes/s
+    that its part of the host's network cards sends to other slices; None likewise.
     """
 
     peak_flops: float
@@ -21,6 +22,7 @@ class Hardware:
     watts: float | None
     device_kinds: tuple[str, ...]
     interconnect: float | None = None
+    network: float | None = None
 
     def utilisation(self, flops_per_second: float, num_devices: int) -> float:
         """Model FLOPs over all devices as a share of their peak: MFU (Chowdhery et al. 2022, PaLM, appendix B)."""
@@ -44,10 +46,11 @@ HARDWARE = {
     "v100": Hardware(125e12, 32e9, 0.9e12, 300, ("Tesla V100-SXM2-32GB", "Tesla V100-SXM2-16GB")),
     # cloud.google.com/tpu/docs/v4; the power is the most measured by Jouppi et al. 2023 (arXiv:2304.01433).
     "v4": Hardware(275e12, 32e9, 1.2e12, 192, ("TPU v4",)),
-    # cloud.google.com/tpu/docs/v5e, v5p, v6e. Google publishes no power for these.
-    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e"), 200e9),
+    # cloud.google.com/tpu/docs/v5e, v5p, v6e. Google publishes no power for these. Eight v5e share two network cards of
+    # 100 Gbit/s, eight v6e four of 200.
+    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e"), 200e9, 3.125e9),
     "v5p": Hardware(459e12, 95e9, 2.765e12, None, ("TPU v5", "TPU v5p"), 600e9),
-    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e"), 400e9),
+    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e"), 400e9, 12.5e9),
 }
 
 

@@ -6,11 +6,13 @@ import types
 
 import pytest
 
+from pixart_jax.hardware import HARDWARE
 from tools.aot import attempts, kept_bytes, main
 from tools.aot_compile import (
     Case,
     case_config,
     default_fsdp,
+    lower_bounds,
     out_of_memory,
     parse_topology,
     recomputed_flops,
@@ -29,6 +31,15 @@ def get_config():
     config.sample.num_steps = 4
     return config
 """
+
+
+def test_the_slowest_of_what_a_step_needs():
+    """FLOPs, bytes of memory, within the slice and between slices, each of one second on v5e and some more."""
+    sent = {"all-gather": 3 * 100e9, "all-reduce": 3 * 100e9, "between-slices": 4 * 3.125e9}
+    bounds = lower_bounds(197e12, 2 * 819e9, sent, HARDWARE["v5e"])
+    assert bounds == pytest.approx({"arithmetic": 1, "memory": 2, "collectives": 3, "network": 4})
+    assert "network" not in lower_bounds(1, 1, {"all-reduce": 1}, HARDWARE["v5e"])
+    assert "network" not in lower_bounds(1, 1, {"between-slices": 1}, HARDWARE["v5p"])
 
 
 @pytest.fixture

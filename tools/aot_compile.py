@@ -257,12 +257,7 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
     traffic = count_traffic(text, topology.chips)
-    within_slice = {kind: count for kind, count in traffic.collective_bytes.items() if kind != BETWEEN_SLICES}
-    bounds = {
-        "arithmetic": figures["executed_flops"] / hardware.peak_flops,
-        "memory": traffic.memory_bytes / hardware.bandwidth,
-        "collectives": sum(within_slice.values()) / hardware.interconnect,
-    }
+    bounds = lower_bounds(figures["executed_flops"], traffic.memory_bytes, traffic.collective_bytes, hardware)
     return {
         "fits": total <= hardware.memory_bytes,
         "argument_bytes": arguments,
@@ -280,6 +275,21 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
         "bound_seconds": max(bounds.values()),
         "utilisation": figures["flops"] / hardware.peak_flops / max(bounds.values()),
     }
+
+
+def lower_bounds(
+    flops: float, memory_bytes: float, collective_bytes: dict[str, float], hardware: Hardware
+) -> dict[str, float]:
+    """Seconds below which a program cannot come, by what limits it; a network of unknown speed limits nothing."""
+    within_slice = sum(count for kind, count in collective_bytes.items() if kind != BETWEEN_SLICES)
+    bounds = {
+        "arithmetic": flops / hardware.peak_flops,
+        "memory": memory_bytes / hardware.bandwidth,
+        "collectives": within_slice / hardware.interconnect,
+    }
+    if BETWEEN_SLICES in collective_bytes and hardware.network:
+        bounds["network"] = collective_bytes[BETWEEN_SLICES] / hardware.network
+    return bounds
 
 
 def main(argv: list[str]) -> int:
