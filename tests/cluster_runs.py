@@ -11,7 +11,7 @@ import sys
 import time
 
 import jax
-from config_runs import print_to, processes
+from forked import print_to, processes
 from jax._src import cache_key
 from resume_runs import block_batch, last_logged
 

@@ -1,7 +1,4 @@
-"""What tests/test_configs.py does in processes of its own: a config at full size without arrays, and shrunken for real.
-
-Processes are forked from one that has imported everything and started nothing, so that each costs no start.
-"""
+"""What tests/test_configs.py does in other processes: a config at full size without arrays, and shrunken for real."""
 
 import math
 import multiprocessing
@@ -11,6 +8,7 @@ import sys
 
 import jax
 from absl import logging
+from forked import print_to, processes
 
 from pixart_jax.assembly import batch_spec, open_data
 from pixart_jax.config import ConfigDict, build_model, check_batch, check_config, optimizer_spec, read_config_file
@@ -25,10 +23,6 @@ from tools.sample import main as sample
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEVICES, FSDP = 8, 4
-
-processes = multiprocessing.get_context("forkserver")
-# This module itself would not be found there: the tests are not on its path.
-processes.set_forkserver_preload(["pixart_jax.train", "tools.sample"])
 
 
 def read(name: str, settings: dict) -> ConfigDict:
@@ -72,13 +66,6 @@ def start_run(name: str, settings: dict, workdir: pathlib.Path, prompt: str = ""
     process = processes.Process(target=_train, args=(name, settings, workdir, prompt), daemon=True)
     process.start()
     return process
-
-
-def print_to(log: pathlib.Path) -> None:
-    """What this process prints from here on is added to a file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
 
 
 def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str) -> None:

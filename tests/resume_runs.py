@@ -10,7 +10,7 @@ import threading
 import time
 
 import jax
-from config_runs import print_to, processes
+from forked import print_to, processes
 from tiny_run import read_metrics
 from transfers import guard_reads
 

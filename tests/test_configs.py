@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from config_runs import FSDP, ROOT, processes, read, start_run, train_abstractly, use_devices
+from config_runs import FSDP, ROOT, read, start_run, train_abstractly, use_devices
+from forked import processes
 from PIL import Image
 
 from pixart_jax.assembly import batch_spec

@@ -2,7 +2,6 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
+from forked import processes
 from PIL import Image
 
 from pixart_jax.data.buckets import nearest_bucket, training_buckets
@@ -131,17 +131,9 @@ def run(*argv):
     sys.exit(extract_features.main(list(argv)))
 
 
-@pytest.fixture(scope="module")
-def context():
-    """Starts processes that have imported everything and find it compiled: kills come at every stage of the work."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.extract_features", "transformers"])
-    return context
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(photos, weights, extracted, tmp_path, context):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(photos, weights, extracted, tmp_path):
     def start(out):
-        process = context.Process(target=run, args=arguments(photos, weights, out))
+        process = processes.Process(target=run, args=arguments(photos, weights, out))
         process.start()
         return process
 
@@ -168,14 +160,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(photos, weights, e
     assert not list(tmp_path.glob(".*"))
 
 
-def test_two_processes_write_the_same_set(photos, weights, extracted, tmp_path, context):
+def test_two_processes_write_the_same_set(photos, weights, extracted, tmp_path):
     shared = [*arguments(photos, weights, tmp_path / "train"), "--process-count=2"]
-    processes = [context.Process(target=run, args=[*shared, f"--process-index={i}"]) for i in (1, 0)]
-    for process in processes:
+    both = [processes.Process(target=run, args=[*shared, f"--process-index={i}"]) for i in (1, 0)]
+    for process in both:
         process.start()
-    for process in processes:
+    for process in both:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in both] == [0, 0]
     assert contents(tmp_path / "train") == contents(extracted)
 
 

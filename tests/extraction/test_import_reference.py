@@ -1,7 +1,6 @@
 """Feature trees of the reference's tools become feature shards without being encoded again."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ import data.test_reference_features as cases
 import ml_dtypes
 import numpy as np
 import pytest
+from forked import processes
 
 from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.data.pipeline import BatchSpec, make_iterator
@@ -202,10 +202,8 @@ def test_killed_or_shared_between_processes_it_ends_with_the_same_bytes(wide, tm
     assert extract_features.main(arguments(wide, tmp_path / "whole")) == 0
     expected = contents(tmp_path / "whole")
     assert len(ShardReader(tmp_path / "whole")) == len(LENGTHS)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tools.extract_features"])
 
-    process = context.Process(target=run, args=(0.2, *arguments(wide, tmp_path / "killed")))
+    process = processes.Process(target=run, args=(0.2, *arguments(wide, tmp_path / "killed")))
     process.start()
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".killed.incomplete/units/*")) and time.monotonic() < deadline:
@@ -217,12 +215,12 @@ def test_killed_or_shared_between_processes_it_ends_with_the_same_bytes(wide, tm
     assert contents(tmp_path / "killed") == expected
 
     shared = arguments(wide, tmp_path / "shared", "--process-count=2")
-    processes = [context.Process(target=run, args=(0.0, *shared, f"--process-index={i}")) for i in (1, 0)]
-    for process in processes:
+    both = [processes.Process(target=run, args=(0.0, *shared, f"--process-index={i}")) for i in (1, 0)]
+    for process in both:
         process.start()
-    for process in processes:
+    for process in both:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in both] == [0, 0]
     assert contents(tmp_path / "shared") == expected
 
 
