@@ -18,7 +18,7 @@ recipe: $(VENV)/installed font
 	$(BIN)/python -m tools.recipe --data data/recipe --workdir runs/recipe
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -29,13 +29,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import transfers
 
-# Files that take longest: those that start, kill and resume whole runs.
-LONGEST = ("test_resume.py", "test_configs.py", "test_online.py", "test_extract_features.py", "test_photographs.py")
+# Files that take longest, in that order: those that start, kill and resume whole runs.
+LONGEST = (
+    "test_configs.py", "test_resume.py", "test_cluster.py", "test_online.py", "test_extract_features.py",
+    "test_train.py", "test_photographs.py", "test_sharding.py", "test_recipe.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first: `make test` gives whole files to its two workers, which so end at about the same time."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """The longest first: `make test` gives whole files to its workers, which so end at about the same time."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture
