@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
 from tools.aot_compile import PROGRAMS, Case, case_config, parse_topology
+from tools.aot_hlo import BETWEEN_SLICES
 
 STAGES = (
     "stage1_256", "stage2_256", "stage3_256", "stage3_512", "stage3_1024",
@@ -188,7 +189,7 @@ def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
         "arguments GB": lambda case, r: gigabytes(r.get("argument_bytes")),
         "scratch GB": lambda case, r: gigabytes(r.get("scratch_bytes")),
         "total / capacity GB": lambda case, r: f"{total(r)} / {r['capacity_bytes'] / 1e9:g}",
-        "TFLOPs": lambda case, r: f"{r['flops'] / 1e12:.3g}",
+        "TFLOPs": lambda case, r: figure(r["flops"] / 1e12),
         "memory traffic GB": lambda case, r: gigabytes(r.get("memory_bytes")),
         "sent by collectives GB": lambda case, r: collectives(r),
         "lower bound s": lambda case, r: bound(r),
@@ -203,7 +204,12 @@ def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
 
 
 def gigabytes(count: float | None) -> str:
-    return "" if count is None else f"{count / 1e9:.3g}" if count < 1e12 else f"{count / 1e9:,.0f}"
+    return "" if count is None else figure(count / 1e9)
+
+
+def figure(number: float) -> str:
+    """Three digits; thousands without decimals."""
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def per_chip(result: dict) -> str:
@@ -217,8 +223,10 @@ def total(result: dict) -> str:
 
 
 def collectives(result: dict) -> str:
+    """Those that are at least a thousandth of all, and the slow network's; `--json` has the others too."""
     sent = sorted(result.get("collective_bytes", {}).items(), key=lambda item: -item[1])
-    return ", ".join(f"{kind} {gigabytes(count)}" for kind, count in sent)
+    least = sum(count for _, count in sent) / 1000
+    return ", ".join(f"{kind} {gigabytes(count)}" for kind, count in sent if count >= least or kind == BETWEEN_SLICES)
 
 
 def bound(result: dict) -> str:
