@@ -6,8 +6,6 @@ import logging
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipeline import WORDS, make_pipeline, save
-from tiny_run import ROOT
+from tiny_run import run_python
 
 from pixart_jax.errors import InputError
 from pixart_jax.generate import TextToImage, choose_canvas
@@ -122,18 +120,6 @@ def test_one_compilation_serves_prompts_scales_seeds_and_aspect_ratios(sigma, co
     assert compilations.count("jit(_features)") <= 2, compilations
 
 
-def run_sample(*arguments, devices=1):
-    """`python -m tools.sample` in a process of its own on simulated devices; what it printed."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    command = [sys.executable, "-m", "tools.sample", *map(str, arguments)]
-    process = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process.stdout + process.stderr
-
-
 def pictures(folder):
     return {path.name: np.asarray(Image.open(path), int) for path in sorted(folder.glob("0*.png"))}
 
@@ -141,8 +127,8 @@ def pictures(folder):
 def test_the_same_pictures_on_one_device_and_on_four(sigma, tmp_path):
     arguments = ["--checkpoint", sigma.weights, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--num-images=3"]
     arguments += ["--num-steps=3", "--sampler=iddpm", "--seed=5", "--aspect-ratio=2:3"]
-    run_sample(*arguments, "--out", tmp_path / "one", "--batch-size=3")
-    run_sample(*arguments, "--out", tmp_path / "four", devices=4)
+    run_python("-m", "tools.sample", *arguments, "--out", tmp_path / "one", "--batch-size=3", devices=1)
+    run_python("-m", "tools.sample", *arguments, "--out", tmp_path / "four", devices=4)
     one, four = pictures(tmp_path / "one"), pictures(tmp_path / "four")
     assert len(one) == 6 and one.keys() == four.keys()
     assert max(np.abs(one[name] - four[name]).max() for name in one) <= 1
