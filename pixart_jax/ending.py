@@ -54,12 +54,14 @@ def _listen() -> None:
 def _live(timeout: float) -> None:
     """Shows that this process lives; the first process also looks whether the others do."""
     interval, watched = timeout / _MISSED, {}
-    with suppress(RuntimeError):  # The run is over.
-        for count in itertools.count():
+    for count in itertools.count():
+        if client() is None:  # The run is over.
+            return
+        with suppress(RuntimeError):  # One call that fails is a sign that is missed, and not yet a death.
             show_life(f"{this_process()}: {count}")
             if process_number() == 0 and (silent := _silent(watched)):
                 _end(1, f"{', '.join(silent)} gave no sign of life for {timeout:g} s")
-            time.sleep(interval)
+        time.sleep(interval)
 
 
 def _silent(watched: dict[int, tuple[str, int]]) -> list[str]:
