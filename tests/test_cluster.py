@@ -39,7 +39,7 @@ def root(tmp_path_factory):
 
 def start(root, workdir, num_processes, *settings, **options):
     arguments = [f"--config={root / 'config.py'}", f"--workdir={workdir}"]
-    defaults = ["--config.train.log_every=1", "--config.sample.every=0", "--join_timeout=60", "--heartbeat_timeout=20"]
+    defaults = ["--config.train.log_every=1", "--config.sample.every=0", "--join_timeout=60", "--heartbeat_timeout=15"]
     logs = root / "logs" / f"{workdir.name}-{num_processes}-{time.monotonic_ns()}"
     return Cluster(logs, num_processes, *arguments, *defaults, *settings, **options)
 
@@ -102,7 +102,7 @@ def test_one_that_dies_ends_all(root, endless):
     run.processes[1].kill()
     begin = time.monotonic()
     output, _ = run.finish(1, -signal.SIGKILL)
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 30
     assert "process 1 gave no answer and may have died; start all processes again" in output
     assert "disk" not in output
 
@@ -196,7 +196,7 @@ def test_others_that_do_not_come_are_not_awaited_for_ever(root, tmp_path):
         run = start(root, tmp_path / "run", 2, **options)
         begin = time.monotonic()
         outputs = run.finish(*((None, 2) if absent == 0 else (2, None)), timeout=60)
-        assert time.monotonic() - begin < 40
+        assert time.monotonic() - begin < 30
         assert "not all came within 3 s" in outputs[1 - absent], outputs
 
 
