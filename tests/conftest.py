@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+from absl import logging as absl_logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
@@ -40,6 +41,16 @@ def pytest_collection_modifyitems(items):
     """The longest first: `make test` gives whole files to its workers, which so end at about the same time."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The tools' `main` set for the whole process how much is logged; no test may hear less because another ran one."""
+    logger, verbosity = absl_logging.get_absl_logger(), absl_logging.get_verbosity()
+    filters = list(logger.filters)
+    yield
+    absl_logging.set_verbosity(verbosity)
+    logger.filters[:] = filters
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_a_slow_disk_does_not_hold_the_loop(data, tmp_path, monkeypatch, caplog)
     config = tiny_config(data)
     config.train.update({"checkpoint_every": 2, "checkpoint_wait": 0})
     config.sample.every = 0
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         train_and_evaluate(config, str(tmp_path))
     skipped = re.findall(r"NO CHECKPOINT OF STEP (\d+): that of step 2 is not complete after", caplog.text)
     assert skipped == ["4", "6", "8", "10"]
