@@ -26,6 +26,7 @@ from absl import logging
 from pixart_jax.agreement import together
 from pixart_jax.checksums import tree_checksums
 from pixart_jax.cluster import absent, client
+from pixart_jax.conversion.stored import alone
 from pixart_jax.errors import InputError
 from pixart_jax.save_errors import noting_errors, save_errors
 from pixart_jax.sharding import path_name
@@ -67,7 +68,8 @@ class _Saving:
 class Checkpoints:
     """The checkpoints of one workdir, in `workdir/checkpoints/STEP`. Call `close` to wait for what is being written.
 
-    Half-written ones, which a killed run has left, are no checkpoints, and are deleted unless `read_only`.
+    Half-written ones, which a killed run has left, are no checkpoints, and are deleted unless `read_only`. All
+    processes of a run make the same calls; what is `read_only` each opens for itself.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
@@ -82,14 +84,18 @@ class Checkpoints:
         self._checksums: jax.stages.Compiled | None = None
 
     def _open_manager(self) -> ocp.CheckpointManager:
+        processes = alone() if self._read_only else ocp.options.MultiprocessingOptions()
         return ocp.CheckpointManager(
             self.directory,
             item_handlers={
                 **{
-                    name: noting_errors(ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS), self._errors)
+                    name: noting_errors(
+                        ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS, multiprocessing_options=processes),
+                        self._errors,
+                    )
                     for name in _ARRAYS
                 },
-                "progress": ocp.JsonCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
             },
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if self._read_only else self._keep,
@@ -98,6 +104,7 @@ class Checkpoints:
                 save_interval_steps=0 if self._read_only else 1,
                 # What is said of a checkpoint is read when it is restored, where damage to it does no harm.
                 lightweight_initialize=True,
+                multiprocessing_options=processes,
             ),
         )
 

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 
@@ -51,6 +52,12 @@ def saved_steps(workdir):
 def checksums(workdir, step):
     checkpoints = Checkpoints(workdir, read_only=True)
     return {name: checkpoints.recorded_checksums(step, name) for name in ("params", "ema_params", "opt_state")}
+
+
+def halve_largest(folder):
+    """Cuts off half of the largest file below a folder."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda file: file.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
 
 
 def test_four_then_two_then_one_have_the_losses_of_one(root, tmp_path):
@@ -151,11 +158,9 @@ def test_one_that_cannot_save_ends_all(root, endless):
 
 
 def test_a_run_that_was_ended_in_all_these_ways_ends_as_one_that_was_not(root, endless, tmp_path):
-    """The last of those that use the run, whose newest checkpoint is damaged where only process 1 reads it."""
+    """The last of those that go on with the run, whose newest checkpoint is damaged where only process 1 reads it."""
     before, saved = saved_steps(endless)
-    files = (endless / "checkpoints" / str(saved) / "params" / "ocdbt.process_1" / "d").iterdir()
-    largest = max(files, key=lambda file: file.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    halve_largest(endless / "checkpoints" / str(saved) / "params" / "ocdbt.process_1")
     for output in start(root, endless, 2, *RUN).finish(2):
         assert re.search(rf"error: process 1 of 2 .* stops: the checkpoint .*/{saved} is damaged", output)
     damaged = endless / "checkpoints" / str(saved)
@@ -165,6 +170,22 @@ def test_a_run_that_was_ended_in_all_these_ways_ends_as_one_that_was_not(root, e
     start(root, tmp_path / "clean", 2, *RUN, last).finish(0)
     assert read_metrics(endless) == read_metrics(tmp_path / "clean")
     assert checksums(endless, saved + 10) == checksums(tmp_path / "clean", saved + 10)
+
+
+def test_weights_to_start_from(root, endless, tmp_path):
+    """Each process reads them by itself, here those that two have saved; the damage that one of them meets ends all."""
+    few = ["--config.train.num_steps=3", "--config.init_from=first"]
+    folders = {i: tmp_path / str(i) for i in range(2)}
+    for folder in folders.values():
+        shutil.copytree(endless, folder / "first")
+    for number in (1, 2):
+        run = start(root, tmp_path / f"by-{number}", number, *few, f"--config.mesh.fsdp={number}", folders=folders)
+        run.finish(0)
+    for ours, theirs in zip(read_metrics(tmp_path / "by-2"), read_metrics(tmp_path / "by-1"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    halve_largest(folders[1] / "first" / "checkpoints" / str(last_saved(endless)) / "ema_params")
+    for output in start(root, tmp_path / "none", 2, *few, folders=folders).finish(2, timeout=60):
+        assert re.search("error: .*config.init_from = 'first': .* is damaged", output)
 
 
 def test_processes_that_differ_are_refused_with_what_differs(root, tmp_path):

@@ -98,6 +98,12 @@ class StoredModel:
         return stored
 
 
+def alone() -> ocp.options.MultiprocessingOptions:
+    """For what each process of a run reads by itself, without waiting for the others, which may have failed to."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
 def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[str, np.ndarray]) -> None:
     """Writes a new directory.
 
@@ -176,7 +182,9 @@ class StoredArrays(Mapping[str, np.ndarray]):
     ):
         self._path = pathlib.Path(path).absolute()
         self._checksums = checksums or {}
-        self._checkpointer = ocp.PyTreeCheckpointer()
+        self._checkpointer = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(multiprocessing_options=alone()), multiprocessing_options=alone()
+        )
         self.shapes = shapes
         check_shapes(self._path, self.shapes)
         self.bfloat16 = all(leaf.dtype == "bfloat16" for leaf in stored_leaves(self._path).values())
@@ -247,8 +255,10 @@ def restore_tree(path: pathlib.Path, abstract: Any):
       ValueError, OSError: the checkpoint is damaged.
     """
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=1 + math.ceil(largest / 1e9))
-    with ocp.Checkpointer(handler) as checkpointer:
+    handler = ocp.StandardCheckpointHandler(
+        restore_concurrent_gb=1 + math.ceil(largest / 1e9), multiprocessing_options=alone()
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
         return checkpointer.restore(path, args=ocp.args.StandardRestore(abstract))
 
 
@@ -259,7 +269,7 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
       InputError: there is no Orbax checkpoint, or a damaged one.
     """
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
