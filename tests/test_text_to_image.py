@@ -114,7 +114,7 @@ def test_one_compilation_serves_prompts_scales_seeds_and_aspect_ratios(sigma, co
         {"prompts": ["y"], "num_images": 2, "height": 100, "width": 90},
     ]
     for call in calls:
-        ours(**call, num_steps=3, batch_size=2)
+        ours(**call, num_steps=5, batch_size=2)
     assert compilations.count("jit(sample)") == 1, compilations
     # Two captions at a time, or, with the negative one, four.
     assert compilations.count("jit(_features)") <= 2, compilations
