@@ -11,7 +11,7 @@ import sys
 import time
 
 import jax
-from forked import print_to, processes
+from forked import print_to, processes, use_devices
 from jax._src import cache_key
 from resume_runs import block_batch, last_logged
 
@@ -94,7 +94,7 @@ def free_port() -> int:
 def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int, dying: bool) -> None:
     print_to(log)
     os.chdir(folder)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    use_devices(1)
     # Compiling is most of the work: one process of a run does it, and none for a run that goes on.
     jax.config.update("jax_compilation_cache_dir", str(log.parent.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

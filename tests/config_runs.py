@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 import pathlib
 import sys
 
@@ -74,11 +73,6 @@ def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str) -> Non
     train_and_evaluate(read(name, SHRUNKEN | settings), str(workdir))
     if prompt:
         sys.exit(sample(["--checkpoint", str(workdir), "--prompt", prompt]))
-
-
-def use_devices() -> None:
-    """Gives a process its simulated devices; before anything else in it."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 
 
 def train_abstractly(name: str, settings: dict, compile: bool) -> dict:

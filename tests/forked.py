@@ -4,12 +4,18 @@ import multiprocessing
 import os
 import pathlib
 
+NUM_DEVICES = "--xla_force_host_platform_device_count"
 processes = multiprocessing.get_context("forkserver")
 # All contexts have one such process and one list, of which the last that is set counts: hence one place for it. The
 # tests' own modules are not on its path.
 processes.set_forkserver_preload(
     ["pixart_jax.train", "tools.sample", "tools.extract_features", "torch", "transformers"]
 )
+
+
+def use_devices(number: int) -> None:
+    """Gives this process so many simulated devices; before it has used any."""
+    os.environ["XLA_FLAGS"] = f"{NUM_DEVICES}={number}"
 
 
 def print_to(log: pathlib.Path) -> None:

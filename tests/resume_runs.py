@@ -2,7 +2,6 @@
 
 import dataclasses
 import multiprocessing
-import os
 import pathlib
 import signal
 import sys
@@ -10,7 +9,7 @@ import threading
 import time
 
 import jax
-from forked import print_to, processes
+from forked import print_to, processes, use_devices
 from tiny_run import read_metrics
 from transfers import guard_reads
 
@@ -99,7 +98,7 @@ def block_batch(number: int) -> None:
 
 def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -> None:
     print_to(log)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    use_devices(devices)
     # Ignored where the tests run in the background of a shell.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if block_at:

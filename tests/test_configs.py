@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from config_runs import FSDP, ROOT, read, start_run, train_abstractly, use_devices
-from forked import processes
+from config_runs import DEVICES, FSDP, ROOT, read, start_run, train_abstractly
+from forked import processes, use_devices
 from PIL import Image
 
 from pixart_jax.assembly import batch_spec
@@ -101,7 +101,8 @@ def test_position_scales_and_text_are_the_references():
 
 @pytest.fixture(scope="module")
 def worker():
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes, initializer=use_devices) as pool:
+    devices = {"initializer": use_devices, "initargs": [DEVICES]}
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes, **devices) as pool:
         yield pool
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+from forked import NUM_DEVICES
 
 from pixart_jax.config import ConfigDict, default_config
 from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, Text
@@ -97,7 +98,7 @@ def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with that many simulated CPU devices, which finds the package wherever it starts."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{NUM_DEVICES}={devices}",
         "PYTHONPATH": str(ROOT),
     }
 

@@ -50,13 +50,13 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     for resolution, ratio in itertools.product(resolutions, ratios):
         if resolution % (DOWNSAMPLE * PATCH_SIZE * ratio):
             raise InputError(f"--resolutions={resolution}: cannot be cut into blocks of {ratio} tokens of 16 pixels")
-    with open_peers(args.peer, missing_torch(), "torch_parts.Attention", torch_device(), dtype) as (peers, missing):
+    with open_peers(args.peer, missing_torch(), "torch_parts.Attention", torch_device(), dtype) as (peers, absence):
         for resolution, ratio, backward in itertools.product(resolutions, ratios, (False, True)):
             queries = (resolution // (DOWNSAMPLE * PATCH_SIZE)) ** 2
             shape = (args.batch_size, queries, queries // ratio**2, args.heads, args.head_dim)
             about = {"resolution": resolution, "kv_compress": ratio, "backward": backward}
             about |= dict(zip(("batch_size", "queries", "keys", "heads", "head_dim"), shape, strict=True))
-            about |= {"dtype": dtype} | ({"peer_missing": missing} if missing else {})
+            about |= {"dtype": dtype} | absence
             for implementation in implementations(device, dtype, args.head_dim):
                 figures = bench_attention(implementation, shape, dtype, backward, args, peers)
                 yield {"implementation": implementation, **about, **figures}

@@ -40,14 +40,14 @@ def bench_checkpoint(config: ConfigDict, folder: pathlib.Path, steps: int, round
     shapes = list(parameter_shapes(build_model(config)).values())
     # There is nothing to compile.
     peer = "none" if peer == "none" else "eager"
-    with open_peers(peer, missing, "torch_parts.Save", torch_device(), shapes) as (peers, missing):
+    with open_peers(peer, missing, "torch_parts.Save", torch_device(), shapes) as (peers, absence):
         turns = {name: functools.partial(call, "turn", str(folder / "state.pt")) for name, call in peers.items()}
         figures = compare(functools.partial(save_turn, program, folder / "run", steps), turns, rounds)
     if figures["peer"]:
         figures["ratio_restore"] = figures["peer"]["eager"]["restore_seconds"] / figures["restore_seconds"]
     return {
         **figures,
-        **({"peer_missing": missing} if missing else {}),
+        **absence,
         "batch_size": config.data.batch_size,
         "steps": steps,
     }

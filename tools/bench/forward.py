@@ -53,10 +53,8 @@ def bench_forward(config: ConfigDict, calls: int, rounds: int, peer: str) -> Fig
     turn = functools.partial(time_warm, functools.partial(compiled, *arguments), calls, jax.block_until_ready)
 
     missing = missing_peer(config)
-    with open_peers(peer, missing, "torch_peer.Forward", *(() if missing else (peer_spec(config), batch, t))) as (
-        peers,
-        missing,
-    ):
+    theirs = () if missing else (peer_spec(config), batch, t)
+    with open_peers(peer, missing, "torch_peer.Forward", *theirs) as (peers, absence):
         turns = {name: functools.partial(call, "turn", calls) for name, call in peers.items()}
         figures = compare(turn, turns, rounds)
         for name, row in (figures["peer"] or {}).items():
@@ -65,7 +63,7 @@ def bench_forward(config: ConfigDict, calls: int, rounds: int, peer: str) -> Fig
     return {
         "images_per_second": config.data.batch_size / figures["seconds"],
         **figures,
-        **({"peer_missing": missing} if missing else {}),
+        **absence,
         "output_std": float(output.std()),
         **flop_rates(forward_flops(model, *arguments[1:]), figures["seconds"], config.dtype, [device]),
         **peak_bytes(compiled, device),

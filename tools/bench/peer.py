@@ -123,8 +123,8 @@ def choose_variants(option: str) -> list[str]:
 @contextlib.contextmanager
 def open_peers(
     option: str, missing: str | None, contender: str, *arguments
-) -> Iterator[tuple[dict[str, Call], str | None]]:
-    """The processes of a `--peer`, by the variant's name; and where there are none, what is missing.
+) -> Iterator[tuple[dict[str, Call], dict[str, str]]]:
+    """The processes of a `--peer`, by the variant's name; and where there are none, the figure that says why.
 
     Args:
       missing: why there can be none, or None.
@@ -136,7 +136,7 @@ def open_peers(
             name: stack.enter_context(in_process(make_contender, contender, name == "compile", *arguments))
             for name in variants
         }
-        yield calls, None if variants else missing or "--peer=none"
+        yield calls, {} if variants else {"peer_missing": missing or "--peer=none"}
 
 
 def make_contender(contender: str, *arguments):

@@ -98,7 +98,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     theirs = ()
     if not missing:
         theirs = peer_spec(config), conditions, sampling.guidance_scale, sampling.num_steps, vae_peer
-    with open_peers(peer, missing, "torch_sample.Sample", *theirs) as (peers, missing):
+    with open_peers(peer, missing, "torch_sample.Sample", *theirs) as (peers, absence):
         turns = {name: functools.partial(call, "turn", noise, calls) for name, call in peers.items()}
         figures = compare(turn, turns, rounds)
         if sampling.sampler == COMPARABLE:
@@ -113,7 +113,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     return {
         "images_per_second": batch_size / figures["seconds"],
         **figures,
-        **({"peer_missing": missing} if missing else {}),
+        **absence,
         **rates,
         **peak_bytes(compiled, device),
         "dtype": config.dtype,

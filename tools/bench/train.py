@@ -178,7 +178,7 @@ def bench_train(config: ConfigDict, steps: int, rounds: int, peer: str) -> Figur
     program, batch_size = TrainProgram(config, jax.devices()), config.data.batch_size
     missing = missing_peer(config, jax.device_count()) or missing_training(config)
     theirs = () if missing else (peer_spec(config), training_spec(config), synthetic_batch(config))
-    with open_peers(peer, missing, "torch_train.Train", *theirs) as (peers, missing):
+    with open_peers(peer, missing, "torch_train.Train", *theirs) as (peers, absence):
         for call in peers.values():
             with contextlib.suppress(Failed):  # Its turn says so.
                 call("park")
@@ -191,7 +191,7 @@ def bench_train(config: ConfigDict, steps: int, rounds: int, peer: str) -> Figur
     return {
         "images_per_second": batch_size / figures["seconds"],
         **figures,
-        **({"peer_missing": missing} if missing else {}),
+        **absence,
         **flop_rates(train_flops(config), figures["seconds"], config.dtype, jax.devices()),
         **peak_bytes(program.compiled, jax.devices()[0]),
         "compile_seconds": program.compile_seconds,
