@@ -27,6 +27,13 @@ from tools.bench.turns import compare, in_process, take_turns
 SHORT = ["--rounds=2", "--steps=1"]
 
 
+@pytest.fixture(autouse=True)
+def denormals_as_before():
+    """The peer has them flushed to zero, which here is for this process."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")

@@ -300,7 +300,7 @@ def cut_the_arrays(model):
         (lambda folder: folder / "nothing.pth", "nothing.pth: no such file or folder"),
         (damaged(another_depth), "holds another model than its model.json"),
         (damaged(lambda model: (model / "params/_METADATA").unlink()), "params is no Orbax checkpoint, or a damaged"),
-        (damaged(cut_the_arrays), "/kernel is damaged"),
+        (damaged(cut_the_arrays), " is damaged: "),
     ],
 )
 def test_what_does_not_fit_is_one_error(source, message, tmp_path, capsys):
