@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS
+from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME
 from pixart_jax.conversion.pixart import position_table
 from pixart_jax.conversion.sources import Source
 from pixart_jax.conversion.stored import StoredModel, read_stored_model
@@ -100,7 +100,8 @@ def describe(source: Source, hints: Hints = NO_HINTS, fallback: Hints = NO_HINTS
             )
         family = FAMILIES[name]
         fields = {"max_text_tokens": family["max_text_tokens"]} | fields
-        null_text = "stored" if "y_embedder.y_embedding" in source.shapes else "missing"
+        null_names = {"y_embedder.y_embedding", NULL_NAME}
+        null_text = "stored" if null_names & source.shapes.keys() else "missing"
     return StoredModel(
         model=PixArt(**fields),
         position_base=base,
@@ -195,6 +196,8 @@ def _from_diffusers(source: Source, hints: Hints, fallback: Hints) -> tuple[dict
         "micro_condition": sample_size == 128 if micro_condition is None else micro_condition,
         "learn_sigma": config["out_channels"] not in (None, config["in_channels"]),
     }
+    if len(null_shape := source.shapes.get(NULL_NAME, ())) == 2:
+        fields["max_text_tokens"] = null_shape[0]
     if scale is None and sample_size is not None:
         scale = max(sample_size // 64, 1)
     base = _base(hints, patch) or (sample_size // patch if sample_size else None)

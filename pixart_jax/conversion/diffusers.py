@@ -1,7 +1,8 @@
 """The parameter names and the configuration of diffusers' `PixArtTransformer2DModel`. numpy only.
 
-diffusers keeps neither the position table, which the model computes, nor the null caption, which its pipelines take
-from the text encoder; and it knows neither key/value compression nor qk-norm.
+diffusers does not keep the position table, which the model computes, and knows neither key/value compression nor
+qk-norm. Its class of today has no null caption, which its pipelines take from the text encoder; the class that the
+released PixArt-α folders were written by had one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ BLOCK_RULES: list[Rule] = [
     *linear(r"ff\.net\.2", "mlp/fc2"),
 ]
 
+# The only parameter of a caption-conditional PixArt that diffusers has no place for now, and its name when it had.
+NULL_TEXT, NULL_NAME = "y_embedder/y_embedding", "caption_projection.y_embedding"
 _EMBEDDER = r"adaln_single\.emb"
 
 MODEL_RULES: list[Rule] = [
@@ -42,24 +45,23 @@ MODEL_RULES: list[Rule] = [
     *linear(rf"{_EMBEDDER}\.aspect_ratio_embedder\.linear_2", "ar_embedder/mlp_2"),
     *linear(r"adaln_single\.linear", "t_block"),
     *linear(r"caption_projection\.linear_(1|2)", r"y_embedder/y_proj_fc\1"),
+    (NULL_NAME.replace(".", r"\."), NULL_TEXT, COPY),
     ("scale_shift_table", "final_layer/scale_shift_table", COPY),
     *linear("proj_out", "final_layer/linear"),
 ]
 
 _BLOCK = r"transformer_blocks\.(\d+)\.(.+)"
 
-# The only parameter of a caption-conditional PixArt that diffusers has no place for.
-NULL_TEXT = "y_embedder/y_embedding"
-
 
 def convert_diffusers(
     state_dict: Mapping[str, np.ndarray], segments: Segments, expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Our parameters, all but NULL_TEXT, from a state dict of diffusers.
+    """Our parameters from a state dict of diffusers, with NULL_TEXT if that has NULL_NAME.
 
     Args, returns and errors as `pixart.convert_pixart`; `expected` may name NULL_TEXT or not.
     """
-    expected = {path: shape for path, shape in expected.items() if path != NULL_TEXT}
+    if NULL_NAME not in state_dict:
+        expected = {path: shape for path, shape in expected.items() if path != NULL_TEXT}
     return convert(state_dict, MODEL_RULES, _BLOCK, BLOCK_RULES, stacks(segments), expected)
 
 

@@ -8,12 +8,16 @@ It gave 1.3e-5 at 256 px and, with `compare_at_full_depth((128, 128), interpolat
 use_additional_conditions=True)`, 2.3e-5 at 1024 px (13 GB of memory, 5 minutes on two cores).
 """
 
+import dataclasses
+import json
+
 import flax
 import jax
 import numpy as np
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from safetensors.numpy import load_file, save_file
 
 from pixart_jax.conversion.describe import Hints
 from pixart_jax.conversion.diffusers import NULL_TEXT
@@ -93,6 +97,25 @@ def compare(transformer, folder, latent_shape, lengths, family="sigma", timestep
     ours = [unpatchify(np.asarray(part), grid, patch).transpose(0, 3, 1, 2) for part in output if part is not None]
     assert 0.3 < expected.std() < 10
     return np.abs(np.concatenate(ours, axis=1) - expected).max()
+
+
+def test_released_alphas_hold_their_null_caption(tmp_path):
+    """As the class of the time wrote them, which had the caption as a buffer, another name and fewer settings."""
+    make_transformer(**ALPHA | {"sample_size": 128}).save_pretrained(tmp_path)
+    weights, settings = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
+    without = open_source(tmp_path)
+    null_text = np.random.default_rng(0).standard_normal((120, ALPHA["caption_channels"]), np.float32)
+    save_file(load_file(weights) | {"caption_projection.y_embedding": null_text}, weights)
+    config = json.loads(settings.read_text()) | {"_class_name": "Transformer2DModel", "num_embeds_ada_norm": 1000}
+    del config["use_additional_conditions"], config["interpolation_scale"]
+    settings.write_text(json.dumps(config))
+
+    found, expected = load_weights(open_source(tmp_path)), load_weights(without)
+    assert found.stored == dataclasses.replace(expected.stored, null_text="stored")
+    assert (found.stored.model.max_text_tokens, found.stored.latent_scale) == (120, 0.18215)
+    for path in expected.paths:
+        wanted = null_text if path == NULL_TEXT else expected.read(path)
+        np.testing.assert_array_equal(found.read(path), wanted, err_msg=path)
 
 
 @pytest.mark.parametrize(
