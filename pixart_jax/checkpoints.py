@@ -90,7 +90,12 @@ class Checkpoints:
             item_handlers={
                 **{
                     name: noting_errors(
-                        ocp.PyTreeCheckpointHandler(type_handler_registry=_HANDLERS, multiprocessing_options=processes),
+                        ocp.PyTreeCheckpointHandler(
+                            # Trained numbers hardly compress, and the step beside may want the processor.
+                            use_compression=False,
+                            type_handler_registry=_HANDLERS,
+                            multiprocessing_options=processes,
+                        ),
                         self._errors,
                     )
                     for name in _ARRAYS

@@ -20,7 +20,8 @@ from pixart_jax.sharding import HEADS, ROWS, TOKENS, dividing_axes
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
 
 # Queries times keys from which "auto" no longer holds a head's logits at once: 16 heads of them are 256 MiB per image.
-BLOCKWISE_FROM = 2**22
+# On a CPU blocks, which stay in its cache, are faster long before (docs/benchmarks.md).
+BLOCKWISE_FROM, BLOCKWISE_ON_CPU_FROM = 2**22, 2**13
 # Fewer queries than one block of splash attention are cheaper in XLA.
 SPLASH_FROM = 128
 # cuDNN's flash attention takes heads of a multiple of 8 up to this on every GPU that has it.
@@ -122,7 +123,8 @@ def choose(device: jax.Device, q, k) -> str:
         return "splash"
     if unmet_needs("cudnn", device, q.dtype, q.shape[-1]) is None:
         return "cudnn"
-    return "blockwise" if q.shape[1] * k.shape[1] >= BLOCKWISE_FROM else "plain"
+    least = BLOCKWISE_ON_CPU_FROM if device.platform == "cpu" else BLOCKWISE_FROM
+    return "blockwise" if q.shape[1] * k.shape[1] >= least else "plain"
 
 
 def unmet_needs(implementation: str, device: jax.Device, dtype, head_dim: int) -> str | None:
