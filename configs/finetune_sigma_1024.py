@@ -10,8 +10,9 @@ Batch: 32, 10,000 steps. Both are ours: choose them by the number of pictures.
 Cost: not measured here.
 Expected: the pictures' style in samples.png.
 
-At 512 px add --config.model.resolution=512 --config.model.position_scale=1, and name weights and data of 512 px.
---config.init_from also takes a hub id, a .pth, a diffusers folder or the workdir of a run.
+At 512 px add --config.model.resolution=512 --config.model.position_scale=1, and name weights, T5 and data of 512 px.
+--config.init_from also takes a hub id, a .pth, a diffusers folder or the workdir of a run; --config.init.null_text is
+T5, for the null caption that diffusers' format does not keep.
 """
 
 from configs.shared import sigma_config
@@ -20,6 +21,7 @@ from configs.shared import sigma_config
 def get_config():
     config = sigma_config(1024)
     config.init_from = "weights/sigma-1024"
+    config.init.null_text = "weights/sigma-1024/text_encoder"
     config.data.update({"source": "data/photos-1024", "batch_size": 32})
     config.train.num_steps = 10_000
     return config

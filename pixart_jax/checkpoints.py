@@ -85,21 +85,17 @@ class Checkpoints:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         processes = alone() if self._read_only else ocp.options.MultiprocessingOptions()
+
+        def arrays() -> ocp.PyTreeCheckpointHandler:
+            # Uncompressed: trained numbers hardly gain from it, and the step beside may want the processor.
+            return ocp.PyTreeCheckpointHandler(
+                use_compression=False, type_handler_registry=_HANDLERS, multiprocessing_options=processes
+            )
+
         return ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                **{
-                    name: noting_errors(
-                        ocp.PyTreeCheckpointHandler(
-                            # Trained numbers hardly compress, and the step beside may want the processor.
-                            use_compression=False,
-                            type_handler_registry=_HANDLERS,
-                            multiprocessing_options=processes,
-                        ),
-                        self._errors,
-                    )
-                    for name in _ARRAYS
-                },
+                **{name: noting_errors(arrays(), self._errors) for name in _ARRAYS},
                 "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
             },
             options=ocp.CheckpointManagerOptions(

@@ -8,6 +8,8 @@ import pathlib
 import posixpath
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from pixart_jax.conversion.control import split_source
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.hub import fetch
@@ -17,6 +19,7 @@ from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
 from pixart_jax.conversion.transitions import Arrays, Choices, Transition, plan_transition
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.runs import load_run
 
 # Below a run's workdir: what it started from.
@@ -70,8 +73,8 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
         run, `workdir/checkpoints/STEP`.
       weights: a key of WHICH: where there are both, the averaged ones or the raw ones; "auto" is the averaged ones, but
         of PixArt's own checkpoints `state_dict`, as in tools.convert.
-      null_text: file of the null caption, or "".
-      choices: with null_text None; it is read from the file.
+      null_text: file of the null caption, or text encoder that makes it, or "".
+      choices: with null_text None, which takes the place of.
 
     Raises:
       InputError: there are no weights, or they are damaged or of a model that the target cannot start from; then with
@@ -79,7 +82,7 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
     """
     if null_text:
         try:
-            choices = dataclasses.replace(choices, null_text=read_null_text(pathlib.Path(null_text)))
+            choices = dataclasses.replace(choices, null_text=_null_text(pathlib.Path(null_text), target))
         except InputError as error:
             raise InputError(f"config.init.null_text: {error}") from error
     try:
@@ -88,6 +91,14 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
     except InputError as error:
         raise _at(path, error) from error
     return WarmStart(path, stored, transition, _table(stored, target, transition, control), opener)
+
+
+def _null_text(path: pathlib.Path, target: StoredModel) -> np.ndarray:
+    """f32[max_text_tokens, text_dim], from a file or by a text encoder that `tools.convert` wrote."""
+    if not path.is_dir():
+        return read_null_text(path)
+    encoder = T5TextEncoder(path, max_tokens=target.model.max_text_tokens, mesh=local_mesh())
+    return encoder.encode([""])[0][0]
 
 
 def _at(path: str, error: InputError) -> InputError:

@@ -12,7 +12,10 @@ import pytest
 import torch
 from conversion.test_diffusers import make_transformer
 from golden_cases import GOLDEN, load_state_dict
+from models.test_t5 import reference_model
+from tiny_pipeline import make_tokenizer
 from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, finish, start_main, tiny_config, write_config, write_data
+from transformers import T5Config
 
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.conversion.diffusers import NULL_TEXT
@@ -135,6 +138,24 @@ def test_a_run_starts_from_a_diffusers_folder(data, tmp_path):
     config.init.null_text = str(tmp_path / "null.npy")
     train_and_evaluate(config, str(tmp_path / "run"))
     np.testing.assert_array_equal(saved(tmp_path / "run", build_model(config))[NULL_TEXT], null_text)
+
+
+def test_a_text_encoder_makes_the_null_caption(data, tmp_path):
+    make_transformer(**TRANSFORMER).save_pretrained(tmp_path / "transformer")
+    tokenizer = make_tokenizer()
+    sizes = {"d_model": TEXT_DIM, "d_kv": 4, "num_heads": 2, "d_ff": 16, "num_layers": 1}
+    t5 = reference_model(T5Config(vocab_size=len(tokenizer), feed_forward_proj="gated-gelu", **sizes))
+    t5.save_pretrained(tmp_path / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert convert([str(tmp_path / "text_encoder"), str(tmp_path / "t5")]) == 0
+    config = one_step(data, null_text=str(tmp_path / "t5"))
+    config.init_from = str(tmp_path / "transformer")
+    train_and_evaluate(config, str(tmp_path / "run"))
+    found = saved(tmp_path / "run", build_model(config))[NULL_TEXT]
+    inputs = tokenizer("", padding="max_length", max_length=MAX_TEXT_TOKENS, return_tensors="pt")
+    with torch.no_grad():
+        expected = t5(inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.std())
 
 
 def test_the_state_at_the_start():

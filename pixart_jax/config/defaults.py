@@ -50,7 +50,8 @@ def default_config() -> ConfigDict:
                 "unconditional": "null",
                 # Key/value compression that appears starts as the "reference"'s, or to "preserve" the function better.
                 "kv_compress": "reference",
-                # A .npy or .pth of the text encoder's features of the empty caption, to be the null caption.
+                # The null caption, that is the text encoder's features of the empty one: a .npy or .pth of them, or the
+                # folder of a text encoder that tools.convert wrote.
                 "null_text": "",
             },
             "model": {

@@ -167,8 +167,8 @@ def _refused(source: StoredModel, ours: PixArt, choices: Choices) -> Iterator[tu
     if not ours.num_classes and source.null_text == "missing" and choices.null_text is None:
         yield (
             "null caption",
-            "the format does not keep it; set config.init.null_text to the text encoder's features of the empty "
-            "caption (docs/init_from.md says how to make them)",
+            "the format does not keep it; set config.init.null_text to the text encoder that tools.convert wrote, or "
+            "to a file of its features of the empty caption",
         )
     if theirs.depth == ours.depth:
         pairs = zip(_ratios(theirs), _ratios(ours), strict=True)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol, SupportsIndex
 
-IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"))
+IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif"))
 
 # Wide enough for any mixture, and narrow enough that no share of a sum rounds to zero.
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6
