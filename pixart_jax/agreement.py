@@ -95,7 +95,11 @@ def _names(processes: list[int], hosts: list[str]) -> str:
 
 
 def run_facts(
-    settings: Mapping[str, Any], sources: Iterable[str], position: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any],
+    sources: Iterable[str],
+    position: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    prompts: Iterable[str],
 ) -> dict[str, str]:
     """What must be the same on every process of a run.
 
@@ -104,6 +108,7 @@ def run_facts(
       sources: the folders of feature shards that are read.
       position: the state of the input pipeline.
       weights: that the run starts from; empty where it starts afresh or is resumed.
+      prompts: that it draws, of which each process draws its part.
     """
     checksum = 0
     for path in sorted(weights):
@@ -118,6 +123,7 @@ def run_facts(
             for folder in sources
         },
         "input pipeline": json.dumps(position),
+        "text of config.sample.prompts": _digest("\n".join(prompts).encode()),
         "weights to start from": f"{checksum:08x}" if weights else "none",
     }
 

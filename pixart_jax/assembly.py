@@ -35,7 +35,7 @@ from pixart_jax.features import (
 from pixart_jax.images import false_colour
 from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
-from pixart_jax.prompts import prompt_samples, read_prompts, split_prompts
+from pixart_jax.prompts import configured_prompts, prompt_samples
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.words import WordEncoder
@@ -330,12 +330,9 @@ def _open_prompts(
       load_words: gives the data's own text encoder.
       t5: that of the run, if it has one; else config.data.text_encoder, whose weights are gone after use.
     """
-    text = config.sample.prompts
-    if not text:
+    prompts = configured_prompts(config.sample.prompts)
+    if not prompts:
         return None
-    is_file = text.endswith(".txt") and len(text.splitlines()) == 1
-    prompts = read_prompts(pathlib.Path(text), "config.sample.prompts") if is_file else split_prompts(text)
-    require_setting(config, bool(prompts), "sample.prompts", "holds no prompt; write one a line, or set it to ''")
     if t5 is None and config.data.text_encoder:
         require_setting(
             config,

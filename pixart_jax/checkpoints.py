@@ -28,12 +28,12 @@ from pixart_jax.checksums import tree_checksums
 from pixart_jax.cluster import absent, client
 from pixart_jax.conversion.stored import alone
 from pixart_jax.errors import InputError
-from pixart_jax.save_errors import noting_errors, save_errors
+from pixart_jax.save_errors import noting_barrier, noting_errors, save_errors
 from pixart_jax.sharding import path_name
 from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
-# Seconds within which processes find the same damage.
+# Seconds within which processes find the same damage, beside those that the first one took to find it.
 _OTHERS_READ = 10
 # Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
 # costs it a copy of that in its memory, and the first save a compilation for each device and shape.
@@ -106,6 +106,7 @@ class Checkpoints:
                 # What is said of a checkpoint is read when it is restored, where damage to it does no harm.
                 lightweight_initialize=True,
                 multiprocessing_options=processes,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=noting_barrier(self._errors, processes)),
             ),
         )
 
@@ -159,11 +160,14 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveFailed if the last save is known to have failed; never waits."""
+        self._raise_errors()
+        if self._saving and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _raise_errors(self) -> None:
         if self._errors:
             with save_errors(self.directory):
                 raise self._errors[0]
-        if self._saving and not self._manager.is_saving_in_progress():
-            self.wait()
 
     def wait(self, timeout: float = math.inf) -> float:
         """Blocks until what is being written is complete, but no longer than so many seconds.
@@ -176,12 +180,12 @@ class Checkpoints:
         """
         if self._saving is None:
             return 0.0
-        if timeout < math.inf:
-            deadline = time.monotonic() + timeout
-            while self._manager.is_saving_in_progress():
-                if (now := time.monotonic()) >= deadline:
-                    return now - self._saving.begin
-                time.sleep(_POLL)
+        deadline = time.monotonic() + timeout
+        while self._manager.is_saving_in_progress():
+            self._raise_errors()  # Orbax waits for the others before it does.
+            if (now := time.monotonic()) >= deadline:
+                return now - self._saving.begin
+            time.sleep(_POLL)
         saving, self._saving = self._saving, None
         with save_errors(self.directory):
             self._manager.wait_until_finished()
@@ -303,10 +307,12 @@ class Checkpoints:
 
         For Orbax lets the others wait for it, in a collective operation.
         """
+        begin = time.monotonic()
         try:
             yield
         except _Damaged as error:
-            if client() is not None and absent(_OTHERS_READ, f"damage/{step}"):
+            patience = _OTHERS_READ + time.monotonic() - begin
+            if client() is not None and absent(patience, f"damage/{step}"):
                 raise self._damage(step, error) from error
             raise
 

@@ -10,13 +10,13 @@ import numpy as np
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss was not finite. The message names the step and the last good checkpoint."""
+    """A loss or a gradient was not finite. The message names the step and the last good checkpoint."""
 
 
 class MetricsWindow:
     """Scalars of the steps since the last log step.
 
-    `add` keeps device arrays; `fetch` brings them over and checks the loss. What is fetched but not yet logged is
+    `add` keeps device arrays; `fetch` brings them over and checks them. What is fetched but not yet logged is
     `pending`, which a checkpoint must carry so that a resumed run logs the same means.
     """
 
@@ -34,13 +34,15 @@ class MetricsWindow:
             jax.block_until_ready(self._on_device[-1 - self.IN_FLIGHT])
 
     def fetch(self) -> None:
-        """Raises TrainingDiverged at the first step whose loss is not finite."""
+        """Raises TrainingDiverged at the first step whose loss or gradient is not finite."""
         steps = [step for step, _ in self._on_device]
         fetched = jax.device_get([metrics for _, metrics in self._on_device])
         self._on_device = []
         for step, metrics in zip(steps, fetched, strict=True):
-            if not np.isfinite(metrics["loss"]):
-                raise TrainingDiverged(f"the loss is {metrics['loss']} at step {step}")
+            # The loss is of the parameters before the step, the gradient is what they become.
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(metrics.get(name, 0)):
+                    raise TrainingDiverged(f"the {name} is {metrics[name]} at step {step}")
             self.pending.append({name: float(value) for name, value in metrics.items()})
 
     def means(self) -> dict[str, float]:

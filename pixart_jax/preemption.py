@@ -10,6 +10,7 @@ import jax
 
 from pixart_jax.agreement import gather
 from pixart_jax.cluster import announce, wait_for_announcement
+from pixart_jax.ending import end_with_the_others
 
 # What asks a run to save and to end: schedulers ahead of a preemption or of a time limit (Slurm's --signal=USR1@300),
 # and people.
@@ -76,7 +77,7 @@ class _StopTogether:
         name = wait_for_announcement(_STOP)
         if name is None:
             return
-        with self._between_steps:
+        with self._between_steps, end_with_the_others():
             self._signal = signal.Signals[name]
             self._last = max(int(count) for count in gather(_STOP, str(self._count))) + 1
 

@@ -38,6 +38,21 @@ def split_prompts(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def configured_prompts(text: str) -> list[str]:
+    """Those of `config.sample.prompts`, which are lines, or the name of a file of them; [] where it is not set.
+
+    Raises:
+      InputError: no such file, or no prompt in it or in the lines.
+    """
+    if not text:
+        return []
+    if text.endswith(".txt") and len(text.splitlines()) == 1:
+        return read_prompts(pathlib.Path(text), "config.sample.prompts")
+    if prompts := split_prompts(text):
+        return prompts
+    raise InputError(f"config.sample.prompts = {text!r}: holds no prompt; write one a line, or set it to ''")
+
+
 def prompt_samples(
     prompts: Sequence[str], encode_text: EncodeText, manifest: Manifest, resolution: int
 ) -> list[Sample]:

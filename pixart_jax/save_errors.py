@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+import threading
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +55,25 @@ def noting_errors(handler: ocp.PyTreeCheckpointHandler, errors: list[BaseExcepti
     # Not a subclass: Orbax knows handlers by their exact type.
     handler.async_save = async_save
     return handler
+
+
+def noting_barrier(
+    errors: list[BaseException], processes: ocp.options.MultiprocessingOptions
+) -> ocp.multihost.BarrierSyncFn:
+    """The barrier at which Orbax's processes wait for one another; adds to `errors` what has brought one there.
+
+    Where a save fails for another reason than its arrays (a folder that cannot be made or renamed), Orbax waits in a
+    `finally` for the others, twenty minutes, before it raises.
+    """
+    barrier = ocp.multihost.get_barrier_sync_fn(processes=processes.active_processes)
+
+    def wait(*, key: str, timeout_ms: int) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and threading.current_thread() is not threading.main_thread():
+            errors.append(error)
+        barrier(key=key, timeout_ms=timeout_ms)
+
+    return wait
 
 
 class _Noting:

@@ -44,6 +44,7 @@ from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, forma
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.preemption import exit_code, stop_requests
 from pixart_jax.previews import Previews
+from pixart_jax.prompts import configured_prompts
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
@@ -51,7 +52,7 @@ from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batc
 from pixart_jax.train_state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
-from pixart_jax.watchdog import Watchdog
+from pixart_jax.watchdog import Watchdog, watched
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
@@ -74,7 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         check_config(config)
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
-        check_offload(config, jax.devices()[0])
+        check_offload(config, jax.local_devices()[0])
         mesh = make_mesh(mesh_spec(config))
         share, num_shares = batch_share(mesh)
         spec = batch_spec(config, num_shares)
@@ -85,7 +86,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         initial = warm_start.load() if warm_start else {}
         workdir = open_workdir(workdir)
     if jax.process_count() > 1:
-        agree("what the run is", run_facts(flatten(config), shard_folders(config), iterator.get_state(), initial))
+        settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
+        agree("what the run is", run_facts(settings, sources, iterator.get_state(), initial, prompts))
         check_shared(workdir)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
@@ -118,30 +120,36 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     grids, num_shown = previews, config.sample.num_images
     if config.sample.every and data.prompts:
         # Encoded before there is a state, which leaves a large text encoder the memory to itself.
-        prompts = data.prompts()
-        grids, num_shown = dataclasses.replace(previews, samples=prompts, has_pictures=False), len(prompts)
+        with together("encoding the prompts"):
+            samples = data.prompts()
+        grids, num_shown = dataclasses.replace(previews, samples=samples, has_pictures=False), len(samples)
 
     # --------------------------------------------------------------------------------------------- Birth or resumption.
     batch_shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
     abstract = abstract_state(model, tx, mesh, offload=config.train.offload_optimizer)
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
-    agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
-    if checkpoints.latest_step is None:
-        state = (
-            start_state(initial, tx, abstract)
-            if warm_start
-            else create_state(model, tx, mesh, config.seed, offload=config.train.offload_optimizer)
-        )
-        checkpoints.prepare(abstract)
-        window = MetricsWindow()
-        logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
-    else:
-        with end_with_the_others():
+    with watched(workdir, config.train.hang_timeout, "the birth of the state, or its return"), end_with_the_others():
+        checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+        agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
+        if checkpoints.latest_step is None:
+            state = (
+                start_state(initial, tx, abstract)
+                if warm_start
+                else create_state(model, tx, mesh, config.seed, offload=config.train.offload_optimizer)
+            )
+            checkpoints.prepare(abstract)
+            window = MetricsWindow()
+            logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
+        else:
             state, progress = checkpoints.restore(abstract)
-        iterator.set_state(progress["iterator"])
-        window = MetricsWindow(progress["pending"])
-        logging.info("going on from step %d in %s", int(state.step), checkpoints.directory)
-    start, last = int(state.step), config.train.num_steps
+            iterator.set_state(progress["iterator"])
+            window = MetricsWindow(progress["pending"])
+            logging.info("going on from step %d in %s", int(state.step), checkpoints.directory)
+        start, last = int(state.step), config.train.num_steps
+        if start > last:
+            raise InputError(
+                f"config.train.num_steps = {last}: the run in {workdir} is at step {start} already; set it to more, or "
+                "name another workdir"
+            )
     first_process = jax.process_index() == 0
     with together("recording the run"):
         if first_process:
@@ -174,16 +182,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     if held_out:
         begin = time.perf_counter()
-        validation = Validation(
-            held_out,
-            make_eval_step(model.apply, schedule, timesteps, seed=config.eval.seed),
-            timesteps,
-            params=abstract.ema_params,
-            mesh=mesh,
-            batch_size=eval_batch_size(config, held_out, row_shards(mesh)),
-            process_index=share,
-            process_count=num_shares,
-        )
+        with end_with_the_others():
+            validation = Validation(
+                held_out,
+                make_eval_step(model.apply, schedule, timesteps, seed=config.eval.seed),
+                timesteps,
+                params=abstract.ema_params,
+                mesh=mesh,
+                batch_size=eval_batch_size(config, held_out, row_shards(mesh)),
+                process_index=share,
+                process_count=num_shares,
+            )
         logging.info("evaluation compiled in %s", format_duration(time.perf_counter() - begin))
 
     watchdog = Watchdog(workdir, config.train.hang_timeout)
@@ -228,10 +237,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
         )
 
     def evaluate(step: int) -> None:
-        watchdog.beat(step, "an evaluation")
         window.fetch()
         # The averaged parameters are those that are sampled from and that the next stage starts from.
-        scalars = validation(state.ema_params)
+        scalars = validation(state.ema_params, lambda: watchdog.beat(step, "an evaluation"))
         writer.write_scalars(step, scalars)
         logging.info("step %d/%d, evaluation loss %.5f", step, last, scalars["eval_loss"])
         if evaluations:
@@ -279,20 +287,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                     with aside(stopwatch):
                         draw(step)
         # ----------------------------------------------------------------------------------------------------- The end.
-        watchdog.beat(last, "saving a checkpoint")
-        checkpoints.wait()
-        watchdog.stop()
-        if held_out:
-            evaluate(last)
-        if config.sample.every:
-            picture = grids.grid(state.ema_params, num_shown)
-            if first_process:
-                save_png(workdir / "samples.png", picture)
-                logging.info("%s: %s", workdir / "samples.png", "prompts" if data.prompts else "real beside generated")
-        if config.sample.retrieval_captions:
-            score = previews.retrieval(state.ema_params, config.sample.retrieval_captions)
-            writer.write_scalars(last, {"retrieval_at_1": score})
-            logging.info("retrieval@1 over %d captions: %.3f", config.sample.retrieval_captions, score)
+        with end_with_the_others():
+            watchdog.beat(last, "saving a checkpoint")
+            checkpoints.wait()
+            if held_out:
+                evaluate(last)
+            if config.sample.every:
+                watchdog.beat(last, "drawing samples")
+                picture = grids.grid(state.ema_params, num_shown)
+                if first_process:
+                    save_png(workdir / "samples.png", picture)
+                    shown = "prompts" if data.prompts else "real beside generated"
+                    logging.info("%s: %s", workdir / "samples.png", shown)
+            if config.sample.retrieval_captions:
+                watchdog.beat(last, "drawing what is retrieved")
+                score = previews.retrieval(state.ema_params, config.sample.retrieval_captions)
+                writer.write_scalars(last, {"retrieval_at_1": score})
+                logging.info("retrieval@1 over %d captions: %.3f", config.sample.retrieval_captions, score)
         if history and history.rows:
             draw_loss_curve(workdir, history)
             rates = [row["images_per_second"] for row in history.rows]

@@ -9,6 +9,7 @@ import pathlib
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from typing import TextIO
 
 from pixart_jax.cluster import all_fail, ending, leave, process_number, this_process
@@ -75,6 +76,17 @@ class Watchdog:
         for child in multiprocessing.active_children():
             child.kill()
         leave(HANG_EXIT_CODE)
+
+
+@contextmanager
+def watched(workdir: pathlib.Path, timeout: float, doing: str):
+    """A Watchdog over what is done before there are steps."""
+    watchdog = Watchdog(workdir, timeout)
+    watchdog.beat(0, doing)
+    try:
+        yield
+    finally:
+        watchdog.stop()
 
 
 def _write_report(path: pathlib.Path, what: str) -> None:

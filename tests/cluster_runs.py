@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import orbax.checkpoint as ocp
 from forked import print_to, processes, use_devices
 from jax._src import cache_key
 from resume_runs import block_batch, last_logged
@@ -30,6 +31,7 @@ class Cluster:
       absent: processes that are not started.
       block_at: the batch that never comes, by process.
       dying: those that die as soon as the others wait for them, to save.
+      incomplete: those that cannot complete a checkpoint which all have written.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Cluster:
         absent=(),
         block_at=None,
         dying=(),
+        incomplete=(),
     ):
         logs.mkdir(parents=True, exist_ok=True)
         self._logs = [logs / f"log-{i}" for i in range(num_processes)]
@@ -51,8 +54,8 @@ class Cluster:
             joining = [f"--coordinator={address}", f"--num_processes={num_processes}", f"--process_id={i}"]
             command = [*arguments, *(joining if num_processes > 1 else ()), *(own or {}).get(i, ())]
             folder = (folders or {}).get(i, os.getcwd())
-            target = {"target": _main, "args": (command, log, folder, (block_at or {}).get(i, 0), i in dying)}
-            process = processes.Process(**target, daemon=True)
+            faults = {"block_at": (block_at or {}).get(i, 0), "dying": i in dying, "incomplete": i in incomplete}
+            process = processes.Process(target=_main, args=(command, log, folder), kwargs=faults, daemon=True)
             self.processes.append(process)
             if i not in absent:
                 process.start()
@@ -85,13 +88,19 @@ class Cluster:
         raise AssertionError(f"no step {step} within {timeout} s")
 
 
+def _fail() -> None:
+    raise OSError("no folder today")
+
+
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("localhost", 0))
         return server.getsockname()[1]
 
 
-def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int, dying: bool) -> None:
+def _main(
+    arguments: list[str], log: pathlib.Path, folder: str, *, block_at: int, dying: bool, incomplete: bool
+) -> None:
     print_to(log)
     os.chdir(folder)
     use_devices(1)
@@ -105,6 +114,8 @@ def _main(arguments: list[str], log: pathlib.Path, folder: str, block_at: int, d
         block_batch(block_at)
     if dying:
         train.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    if incomplete:
+        ocp.AsyncCheckpointer._make_on_commit_callback = lambda *_, **__: _fail
     sys.argv = ["main", *arguments]
     try:
         run()

@@ -14,7 +14,7 @@ from PIL import Image
 from resume_runs import last_saved
 from tiny_run import read_metrics, write_config, write_data
 
-from pixart_jax.agreement import code_digest, differences
+from pixart_jax.agreement import code_digest, differences, run_facts
 from pixart_jax.checkpoints import Checkpoints
 from pixart_jax.cluster import Membership, find_membership, missing_tasks, slurm_devices
 from pixart_jax.errors import InputError
@@ -140,6 +140,14 @@ def test_one_that_hangs_ends_all_and_says_where(root, endless):
         assert f"error: process {index} of 2 (" in report and "nothing has happened for 4 s, after step" in report
     hung = r'resume_runs.py", line \d+ in __next__'
     assert re.search(hung, reports["1"]) and not re.search(hung, reports["0"])
+
+
+def test_a_checkpoint_that_cannot_be_completed_ends_all(root, tmp_path):
+    """Which the first process does when all have written their parts, and would tell when the others have waited."""
+    begin = time.monotonic()
+    for output in start(root, tmp_path / "run", 2, *RUN, incomplete=(0,)).finish(1, timeout=100):
+        assert re.search(r"error: process 0 of 2 .* stops: a checkpoint cannot be written .*: no folder today", output)
+    assert time.monotonic() - begin < 60
 
 
 def test_one_that_cannot_save_ends_all(root, endless):
@@ -290,6 +298,13 @@ def test_differences_are_told_by_the_most_frequent_value():
         "seed: 1 on processes 0 (a), 1 (b); nothing on process 2 (c)",
     ]
     assert differences([facts[0]] * 3, ["a"] * 3) == []
+
+
+def test_prompts_are_compared_by_their_text():
+    """The name of their file may be the same where the file is not."""
+    facts = [run_facts({"sample.prompts": "a.txt"}, [], {}, {}, prompts) for prompts in (["a cat"], ["a cat", "a dog"])]
+    (line,) = differences(facts, ["a", "b"])
+    assert line.startswith("text of config.sample.prompts: ")
 
 
 def test_code_is_known_by_its_digest():

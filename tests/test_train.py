@@ -205,6 +205,24 @@ def test_non_finite_loss_stops_the_run_and_spares_the_checkpoint(data, tmp_path)
     assert all(np.isfinite(row["loss"]) for row in read_metrics(tmp_path))
 
 
+def test_a_gradient_that_is_not_finite_is_never_saved():
+    """Its loss, of the parameters before, may be."""
+    window = MetricsWindow()
+    window.add(3, {"loss": np.float32(1), "grad_norm": np.float32(np.nan)})
+    with pytest.raises(TrainingDiverged, match="the grad_norm is nan at step 3"):
+        window.fetch()
+
+
+def test_a_run_that_is_further_than_it_is_to_go(data, tmp_path):
+    config = tiny_config(data)
+    config.train.update({"num_steps": 2, "checkpoint_every": 2})
+    config.sample.every = 0
+    train_and_evaluate(config, str(tmp_path))
+    config.train.num_steps = 1
+    with pytest.raises(InputError, match=r"num_steps = 1: the run in .* is at step 2 already"):
+        train_and_evaluate(config, str(tmp_path))
+
+
 def set_key(key, value):
     def change(config):
         *sections, name = key.split(".")

@@ -12,7 +12,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -238,6 +241,18 @@ def _bucket_mismatches(bucket: tuple[int, int], manifest: Manifest, spec: BatchS
         )
 
 
+def _live_with_parent(*_) -> None:
+    """In a worker: it ends when the process that reads from it does, however that ends, and not by Ctrl-C before it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="life of the parent", daemon=True).start()
+
+
 class _BatchIterator(grain.DatasetIterator):
     """Batches of this process's share of an endless global order of examples.
 
@@ -285,7 +300,7 @@ class _BatchIterator(grain.DatasetIterator):
             pad = functools.partial(pad_text, spec=self._spec)
             if self._num_workers:
                 workers = grain.MultiprocessingOptions(num_workers=self._num_workers)
-                batches = batches.to_iter_dataset(read_options).mp_prefetch(workers).map(pad)
+                batches = batches.to_iter_dataset(read_options).mp_prefetch(workers, _live_with_parent).map(pad)
             else:  # In the threads that read, not in the caller's.
                 batches = batches.map(pad).to_iter_dataset(read_options)
             self._reading = iter(batches)

@@ -128,8 +128,11 @@ class Validation:
         step = jax.jit(eval_step, out_shardings=replicated(mesh))
         self._program = step.lower(params, self._batch(self._shares[0])).compile()
 
-    def __call__(self, params) -> dict[str, float]:
+    def __call__(self, params, progress: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Evaluates parameters.
+
+        Args:
+          progress: called before each batch.
 
         Returns:
           `eval_mse/t050` and so on, the mean squared error of eps per real token and channel, averaged over the
@@ -138,6 +141,7 @@ class Validation:
         """
         outputs = []
         for share in self._shares:
+            progress()
             outputs.append(self._program(params, self._batch(share)))
             # One batch is read while the devices work on another; more would pile up in their memory.
             jax.block_until_ready(outputs[-2:-1])

@@ -410,6 +410,24 @@ def test_state_goes_through_orbax(thirteen, tmp_path, num_workers):
         assert_batches_equal([next(iterator) for _ in range(2)], whole[3:])
 
 
+def test_workers_end_with_whoever_reads_from_them(thirteen):
+    """However that ends: here at once, as after a kill."""
+    code = (
+        "import multiprocessing, os, sys\n"
+        "from shard_cases import SPEC\n"
+        "from pixart_jax.data.pipeline import make_iterator\n"
+        "if __name__ == '__main__':\n"
+        "    iterator = make_iterator([(sys.argv[1], 1.0)], SPEC, seed=0, num_workers=1)\n"
+        "    next(iterator)\n"
+        "    print(len(multiprocessing.active_children()), flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(thirteen)]
+    # The worker has the same standard output: this waits for the end of both.
+    assert subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=60).stdout == b"1\n"
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_damaged_record_stops_the_iterator_and_is_named(thirteen, num_workers):
     path = thirteen / read_manifest(thirteen).shards[1].file
