@@ -45,11 +45,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
-    """The tools' `main` set for the whole process how much is logged; no test may hear less because another ran one."""
-    logger, verbosity = absl_logging.get_absl_logger(), absl_logging.get_verbosity()
-    filters = list(logger.filters)
-    yield
+    """`main` of training and tools sets for the whole process what is logged, and where: not for the tests after it."""
+    logger, handler = absl_logging.get_absl_logger(), absl_logging.get_absl_handler()
+    verbosity, level, filters = absl_logging.get_verbosity(), logging.root.level, list(logger.filters)
+    logging.root.removeHandler(handler)  # What a fixture of a whole module has left.
     absl_logging.set_verbosity(verbosity)
+    yield
+    logging.root.removeHandler(handler)
+    absl_logging.set_verbosity(verbosity)
+    logging.root.setLevel(level)
     logger.filters[:] = filters
 
 
