@@ -41,7 +41,7 @@ class MetricsWindow:
         for step, metrics in zip(steps, fetched, strict=True):
             # The loss is of the parameters before the step, the gradient is what they become.
             for name in ("loss", "grad_norm"):
-                if not np.isfinite(metrics.get(name, 0)):
+                if not np.isfinite(metrics[name]):
                     raise TrainingDiverged(f"the {name} is {metrics[name]} at step {step}")
             self.pending.append({name: float(value) for name, value in metrics.items()})
 

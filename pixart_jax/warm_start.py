@@ -74,7 +74,7 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
       weights: a key of WHICH: where there are both, the averaged ones or the raw ones; "auto" is the averaged ones, but
         of PixArt's own checkpoints `state_dict`, as in tools.convert.
       null_text: file of the null caption, or text encoder that makes it, or "".
-      choices: with null_text None, which takes the place of.
+      choices: with null_text None; the null caption that is found takes its place.
 
     Raises:
       InputError: there are no weights, or they are damaged or of a model that the target cannot start from; then with

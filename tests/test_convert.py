@@ -284,23 +284,27 @@ def cut_the_arrays(model):
 @pytest.mark.parametrize(
     "source,message",
     [
-        (changed(t_block__1__bias=None), "not filled: t_block/bias (144,)"),
+        (changed(t_block__1__bias=None), r"not filled: t_block/bias \(144,\)"),
         (changed(mystery=torch.zeros(3)), "no parameter takes: mystery"),
-        (changed(t_block__1__bias=torch.zeros(7)), "wrong shape: t_block/bias is (7,), the model has (144,)"),
-        (changed(t_block__1__weight=torch.zeros(7)), "wrong shape: t_block/kernel is (7,)"),
-        (changed(x_embedder__proj__weight=None), "x_embedder.proj.weight is missing"),
-        (changed(blocks__1__mlp__fc1__bias=None), "incomplete: blocks_0/mlp/fc1/bias is there only for blocks [0, 2]"),
+        (changed(t_block__1__bias=torch.zeros(7)), r"wrong shape: t_block/bias is \(7,\), the model has \(144,\)"),
+        (changed(t_block__1__weight=torch.zeros(7)), r"wrong shape: t_block/kernel is \(7,\)"),
+        (changed(x_embedder__proj__weight=None), r"x_embedder\.proj\.weight is missing"),
+        (
+            changed(blocks__1__mlp__fc1__bias=None),
+            r"incomplete: blocks_0/mlp/fc1/bias is there only for blocks \[0, 2\]",
+        ),
         (changed(pos_embed=None), "pass --resolution and --position-scale"),
         (
             diffusers_without("transformer_blocks.1.attn1.to_k.weight"),
-            "incomplete: blocks_0/attn/qkv/kernel lacks transformer_blocks.1.attn1.to_k.weight",
+            r"incomplete: blocks_0/attn/qkv/kernel lacks transformer_blocks\.1\.attn1\.to_k\.weight",
         ),
-        (truncated, "diffusion_pytorch_model.safetensors is damaged"),
-        (other_architecture, "x.safetensors holds neither a PixArt nor a DiT"),
-        (lambda folder: folder / "nothing.pth", "nothing.pth: no such file or folder"),
-        (damaged(another_depth), "holds another model than its model.json"),
+        (truncated, r"diffusion_pytorch_model\.safetensors is damaged"),
+        (other_architecture, r"x\.safetensors holds neither a PixArt nor a DiT"),
+        (lambda folder: folder / "nothing.pth", r"nothing\.pth: no such file or folder"),
+        (damaged(another_depth), r"holds another model than its model\.json"),
         (damaged(lambda model: (model / "params/_METADATA").unlink()), "params is no Orbax checkpoint, or a damaged"),
-        (damaged(cut_the_arrays), " is damaged: "),
+        # Whichever array Orbax has put there.
+        (damaged(cut_the_arrays), r"/x/params: \w+(/\w+)+ is damaged: "),
     ],
 )
 def test_what_does_not_fit_is_one_error(source, message, tmp_path, capsys):
@@ -310,7 +314,7 @@ def test_what_does_not_fit_is_one_error(source, message, tmp_path, capsys):
     capsys.readouterr()
     assert main([str(path), str(tmp_path / "target"), *hints, "--to=pixart"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("error: ") == 1 and message in error, error
+    assert error.startswith("error: ") and error.count("error: ") == 1 and re.search(message, error), error
     assert sorted(tmp_path.iterdir()) == before
 
 
