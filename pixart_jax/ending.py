@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 import jax
 
+from pixart_jax.checkpoints.save_errors import SaveFailed
 from pixart_jax.cluster import (
     absent,
     announce,
@@ -25,7 +26,6 @@ from pixart_jax.cluster import (
     wait_for_announcement,
 )
 from pixart_jax.errors import InputError
-from pixart_jax.save_errors import SaveFailed
 
 _ERROR = "error"
 # Seconds that a process which ends waits for the others, so that all of them have heard why.

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.losses import LossFn
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import init_params
 
 
 def count_flops(function: Callable, *arguments) -> float | None:

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from pixart_jax.captions import CLEANING
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import abstract_params, kernels_as
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
@@ -39,7 +40,6 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import SampleFn, latents_to_tokens, make_sample_fn, sample_in_batches, tokens_to_latents
 from pixart_jax.sharding import batch_sharding, make_mesh
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions
-from pixart_jax.train_state import abstract_params, kernels_as
 
 # (what is being done, how many are done, of how many)
 Progress = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import Weights

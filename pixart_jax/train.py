@@ -14,7 +14,8 @@ from clu import metric_writers, parameter_overview
 
 from pixart_jax.agreement import agree, check_shared, gather, run_facts, together
 from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -49,7 +50,6 @@ from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config,
 from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
-from pixart_jax.train_state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
 from pixart_jax.watchdog import Watchdog, watched

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.losses import Batch, LossFn
 from pixart_jax.offload import to_device, to_memory_of
 from pixart_jax.rng import stream_key
-from pixart_jax.train_state import TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 

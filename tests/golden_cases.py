@@ -7,11 +7,11 @@ import flax
 import jax
 import numpy as np
 import torch
+from pixart_jax.train_state import init_params
 
 from pixart_jax.conversion.pixart import convert_pixart
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.tokens import block_order, grid_positions, patchify, unpatchify
-from pixart_jax.train_state import init_params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixart_jax.checksums import array_checksum, tree_checksums
+from pixart_jax.checkpoints.checksums import array_checksum, tree_checksums
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -17,7 +17,8 @@ from diffusers import PixArtTransformer2DModel
 from golden_cases import GOLDEN, load_arrays, load_config, load_params, load_state_dict
 from tiny_run import tiny_config, write_data
 
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import abstract_params, create_state, parameter_shapes
 from pixart_jax.config import build_model, optimizer_spec, position_base
 from pixart_jax.conversion.describe import Hints
 from pixart_jax.conversion.sources import open_source
@@ -28,7 +29,6 @@ from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train import record_config
-from pixart_jax.train_state import abstract_params, create_state, parameter_shapes
 from tools.convert import main
 
 CASES = [

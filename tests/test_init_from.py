@@ -17,6 +17,7 @@ from tiny_pipeline import make_tokenizer
 from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, finish, start_main, tiny_config, write_config, write_data
 from transformers import T5Config
 
+from pixart_jax.checkpoints.state import abstract_state, start_state
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.conversion.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import StoredParams
@@ -24,7 +25,6 @@ from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train import train_and_evaluate
-from pixart_jax.train_state import abstract_state, start_state
 from tools.convert import main as convert
 
 DIT = GOLDEN / "dit.pth"

@@ -12,6 +12,7 @@ import torch
 from came_pytorch import CAME
 from tiny_run import read_metrics, run_python, tiny_config, write_data
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.config import build_model, check_config, default_config, optimizer_spec
 from pixart_jax.conversion.pixart import revert_pixart
 from pixart_jax.errors import InputError
@@ -19,7 +20,6 @@ from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
 from pixart_jax.train import train_and_evaluate
-from pixart_jax.train_state import init_params
 
 STEPS, WARMUP, LEARNING_RATE, BATCH = 50, 10, 0.02, 1024
 CAME_SCALE = scale_by_came(
@@ -256,7 +256,7 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import MeshSpec, make_mesh, put_batch, tree_shardings
-from pixart_jax.train_state import abstract_state, create_state
+from pixart_jax.checkpoints.state import abstract_state, create_state
 from pixart_jax.train_step import make_train_step
 from tools.bench.train import synthetic_batch
 

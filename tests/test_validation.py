@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
 
 from pixart_jax.assembly import batch_spec, eval_batch_size, open_held_out
+from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
 from pixart_jax.data.feature_shards import ShardReader, read_manifest
 from pixart_jax.data.pipeline import make_example
@@ -24,7 +25,6 @@ from pixart_jax.rng import stream_key
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import patchify
 from pixart_jax.train import train_and_evaluate
-from pixart_jax.train_state import create_state
 
 TIMESTEPS = (20, 500, 990)
 

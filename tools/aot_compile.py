@@ -24,6 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from pixart_jax.checkpoints.state import abstract_params, init_params, kernels_as
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -42,7 +43,6 @@ from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, make_mesh
-from pixart_jax.train_state import abstract_params, init_params, kernels_as
 from tools.aot_hlo import BETWEEN_SLICES, count_traffic
 from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from pixart_jax.assembly import batch_spec
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import abstract_params
 from pixart_jax.config import build_model
 from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.diffusion.schedule import linear_schedule
@@ -23,7 +24,6 @@ from pixart_jax.previews import Previews, same_size
 from pixart_jax.record import read_run
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import make_mesh
-from pixart_jax.train_state import abstract_params
 
 # Held-out captions in samples.png.
 NUM_SHOWN = 10

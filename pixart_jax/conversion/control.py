@@ -15,13 +15,13 @@ import flax
 import jax
 import numpy as np
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.conversion.controlnet import BASE, CONTROL, convert_controlnet, count_copies, split_controlnet
 from pixart_jax.conversion.sources import Source, read_json
 from pixart_jax.conversion.stored import StoredArrays, write_params
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import init_params
 
 # Below a model's directory.
 FOLDER = "controlnet"

@@ -8,9 +8,9 @@ import flax
 import jax
 import numpy as np
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import stream_key
-from pixart_jax.train_state import init_params
 
 
 def fresh_params(model: PixArt, seed: int, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:

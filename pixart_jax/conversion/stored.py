@@ -16,13 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from pixart_jax.checksums import array_checksum
+from pixart_jax.checkpoints.checksums import array_checksum
+from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
-from pixart_jax.train_state import parameter_shapes
 
 FORMAT_VERSION = 1
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.diffusers import NULL_TEXT
 from pixart_jax.conversion.fresh import fresh_params
 from pixart_jax.conversion.from_dit import reparameterization_target
@@ -21,7 +22,6 @@ from pixart_jax.conversion.reparameterize import check_method, embed, no_class, 
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import parameter_shapes
 
 Arrays = dict[str, np.ndarray]
 # Changes a model's arrays, by path, in place.

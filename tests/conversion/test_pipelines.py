@@ -20,7 +20,8 @@ from tiny_pipeline import PIPELINES, make_pipeline, save
 from tiny_run import tiny_config, write_data
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from pixart_jax.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.encoders import open_encoder, write_encoder, write_reference_encoder
@@ -33,7 +34,6 @@ from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.sharding import make_mesh
 from pixart_jax.train import record_config
-from pixart_jax.train_state import create_state
 from tools.convert import main
 
 # Of the released models: α at 512 px, α at 1024 px, Σ at 512 px.

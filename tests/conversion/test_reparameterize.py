@@ -18,6 +18,7 @@ from golden_cases import (
     to_nchw,
 )
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.conversion.reparameterize import (
     TABLE_TIMESTEPS,
     ModulationError,
@@ -27,7 +28,6 @@ from pixart_jax.conversion.reparameterize import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import SIZES, PixArt
-from pixart_jax.train_state import init_params
 
 TIMESTEPS = [0, 100, 500, 900]
 CONFIG = load_config("dit")

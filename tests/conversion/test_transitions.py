@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from golden_cases import GOLDEN, forward, load_arrays, load_config, model_inputs, text_conditions, to_nchw
 
+from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
@@ -17,7 +18,6 @@ from pixart_jax.conversion.transfer import load_weights
 from pixart_jax.conversion.transitions import Choices, plan_transition
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import parameter_shapes
 
 HINTS = Hints(num_heads=2, family="alpha")
 TOLERANCE = 2e-5

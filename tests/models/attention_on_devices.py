@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pixart_jax.checkpoints.state import init_params
 from pixart_jax.models import blockwise_attention, splash_attention
 from pixart_jax.models.attention import PLAIN, AttentionSpec, attention
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.train_state import init_params
 
 AXES = ("data", "fsdp", "tensor", "context")
 RNG = np.random.default_rng(0)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -23,7 +24,6 @@ from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
-from pixart_jax.train_state import parameter_shapes
 from tools.bench.forward import conditions_of
 from tools.bench.options import make_parser, numbers, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params

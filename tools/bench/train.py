@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pixart_jax.checkpoints.state import abstract_state, create_state
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -34,7 +35,6 @@ from pixart_jax.models.pixart import PixArt
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
-from pixart_jax.train_state import abstract_state, create_state
 from pixart_jax.train_step import make_train_step
 from tools.bench.options import make_parser, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec

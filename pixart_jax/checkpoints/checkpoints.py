@@ -24,13 +24,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from pixart_jax.agreement import together
-from pixart_jax.checksums import tree_checksums
+from pixart_jax.checkpoints.checksums import tree_checksums
+from pixart_jax.checkpoints.save_errors import noting_barrier, noting_errors, save_errors
+from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster import absent, client
 from pixart_jax.conversion.stored import alone
 from pixart_jax.errors import InputError
-from pixart_jax.save_errors import noting_barrier, noting_errors, save_errors
 from pixart_jax.sharding import path_name
-from pixart_jax.train_state import TrainState
 
 _ARRAYS = ("params", "ema_params", "opt_state")
 # Seconds within which processes find the same damage, beside those that the first one took to find it.
