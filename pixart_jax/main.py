@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixart_jax.cluster import all_fail, join, leave
+from pixart_jax.cluster.processes import all_fail, join, leave
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
     from pixart_jax.checkpoints.save_errors import SaveFailed
-    from pixart_jax.ending import end_with_the_others, hear_of_the_others
+    from pixart_jax.cluster.ending import end_with_the_others, hear_of_the_others
     from pixart_jax.metrics import TrainingDiverged
     from pixart_jax.train import train_and_evaluate
 

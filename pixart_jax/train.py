@@ -12,10 +12,13 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.agreement import agree, check_shared, gather, run_facts, together
 from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
+from pixart_jax.cluster.agreement import agree, check_shared, gather, run_facts, together
+from pixart_jax.cluster.ending import end_with_the_others
+from pixart_jax.cluster.preemption import exit_code, stop_requests
+from pixart_jax.cluster.watchdog import Watchdog, watched
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -32,7 +35,6 @@ from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.ending import end_with_the_others
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.features import ENCODERS
@@ -43,7 +45,6 @@ from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
-from pixart_jax.preemption import exit_code, stop_requests
 from pixart_jax.previews import Previews
 from pixart_jax.prompts import configured_prompts
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
@@ -52,7 +53,6 @@ from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
-from pixart_jax.watchdog import Watchdog, watched
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:

@@ -15,9 +15,9 @@ import tiny_run
 from resume_runs import finish, half_saved, last_logged, last_saved, start, wait_for
 from tiny_run import read_metrics, tiny_config, write_config, write_data
 
+from pixart_jax.cluster.preemption import STOP_SIGNALS
+from pixart_jax.cluster.watchdog import HANG_EXIT_CODE
 from pixart_jax.config import flatten, load_config
-from pixart_jax.preemption import STOP_SIGNALS
-from pixart_jax.watchdog import HANG_EXIT_CODE
 
 STEPS = 600
 # Not multiples of one another, so that kills fall into every phase of logging and saving.

@@ -6,11 +6,11 @@ import sys
 import pytest
 from tiny_run import ROOT
 
-from pixart_jax.watchdog import HANG_EXIT_CODE
+from pixart_jax.cluster.watchdog import HANG_EXIT_CODE
 
 PROGRAM = """
 import multiprocessing, pathlib, sys, threading, time
-from pixart_jax.watchdog import Watchdog
+from pixart_jax.cluster.watchdog import Watchdog
 
 def sleep_long():
     time.sleep(1000)

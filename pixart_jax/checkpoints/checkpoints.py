@@ -23,11 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from pixart_jax.agreement import together
 from pixart_jax.checkpoints.checksums import tree_checksums
 from pixart_jax.checkpoints.save_errors import noting_barrier, noting_errors, save_errors
 from pixart_jax.checkpoints.state import TrainState
-from pixart_jax.cluster import absent, client
+from pixart_jax.cluster.agreement import together
+from pixart_jax.cluster.processes import absent, client
 from pixart_jax.conversion.stored import alone
 from pixart_jax.errors import InputError
 from pixart_jax.sharding import path_name

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import jax
 
 from pixart_jax.checkpoints.save_errors import SaveFailed
-from pixart_jax.cluster import (
+from pixart_jax.cluster.processes import (
     absent,
     announce,
     client,

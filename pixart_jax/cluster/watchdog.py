@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 from typing import TextIO
 
-from pixart_jax.cluster import all_fail, ending, leave, process_number, this_process
+from pixart_jax.cluster.processes import all_fail, ending, leave, process_number, this_process
 
 # "Temporary failure, try again" of sysexits.h.
 HANG_EXIT_CODE = os.EX_TEMPFAIL

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import jax
 
-from pixart_jax.agreement import gather
-from pixart_jax.cluster import announce, wait_for_announcement
-from pixart_jax.ending import end_with_the_others
+from pixart_jax.cluster.agreement import gather
+from pixart_jax.cluster.ending import end_with_the_others
+from pixart_jax.cluster.processes import announce, wait_for_announcement
 
 # What asks a run to save and to end: schedulers ahead of a preemption or of a time limit (Slurm's --signal=USR1@300),
 # and people.
