@@ -31,6 +31,7 @@ from pixart_jax.config import (
     mesh_spec,
     optimizer_spec,
 )
+from pixart_jax.conversion.runs import describe_run, has_checkpoint
 from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
@@ -48,7 +49,6 @@ from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
 from pixart_jax.prompts import configured_prompts
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
-from pixart_jax.runs import describe_run, has_checkpoint
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.train_step import make_train_step

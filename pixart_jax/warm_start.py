@@ -13,6 +13,7 @@ import numpy as np
 from pixart_jax.conversion.control import split_source
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.hub import fetch
+from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
@@ -20,7 +21,6 @@ from pixart_jax.conversion.transitions import Arrays, Choices, Transition, plan_
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.pretrained import T5TextEncoder, local_mesh
-from pixart_jax.runs import load_run
 
 # Below a run's workdir: what it started from.
 RECORD = "init_from.json"

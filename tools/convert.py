@@ -49,6 +49,7 @@ from pixart_jax.conversion.pipelines import (
     write_pipeline,
 )
 from pixart_jax.conversion.reparameterize import UNCONDITIONAL, format_error_table
+from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.transfer import (
     Weights,
@@ -60,7 +61,6 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync
-from pixart_jax.runs import load_run
 
 FORMATS = ("orbax", "pixart", "diffusers")
 
