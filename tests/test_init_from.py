@@ -19,7 +19,7 @@ from transformers import T5Config
 
 from pixart_jax.checkpoints.state import abstract_state, start_state
 from pixart_jax.config import build_model, optimizer_spec
-from pixart_jax.conversion.diffusers import NULL_TEXT
+from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import StoredParams
 from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pixart_jax.conversion.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME
-from pixart_jax.conversion.pixart import position_table
+from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME
+from pixart_jax.conversion.names.pixart import position_table
 from pixart_jax.conversion.sources import Source
 from pixart_jax.conversion.stored import StoredModel, read_stored_model
 from pixart_jax.errors import InputError

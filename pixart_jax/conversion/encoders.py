@@ -21,10 +21,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixart_jax.checkpoints.state import kernels_as
+from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
+from pixart_jax.conversion.names.vae import convert_vae, revert_vae
 from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
-from pixart_jax.conversion.t5 import convert_t5, revert_t5
-from pixart_jax.conversion.vae import convert_vae, revert_vae
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixart_jax.conversion.describe import FAMILIES
-from pixart_jax.conversion.diffusers import diffusers_config
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
+from pixart_jax.conversion.names.diffusers import diffusers_config
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights, write_diffusers
 from pixart_jax.errors import InputError

@@ -11,10 +11,10 @@ import numpy as np
 
 from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.control import Control, convert_control, open_control, split_source, write_control
-from pixart_jax.conversion.controlnet import BASE, CONTROL, revert_controlnet
 from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
-from pixart_jax.conversion.diffusers import NULL_TEXT, convert_diffusers, diffusers_config, revert_diffusers
-from pixart_jax.conversion.pixart import convert_pixart, position_table, revert_pixart
+from pixart_jax.conversion.names.controlnet import BASE, CONTROL, revert_controlnet
+from pixart_jax.conversion.names.diffusers import NULL_TEXT, convert_diffusers, diffusers_config, revert_diffusers
+from pixart_jax.conversion.names.pixart import convert_pixart, position_table, revert_pixart
 from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
 from pixart_jax.conversion.stored import StoredModel, StoredParams, write_model
 from pixart_jax.errors import InputError

@@ -20,7 +20,7 @@ from diffusers import PixArtTransformer2DModel
 from safetensors.numpy import load_file, save_file
 
 from pixart_jax.conversion.describe import Hints
-from pixart_jax.conversion.diffusers import NULL_TEXT
+from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import load_weights
 from pixart_jax.tokens import grid_positions, patchify, unpatchify

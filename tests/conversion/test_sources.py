@@ -12,7 +12,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from golden_cases import GOLDEN, build_model, load_config, load_state_dict
 
 from pixart_jax.conversion.describe import FAMILIES, Hints, describe, read_position_scale
-from pixart_jax.conversion.pixart import position_table
+from pixart_jax.conversion.names.pixart import position_table
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError

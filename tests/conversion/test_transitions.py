@@ -11,7 +11,7 @@ from golden_cases import GOLDEN, forward, load_arrays, load_config, model_inputs
 
 from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.describe import Hints, describe
-from pixart_jax.conversion.diffusers import NULL_TEXT
+from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights

@@ -17,7 +17,7 @@ from golden_cases import (
     to_nchw,
 )
 
-from pixart_jax.conversion.controlnet import convert_controlnet, split_controlnet
+from pixart_jax.conversion.names.controlnet import convert_controlnet, split_controlnet
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import ControlNet, apply_with_control, copy_blocks
 from pixart_jax.models.pixart import BlockConditions, PixArt

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL as Reference
 
-from pixart_jax.conversion.vae import convert_vae
+from pixart_jax.conversion.names.vae import convert_vae
 from pixart_jax.errors import InputError
 from pixart_jax.models import vae
 from pixart_jax.models.tiles import decode_tiled, encode_tiled

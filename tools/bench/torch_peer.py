@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from pixart_jax.conversion.diffusers import NULL_TEXT, revert_diffusers
+from pixart_jax.conversion.names.diffusers import NULL_TEXT, revert_diffusers
 from pixart_jax.tokens import patchify, unpatchify
 from tools.bench.peer import PeerSpec, random_array
 from tools.bench.rates import calibrated_rate, matrix_size

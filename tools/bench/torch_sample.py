@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pixart_jax.conversion.vae import revert_vae
+from pixart_jax.conversion.names.vae import revert_vae
 from tools.bench.peer import PeerSpec, random_array
 from tools.bench.torch_peer import (
     WARM_UP,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixart_jax.conversion.pixart import PATCH_KERNEL, Segments, stacks
-from pixart_jax.conversion.rules import COPY, Rule, convert, fused_linear, linear, revert
+from pixart_jax.conversion.names.pixart import PATCH_KERNEL, Segments, stacks
+from pixart_jax.conversion.names.rules import COPY, Rule, convert, fused_linear, linear, revert
 from pixart_jax.errors import InputError
 
 if TYPE_CHECKING:

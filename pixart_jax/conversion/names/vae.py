@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.rules import COPY, Layout, Rule, convert, norm, other_names, revert
+from pixart_jax.conversion.names.rules import COPY, Layout, Rule, convert, norm, other_names, revert
 
 
 def _conv_kernel(weight):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.rules import COPY, Layout, Rule, convert, linear, norm, revert
+from pixart_jax.conversion.names.rules import COPY, Layout, Rule, convert, linear, norm, revert
 
 
 def _patch_kernel(weight):

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from pixart_jax.conversion.pixart import BLOCK_RULES
-from pixart_jax.conversion.rules import convert, linear, revert
+from pixart_jax.conversion.names.pixart import BLOCK_RULES
+from pixart_jax.conversion.names.rules import convert, linear, revert
 from pixart_jax.errors import InputError
 
 T = TypeVar("T")

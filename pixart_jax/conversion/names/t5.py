@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.rules import COPY, TRANSPOSE, Rule, convert, other_names, revert
+from pixart_jax.conversion.names.rules import COPY, TRANSPOSE, Rule, convert, other_names, revert
 from pixart_jax.errors import InputError
 
 _DROPPED = r"decoder\..+|lm_head\.weight"
@@ -46,7 +46,7 @@ def convert_t5(
 
     Args:
       state_dict: PyTorch names to arrays, of T5EncoderModel or T5ForConditionalGeneration. What is left out is never
-        read, and the rest one array at a time, as `pixart_jax.conversion.rules.convert` does.
+        read, and the rest one array at a time, as `pixart_jax.conversion.names.rules.convert` does.
       num_layers: the encoder's.
       expected: '/'-joined path to shape of each parameter of the encoder.
       dtype: of our parameters: bfloat16 is exact where the source has it.
