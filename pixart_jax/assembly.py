@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from pixart_jax.captions import CLEANING
 from pixart_jax.config import ConfigDict, architecture, build_model, position_base, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
+from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader
 from pixart_jax.data.manifest import write_manifest
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.pipeline import BatchSpec, SampleSet, check_sources, make_iterator, mix_samples
+from pixart_jax.data.prompts import configured_prompts, prompt_samples
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
@@ -35,7 +36,6 @@ from pixart_jax.features import (
 from pixart_jax.images import false_colour
 from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
-from pixart_jax.prompts import configured_prompts, prompt_samples
 from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.words import WordEncoder

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from pixart_jax.captions import CLEANING
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import abstract_params, kernels_as
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
+from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
 from pixart_jax.data.manifest import read_manifest
 from pixart_jax.diffusion.schedule import linear_schedule

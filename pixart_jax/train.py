@@ -35,6 +35,7 @@ from pixart_jax.conversion.runs import describe_run, has_checkpoint
 from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
+from pixart_jax.data.prompts import configured_prompts
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step
@@ -47,7 +48,6 @@ from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
-from pixart_jax.prompts import configured_prompts
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards

@@ -10,8 +10,8 @@ from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixart_jax import captions
-from pixart_jax.captions import clean_alpha, clean_caption, clean_sigma, lower_and_strip
+from pixart_jax.data import captions
+from pixart_jax.data.captions import clean_alpha, clean_caption, clean_sigma, lower_and_strip
 from pixart_jax.errors import InputError
 
 # (caption, what one pass makes of it), under the step or rule that is at work.

@@ -9,11 +9,11 @@ from tiny_pipeline import TEXT_DIM, make_pipeline, save
 from tiny_run import MAX_TEXT_TOKENS, tiny_config, write_data
 
 from pixart_jax.assembly import batch_spec, open_data
-from pixart_jax.captions import CLEANING
+from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.pipeline import make_example
+from pixart_jax.data.prompts import prompt_samples
 from pixart_jax.errors import InputError
 from pixart_jax.pretrained import T5TextEncoder, local_mesh
-from pixart_jax.prompts import prompt_samples
 from pixart_jax.train import train_and_evaluate
 from pixart_jax.words import WordEncoder
 from tools import convert

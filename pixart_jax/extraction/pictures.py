@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.captions import CLEANING
 from pixart_jax.data.buckets import Bucket, nearest_bucket, training_buckets
+from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import BadImage, decode, fit
 from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pictures import BadItem, Pictures

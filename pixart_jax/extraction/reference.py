@@ -9,9 +9,9 @@ from typing import Any
 import ml_dtypes  # noqa: F401  makes numpy know the name bfloat16
 import numpy as np
 
-from pixart_jax.captions import CLEANING
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
+from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.manifest import Manifest, bucket_name
 from pixart_jax.data.pictures import BadItem
 from pixart_jax.data.records import Sample, Text, quantize
