@@ -17,11 +17,11 @@ from absl import logging
 from pixart_jax.config import ConfigDict, architecture, build_model, position_base, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
-from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader
-from pixart_jax.data.manifest import write_manifest
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.pipeline import BatchSpec, SampleSet, check_sources, make_iterator, mix_samples
 from pixart_jax.data.prompts import configured_prompts, prompt_samples
+from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader
+from pixart_jax.data.shards.manifest import write_manifest
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 
-from pixart_jax.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder

@@ -27,7 +27,7 @@ from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
-from pixart_jax.data.manifest import read_manifest
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS, load_autoencoder, load_text_encoder

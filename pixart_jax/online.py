@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 
 from pixart_jax.data.examples import BatchSpec, MakeExample, pack, pad_text
-from pixart_jax.data.records import Sample
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.errors import InputError
 from pixart_jax.extraction.engine import ONLY, Skipped
 from pixart_jax.extraction.pictures import EncodedPictures, Prepared, bounded_map

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.data.feature_shards import Manifest, Sample
 from pixart_jax.data.pipeline import BatchSpec, make_example
+from pixart_jax.data.shards.feature_shards import Manifest, Sample
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.images import labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch

@@ -33,9 +33,9 @@ from pixart_jax.config import (
 )
 from pixart_jax.conversion.runs import describe_run, has_checkpoint
 from pixart_jax.conversion.transitions import Choices
-from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.data.prompts import configured_prompts
+from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step

@@ -19,7 +19,7 @@ from pixart_jax.checkpoints.state import TrainState, abstract_params, create_sta
 from pixart_jax.config import build_model
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import StoredParams
-from pixart_jax.data.manifest import read_manifest
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.record import record_config

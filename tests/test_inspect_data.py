@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pixart_jax import charts
-from pixart_jax.data import survey
-from pixart_jax.data.feature_shards import (
+from pixart_jax.data.shards import survey
+from pixart_jax.data.shards.feature_shards import (
     FeatureShardWriter,
     Manifest,
     Sample,

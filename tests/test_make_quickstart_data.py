@@ -9,7 +9,7 @@ import pytest
 from emoji_font import ABSENT, BLANK, CANDIDATES, CODE, FLAG, MONOCHROME, SMALL, TWINS, build_font
 from PIL import Image
 
-from pixart_jax.data.feature_shards import ShardReader
+from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.errors import InputError
 from pixart_jax.features import load_autoencoder, load_text_encoder
 from pixart_jax.images import to_uint8

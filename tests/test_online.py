@@ -18,8 +18,8 @@ from tiny_run import read_metrics, write_data
 from pixart_jax import pretrained
 from pixart_jax.assembly import batch_spec, open_data
 from pixart_jax.config import default_config
-from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.data.pipeline import make_example
+from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.errors import InputError
 from pixart_jax.images import false_colour
 from pixart_jax.train import train_and_evaluate

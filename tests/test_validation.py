@@ -15,8 +15,8 @@ from tiny_run import finish, read_metrics, start_main, tiny_config, write_config
 from pixart_jax.assembly import batch_spec, eval_batch_size, open_held_out
 from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
-from pixart_jax.data.feature_shards import ShardReader, read_manifest
 from pixart_jax.data.pipeline import make_example
+from pixart_jax.data.shards.feature_shards import ShardReader, read_manifest
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step

@@ -32,8 +32,8 @@ from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
-from pixart_jax.data.records import TEXT_DTYPES
 from pixart_jax.data.reference_features import open_reference_features
+from pixart_jax.data.shards.records import TEXT_DTYPES
 from pixart_jax.errors import InputError
 from pixart_jax.extraction.engine import SKIPPED_FILE, Progress, Units, extract
 from pixart_jax.extraction.pictures import EncodedPictures

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pixart_jax.charts import DataFigures, contact_sheet, data_png
-from pixart_jax.data.feature_shards import Manifest, Sample, ShardReader, read_manifest
-from pixart_jax.data.manifest import bucket_name
-from pixart_jax.data.survey import Survey, survey_set, text_hash
+from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader, read_manifest
+from pixart_jax.data.shards.manifest import bucket_name
+from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.errors import InputError
 from pixart_jax.features import load_autoencoder
 from pixart_jax.images import false_colour, save_png, to_uint8

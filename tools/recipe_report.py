@@ -15,7 +15,7 @@ from pixart_jax.assembly import batch_spec
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import abstract_params
 from pixart_jax.config import build_model
-from pixart_jax.data.feature_shards import ShardReader
+from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.features import load_autoencoder
 from pixart_jax.files import write_atomically

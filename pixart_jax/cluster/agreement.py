@@ -21,7 +21,7 @@ import numpy as np
 
 import pixart_jax
 from pixart_jax.cluster.processes import client, this_host
-from pixart_jax.data.manifest import MANIFEST_FILE
+from pixart_jax.data.shards.manifest import MANIFEST_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.record import versions
 

@@ -11,7 +11,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import Weights
-from pixart_jax.data.manifest import Manifest, read_manifest
+from pixart_jax.data.shards.manifest import Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.features import ENCODERS
 

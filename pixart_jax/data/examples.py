@@ -10,7 +10,7 @@ import grain
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.data.feature_shards import Manifest, Sample, Text
+from pixart_jax.data.shards.feature_shards import Manifest, Sample, Text
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import block_order, grid_positions, patchify
 

@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pixart_jax.data.records import Sample
+from pixart_jax.data.shards.records import Sample
 
 # Below this, one pass is shuffled as a whole: Grain's index shuffle takes 4 ms per index of 3, 6 µs of many thousands.
 _SMALL = 4096

@@ -11,8 +11,8 @@ import numpy as np
 
 from pixart_jax.data.buckets import RESOLUTIONS, Bucket, training_buckets
 from pixart_jax.data.examples import BatchSpec
-from pixart_jax.data.manifest import Manifest, bucket_name
-from pixart_jax.data.records import Sample, Text
+from pixart_jax.data.shards.manifest import Manifest, bucket_name
+from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.words import WordEncoder

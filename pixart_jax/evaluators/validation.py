@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.data.feature_shards import Manifest, Sample
 from pixart_jax.data.pipeline import BatchSpec, make_example
+from pixart_jax.data.shards.feature_shards import Manifest, Sample
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.losses import Batch, diffusion_terms

@@ -18,9 +18,9 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from pixart_jax.data.manifest import Manifest, Shard
-from pixart_jax.data.records import Sample
-from pixart_jax.data.shard_files import assemble, write_shard
+from pixart_jax.data.shards.manifest import Manifest, Shard
+from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.shards.shard_files import assemble, write_shard
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
 

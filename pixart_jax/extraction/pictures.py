@@ -14,9 +14,9 @@ import numpy as np
 from pixart_jax.data.buckets import Bucket, nearest_bucket, training_buckets
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import BadImage, decode, fit
-from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pictures import BadItem, Pictures
-from pixart_jax.data.records import Sample, Text, quantize
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.extraction.engine import ONLY, Skipped
 from pixart_jax.pretrained import Autoencoder, T5TextEncoder
 from pixart_jax.tokens import DOWNSAMPLE

@@ -12,10 +12,10 @@ import numpy as np
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
-from pixart_jax.data.manifest import Manifest, bucket_name
 from pixart_jax.data.pictures import BadItem
-from pixart_jax.data.records import Sample, Text, quantize
 from pixart_jax.data.reference_features import ReferenceFeatures, ReferenceFeatureSource
+from pixart_jax.data.shards.manifest import Manifest, bucket_name
+from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.errors import InputError
 from pixart_jax.extraction.engine import ONLY, Skipped
 from pixart_jax.extraction.pictures import PATCH_SIZE, bounded_map

@@ -6,9 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from pixart_jax.data.feature_shards import FeatureShardWriter, Sample, Text
-from pixart_jax.data.manifest import Manifest
 from pixart_jax.data.pipeline import BatchSpec
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text
+from pixart_jax.data.shards.manifest import Manifest
 
 FIELDS = {
     "latent_channels": 4,

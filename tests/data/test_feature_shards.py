@@ -13,7 +13,7 @@ import pytest
 from array_record.python import array_record_module
 from shard_cases import FIELDS, assert_samples_equal, make_sample, write_set
 
-from pixart_jax.data.feature_shards import (
+from pixart_jax.data.shards.feature_shards import (
     FeatureShardWriter,
     ShardReader,
     Text,
@@ -184,7 +184,7 @@ def test_extra_files_come_along(tmp_path):
 KILLED_WRITER = """
 import sys, time
 from shard_cases import FIELDS, make_sample
-from pixart_jax.data.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 with FeatureShardWriter(sys.argv[1], records_per_shard=2, **FIELDS) as writer:
     for i in range(5):
         writer.write(make_sample(i))
@@ -470,7 +470,7 @@ def test_shard_that_vanishes_while_reading(tmp_path):
 
 def test_reading_needs_no_jax(tmp_path):
     code = (
-        "import sys; from pixart_jax.data.feature_shards import ShardReader; "
+        "import sys; from pixart_jax.data.shards.feature_shards import ShardReader; "
         f"ShardReader({str(write_set(tmp_path / 'set', 1))!r})[0]; "
         "print([m for m in ('jax', 'flax', 'tensorflow', 'torch') if m in sys.modules])"
     )

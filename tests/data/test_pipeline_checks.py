@@ -5,8 +5,8 @@ import os
 import pytest
 from shard_cases import SPEC, spec_with, write_set
 
-from pixart_jax.data.feature_shards import read_manifest
 from pixart_jax.data.pipeline import check_sources, make_iterator
+from pixart_jax.data.shards.feature_shards import read_manifest
 from pixart_jax.errors import InputError
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import assert_samples_equal, make_sample
 
-from pixart_jax.data.records import Sample, Text, decode_sample, encode_sample, quantize
+from pixart_jax.data.shards.records import Sample, Text, decode_sample, encode_sample, quantize
 from pixart_jax.errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pixart_jax.data import reference_features
 from pixart_jax.data.pictures import BadItem
-from pixart_jax.data.records import Sample, Text
 from pixart_jax.data.reference_features import open_reference_features
+from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.errors import InputError
 
 TEXT_DIM = 6

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from forked import processes
 
-from pixart_jax.data.feature_shards import ShardReader
 from pixart_jax.data.pipeline import BatchSpec, make_iterator
+from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.errors import InputError
 from pixart_jax.extraction import reference
 from pixart_jax.extraction.engine import extract

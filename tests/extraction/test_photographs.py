@@ -7,7 +7,7 @@ from photographs import crop_photographs
 from PIL import Image
 from tiny_run import read_metrics, tiny_config
 
-from pixart_jax.data.manifest import read_manifest
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.train import train_and_evaluate
 from tools import extract_features, inspect_data
 

@@ -17,9 +17,9 @@ import threading
 
 from array_record.python import array_record_module
 
-from pixart_jax.data.manifest import Manifest, Shard, check_shards, read_buckets, read_manifest
-from pixart_jax.data.records import FORMAT_VERSION, Sample, Text, decode_sample, encode_sample, quantize
-from pixart_jax.data.shard_files import Part, ShardFile, assemble, check_target, write_shard
+from pixart_jax.data.shards.manifest import Manifest, Shard, check_shards, read_buckets, read_manifest
+from pixart_jax.data.shards.records import FORMAT_VERSION, Sample, Text, decode_sample, encode_sample, quantize
+from pixart_jax.data.shards.shard_files import Part, ShardFile, assemble, check_target, write_shard
 from pixart_jax.errors import InputError
 
 __all__ = [

@@ -16,7 +16,7 @@ from array_record.python import array_record_module
 
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
-from pixart_jax.data.records import FORMAT_VERSION, TEXT_DTYPES
+from pixart_jax.data.shards.records import FORMAT_VERSION, TEXT_DTYPES
 from pixart_jax.errors import InputError
 
 MANIFEST_FILE = "manifest.json"

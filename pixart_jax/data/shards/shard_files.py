@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from array_record.python import array_record_module
 
-from pixart_jax.data.manifest import (
+from pixart_jax.data.shards.manifest import (
     BUCKETS_FILE,
     Manifest,
     Shard,
@@ -24,7 +24,7 @@ from pixart_jax.data.manifest import (
     check_totals,
     write_manifest,
 )
-from pixart_jax.data.records import Sample, encode_sample
+from pixart_jax.data.shards.records import Sample, encode_sample
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from array_record.python import array_record_module
 
-from pixart_jax.data.feature_shards import Manifest, Shard, ShardReader, decode_sample
-from pixart_jax.data.manifest import BUCKETS_FILE, bucket_name, read_buckets
-from pixart_jax.data.shard_files import check_sample
+from pixart_jax.data.shards.feature_shards import Manifest, Shard, ShardReader, decode_sample
+from pixart_jax.data.shards.manifest import BUCKETS_FILE, bucket_name, read_buckets
+from pixart_jax.data.shards.shard_files import check_sample
 from pixart_jax.errors import InputError
 
 # Records that a thread reads before it reports.
