@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
 from pixart_jax.conversion.sources import read_json
+from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config
 from pixart_jax.models.tiles import decode_tiled, encode_tiled
 from pixart_jax.models.vae import AutoencoderKL
-from pixart_jax.sharding import batch_sharding
 
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
 TILE_SIZE = 128

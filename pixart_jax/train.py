@@ -36,12 +36,13 @@ from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.data.prompts import configured_prompts
 from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.devices.hardware import find_hardware
+from pixart_jax.devices.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.features import ENCODERS
 from pixart_jax.flops import step_flops
-from pixart_jax.hardware import find_hardware
 from pixart_jax.history import History
 from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
@@ -50,7 +51,6 @@ from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.previews import Previews
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.sampling import make_sample_fn
-from pixart_jax.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
 

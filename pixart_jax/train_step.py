@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from pixart_jax.checkpoints.state import TrainState
+from pixart_jax.devices.offload import to_device, to_memory_of
 from pixart_jax.losses import Batch, LossFn
-from pixart_jax.offload import to_device, to_memory_of
 from pixart_jax.rng import stream_key
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from pixart_jax.hardware import HARDWARE
+from pixart_jax.devices.hardware import HARDWARE
 from tools.aot import attempts, kept_bytes, main
 from tools.aot_compile import (
     Case,

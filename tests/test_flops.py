@@ -4,8 +4,8 @@ import jax
 import pytest
 from tiny_run import tiny_config
 
-from pixart_jax import hardware
 from pixart_jax.config import build_model, default_config, position_base
+from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.flops import count_flops, step_flops
 from pixart_jax.losses import diffusion_loss

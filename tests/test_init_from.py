@@ -21,9 +21,9 @@ from pixart_jax.checkpoints.state import abstract_state, start_state
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import StoredParams
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.sharding import make_mesh
 from pixart_jax.train import train_and_evaluate
 from tools.convert import main as convert
 

@@ -10,10 +10,10 @@ from tiny_run import ROOT, run_python
 
 from pixart_jax.checkpoints.state import abstract_state
 from pixart_jax.config import build_model, default_config, optimizer_spec
+from pixart_jax.devices.sharding import AXES, MeshSpec, arrange_devices, batch_share, make_mesh, tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.sharding import AXES, MeshSpec, arrange_devices, batch_share, make_mesh, tree_shardings
 
 MESH = AbstractMesh((2, 8, 1, 1), AXES)
 SPLIT = AbstractMesh((1, 4, 1, 2), AXES)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
 
-from pixart_jax import hardware
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, check_offload, default_config, load_config
+from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops

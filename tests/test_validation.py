@@ -17,12 +17,12 @@ from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
 from pixart_jax.data.pipeline import make_example
 from pixart_jax.data.shards.feature_shards import ShardReader, read_manifest
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.rng import stream_key
-from pixart_jax.sharding import make_mesh
 from pixart_jax.tokens import patchify
 from pixart_jax.train import train_and_evaluate
 

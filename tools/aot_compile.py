@@ -35,14 +35,14 @@ from pixart_jax.config import (
     position_base,
     read_config_file,
 )
+from pixart_jax.devices.hardware import HARDWARE, Hardware
+from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import forward_flops, step_flops
-from pixart_jax.hardware import HARDWARE, Hardware
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import make_sample_fn
-from pixart_jax.sharding import batch_sharding, make_mesh
 from tools.aot_hlo import BETWEEN_SLICES, count_traffic
 from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
 

@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 
 from pixart_jax.config import ConfigDict, build_model, check_config, read_config_file
+from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import count_flops, step_flops
-from pixart_jax.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.models.t5 import XXL, T5Encoder
 from pixart_jax.models.vae import AutoencoderKL

@@ -16,6 +16,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import abstract_params
 from pixart_jax.config import build_model
 from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.features import load_autoencoder
 from pixart_jax.files import write_atomically
@@ -23,7 +24,6 @@ from pixart_jax.images import labelled_grid, save_png, to_uint8
 from pixart_jax.previews import Previews, same_size
 from pixart_jax.record import read_run
 from pixart_jax.sampling import make_sample_fn
-from pixart_jax.sharding import make_mesh
 
 # Held-out captions in samples.png.
 NUM_SHOWN = 10

@@ -29,8 +29,8 @@ from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
 from pixart_jax.conversion.stored import alone
+from pixart_jax.devices.sharding import path_name
 from pixart_jax.errors import InputError
-from pixart_jax.sharding import path_name
 
 _ARRAYS = ("params", "ema_params", "opt_state")
 # Seconds within which processes find the same damage, beside those that the first one took to find it.

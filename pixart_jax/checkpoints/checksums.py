@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.offload import to_device
+from pixart_jax.devices.offload import to_device
 
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 # Elements that numpy works on at a time: what fits into a core's cache.

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pixart_jax.devices.offload import in_host_memory
+from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.offload import in_host_memory
 from pixart_jax.rng import stream_key
-from pixart_jax.sharding import tree_shardings
 
 
 @flax.struct.dataclass

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.config.settings import flatten, require_setting
 from pixart_jax.config.typed import architecture, eval_timesteps, mesh_spec, position_base
+from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import IMPLEMENTATIONS, unmet_needs
 from pixart_jax.models.pixart import SIZES
 from pixart_jax.models.remat import REMAT_POLICIES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, lr_scale
 from pixart_jax.samplers import SAMPLERS
-from pixart_jax.sharding import AXES, ROWS
 from pixart_jax.tokens import DOWNSAMPLE
 
 

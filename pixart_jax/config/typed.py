@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.config.settings import require_setting
+from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.pixart import SIZES, PixArt
 from pixart_jax.optimizers import OptimizerSpec
 from pixart_jax.optimizers.came import CameSpec
-from pixart_jax.sharding import MeshSpec
 from pixart_jax.tokens import DOWNSAMPLE
 
 

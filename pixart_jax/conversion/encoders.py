@@ -25,11 +25,11 @@ from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
 from pixart_jax.conversion.names.vae import convert_vae, revert_vae
 from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
+from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config
 from pixart_jax.models.vae import AutoencoderKL
-from pixart_jax.sharding import tree_shardings
 
 # What the parts of a pipeline are called, there and here, and the stem of their files of weights.
 STEMS = {"vae": WEIGHTS, "text_encoder": "model"}

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.data.shards.feature_shards import Manifest, Sample
+from pixart_jax.devices.sharding import put_batch, replicated
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.losses import Batch, diffusion_terms
 from pixart_jax.rng import stream_key
-from pixart_jax.sharding import put_batch, replicated
 
 # (params, batch with `index` i32[B]) -> (index i32[B], {"mse": f32[T, B], "vb": f32[T, B] if the variance is learned})
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]

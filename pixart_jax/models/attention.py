@@ -11,11 +11,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from pixart_jax.devices.sharding import HEADS, ROWS, TOKENS, dividing_axes
 from pixart_jax.errors import InputError
 from pixart_jax.models.blockwise_attention import blockwise_attention
 from pixart_jax.models.remat import ATTENTION_RESULT
 from pixart_jax.models.splash_attention import splash_attention
-from pixart_jax.sharding import HEADS, ROWS, TOKENS, dividing_axes
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
 
@@ -46,7 +46,7 @@ class AttentionSpec:
         default platform. On several devices, attention runs under `shard_map`: samples over the axes "data" and "fsdp",
         heads over "tensor", queries over "context". An axis that the mesh lacks is none, and one that does not divide
         its dimension leaves it whole, which costs the devices along it the same work each. The layers around attention
-        lay out their activations accordingly (`pixart_jax.sharding.constrain`).
+        lay out their activations accordingly (`pixart_jax.devices.sharding.constrain`).
     """
 
     implementation: str = "auto"

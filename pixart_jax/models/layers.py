@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pixart_jax.devices.sharding import HEADS, ROWS, TOKENS, constrain
 from pixart_jax.models.attention import AttentionSpec, attention
 from pixart_jax.models.timestep_freqs import TIMESTEP_FREQS
-from pixart_jax.sharding import HEADS, ROWS, TOKENS, constrain
 
 Dtype = jnp.dtype
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixart_jax.devices.sharding import ROWS, TOKENS, WHOLE, constrain
 from pixart_jax.models.attention import AUTO, AttentionSpec
 from pixart_jax.models.layers import (
     CaptionEmbedder,
@@ -33,7 +34,6 @@ from pixart_jax.models.layers import (
     zeros,
 )
 from pixart_jax.models.remat import REMAT_POLICIES
-from pixart_jax.sharding import ROWS, TOKENS, WHOLE, constrain
 
 # Architectures by name; the number after the slash is the patch size. XL/2 is the only size the authors released.
 SIZES = {

@@ -18,8 +18,8 @@ from transformers import T5Config, T5EncoderModel
 
 from pixart_jax.conversion.encoders import open_encoder, restore_text_encoder, restore_vae, write_encoder
 from pixart_jax.conversion.stored import StoredParams, read_stored_model
+from pixart_jax.devices.sharding import make_mesh, tree_shardings
 from pixart_jax.errors import InputError
-from pixart_jax.sharding import make_mesh, tree_shardings
 from tools.convert import main
 
 PARTS = ["model.json", "params", "text_encoder", "vae"]

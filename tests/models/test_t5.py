@@ -21,9 +21,9 @@ from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from pixart_jax.conversion.names.t5 import convert_t5
+from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.t5 import XXL, T5Encoder, encoder_from_config, relative_position_buckets
-from pixart_jax.sharding import tree_shardings
 
 # Odd on purpose: heads that do not fill d_model, and an epsilon large enough to matter.
 TINY = T5Config(

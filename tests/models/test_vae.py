@@ -11,11 +11,11 @@ import torch
 from diffusers import AutoencoderKL as Reference
 
 from pixart_jax.conversion.names.vae import convert_vae
+from pixart_jax.devices.sharding import PARTITION_RULES, make_mesh, tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models import vae
 from pixart_jax.models.tiles import decode_tiled, encode_tiled
 from pixart_jax.models.vae import AutoencoderKL
-from pixart_jax.sharding import PARTITION_RULES, make_mesh, tree_shardings
 
 
 def config(channels, layers, **changes):

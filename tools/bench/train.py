@@ -27,13 +27,13 @@ from pixart_jax.config import (
     optimizer_spec,
     position_base,
 )
+from pixart_jax.devices.hardware import find_hardware
+from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.flops import step_flops
-from pixart_jax.hardware import find_hardware
 from pixart_jax.losses import LossFn, diffusion_loss
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
-from pixart_jax.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.train_step import make_train_step
 from tools.bench.options import make_parser, parse_with_config
@@ -160,7 +160,7 @@ def flop_rates(flops: float | None, seconds: float, dtype: str, devices: Sequenc
 
     Returns:
       "utilisation": of the products of large matrices that were measured just now; "mfu": of the vendor's peak, None
-      where `pixart_jax.hardware` does not know it. Both None where the FLOPs are.
+      where `pixart_jax.devices.hardware` does not know it. Both None where the FLOPs are.
     """
     measured, hardware = matrix_rate(dtype, devices[0].platform), find_hardware(devices[0].device_kind)
     rate = flops / seconds if flops else None
