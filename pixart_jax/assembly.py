@@ -24,19 +24,19 @@ from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader
 from pixart_jax.data.shards.manifest import write_manifest
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.errors import InputError
-from pixart_jax.evaluators.validation import HeldOut
-from pixart_jax.extraction.pictures import EncodedPictures
-from pixart_jax.features import (
+from pixart_jax.encoding.online import OnlineBatches, OnlineItems, SpreadSamples
+from pixart_jax.encoding.pictures import EncodedPictures
+from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.encoding.registry import (
     LINEAR_AUTOENCODER_FILE,
     copy_encoders,
     load_autoencoder,
     load_text_encoder,
     record_encoders,
 )
+from pixart_jax.errors import InputError
+from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.images import false_colour
-from pixart_jax.online import OnlineBatches, OnlineItems, SpreadSamples
-from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.words import WordEncoder
 

@@ -30,13 +30,13 @@ from pixart_jax.data.decoding import fit
 from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.encoding.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
+from pixart_jax.encoding.registry import ENCODERS, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
-from pixart_jax.features import ENCODERS, load_autoencoder, load_text_encoder
 from pixart_jax.images import to_uint8
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.sampling import SampleFn, latents_to_tokens, make_sample_fn, sample_in_batches, tokens_to_latents
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions

@@ -39,9 +39,9 @@ from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.encoding.registry import ENCODERS
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import Validation, make_eval_step
-from pixart_jax.features import ENCODERS
 from pixart_jax.flops import step_flops
 from pixart_jax.history import History
 from pixart_jax.images import save_png

@@ -21,8 +21,8 @@ from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import StoredParams
 from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import make_mesh, replicated
+from pixart_jax.encoding.registry import ENCODERS, copy_encoders
 from pixart_jax.errors import InputError
-from pixart_jax.features import ENCODERS, copy_encoders
 from pixart_jax.record import record_config
 
 PROGRESS = {"iterator": {"position": 41}, "pending": [{"loss": 0.1}]}

@@ -26,7 +26,7 @@ from pixart_jax.conversion.stored import StoredParams, read_stored_model, restor
 from pixart_jax.conversion.transfer import load_weights, write_diffusers, write_orbax, write_pixart
 from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.features import ENCODERS, copy_encoders
+from pixart_jax.encoding.registry import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.train import record_config
 from tools.convert import main

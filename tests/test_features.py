@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
+from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
-from pixart_jax.features import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.words import WordEncoder
 

@@ -269,7 +269,7 @@ class StubAutoencoder:
 
 def test_vae_gets_the_stored_latents(tmp_path, monkeypatch, capsys):
     """Unscaled, each of its own shape."""
-    monkeypatch.setattr("pixart_jax.pretrained.Autoencoder", StubAutoencoder)
+    monkeypatch.setattr("pixart_jax.encoding.pretrained.Autoencoder", StubAutoencoder)
     levels = (-0.9, -0.5, 0.3, 0.7)
     samples = []
     for i, (bucket, level) in enumerate(zip(BUCKETS, levels, strict=True)):

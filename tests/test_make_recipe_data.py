@@ -5,7 +5,7 @@ import pytest
 from emoji_font import build_font
 
 from pixart_jax.data.shards.feature_shards import ShardReader
-from pixart_jax.features import load_autoencoder, load_text_encoder
+from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from tools import make_recipe_data as recipe
 
 NUM_GLYPHS = 16

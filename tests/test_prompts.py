@@ -12,8 +12,8 @@ from pixart_jax.assembly import batch_spec, open_data
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.pipeline import make_example
 from pixart_jax.data.prompts import prompt_samples
+from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
-from pixart_jax.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.train import train_and_evaluate
 from pixart_jax.words import WordEncoder
 from tools import convert

@@ -17,9 +17,9 @@ from PIL import Image
 from tiny_pipeline import WORDS, make_pipeline, save
 from tiny_run import run_python
 
+from pixart_jax.encoding.pretrained import load_tokenizer
 from pixart_jax.errors import InputError
 from pixart_jax.generate import TextToImage, choose_canvas
-from pixart_jax.pretrained import load_tokenizer
 from tools import convert, sample
 
 PROMPTS = ["a red cat on a mat", "the small blue fox"]

@@ -34,12 +34,12 @@ from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
 from pixart_jax.data.shards.records import TEXT_DTYPES
+from pixart_jax.encoding.engine import SKIPPED_FILE, Progress, Units, extract
+from pixart_jax.encoding.pictures import EncodedPictures
+from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.encoding.reference import ReferenceUnits
 from pixart_jax.errors import InputError
-from pixart_jax.extraction.engine import SKIPPED_FILE, Progress, Units, extract
-from pixart_jax.extraction.pictures import EncodedPictures
-from pixart_jax.extraction.reference import ReferenceUnits
 from pixart_jax.metrics import format_duration
-from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
 
 # Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them
 # to do where features exist, and the other way round.

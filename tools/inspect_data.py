@@ -24,8 +24,8 @@ from pixart_jax.charts import DataFigures, contact_sheet, data_png
 from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader, read_manifest
 from pixart_jax.data.shards.manifest import bucket_name
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
+from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError
-from pixart_jax.features import load_autoencoder
 from pixart_jax.images import false_colour, save_png, to_uint8
 from pixart_jax.metrics import format_duration
 
@@ -216,7 +216,7 @@ def load_decoder(directory: pathlib.Path, manifest: Manifest, vae: pathlib.Path 
     if vae is None:
         return None, "latents in false colours (the first three channels): --vae would decode them"
     # Only here, because it takes seconds.
-    from pixart_jax.pretrained import Autoencoder, local_mesh
+    from pixart_jax.encoding.pretrained import Autoencoder, local_mesh
 
     autoencoder = Autoencoder(vae, mesh=local_mesh(), keep=True)
     for field in ("latent_channels", "latent_scale"):

@@ -18,7 +18,7 @@ from pixart_jax.config import build_model
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.features import load_autoencoder
+from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.files import write_atomically
 from pixart_jax.images import labelled_grid, save_png, to_uint8
 from pixart_jax.previews import Previews, same_size

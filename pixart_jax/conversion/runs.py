@@ -12,8 +12,8 @@ from pixart_jax.config import ConfigDict, build_model, load_config, position_bas
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import Weights
 from pixart_jax.data.shards.manifest import Manifest, read_manifest
+from pixart_jax.encoding.registry import ENCODERS
 from pixart_jax.errors import InputError
-from pixart_jax.features import ENCODERS
 
 
 def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Weights:

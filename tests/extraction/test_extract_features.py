@@ -19,7 +19,7 @@ from PIL import Image
 from pixart_jax.data.buckets import nearest_bucket, training_buckets
 from pixart_jax.data.decoding import decode, fit
 from pixart_jax.data.shards.feature_shards import ShardReader
-from pixart_jax.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from tools import extract_features
 
 COLOURS = ["red", "green", "blue", "small", "brown"]

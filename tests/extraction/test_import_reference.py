@@ -14,10 +14,10 @@ from forked import processes
 
 from pixart_jax.data.pipeline import BatchSpec, make_iterator
 from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.encoding import reference
+from pixart_jax.encoding.engine import extract
+from pixart_jax.encoding.reference import ReferenceUnits
 from pixart_jax.errors import InputError
-from pixart_jax.extraction import reference
-from pixart_jax.extraction.engine import extract
-from pixart_jax.extraction.reference import ReferenceUnits
 from tools import extract_features
 
 LENGTHS = [1, 7, 120, 30, 12, 5, 9]

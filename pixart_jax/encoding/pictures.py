@@ -17,8 +17,8 @@ from pixart_jax.data.decoding import BadImage, decode, fit
 from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, Text, quantize
-from pixart_jax.extraction.engine import ONLY, Skipped
-from pixart_jax.pretrained import Autoencoder, T5TextEncoder
+from pixart_jax.encoding.engine import ONLY, Skipped
+from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder
 from pixart_jax.tokens import DOWNSAMPLE
 
 # Of every PixArt; what buckets must be multiples of, with DOWNSAMPLE.
