@@ -41,6 +41,7 @@ from pixart_jax.devices.sharding import batch_sharding, batch_share, make_mesh, 
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.registry import ENCODERS
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.samples import Previews
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.flops import step_flops
 from pixart_jax.history import History
@@ -48,7 +49,6 @@ from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
-from pixart_jax.previews import Previews
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.sampling import make_sample_fn
 from pixart_jax.train_step import make_train_step
