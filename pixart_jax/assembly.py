@@ -36,7 +36,7 @@ from pixart_jax.encoding.registry import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
-from pixart_jax.images import false_colour
+from pixart_jax.figures.images import false_colour
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.words import WordEncoder
 

@@ -33,7 +33,7 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
 from pixart_jax.encoding.registry import ENCODERS, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
-from pixart_jax.images import to_uint8
+from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt

@@ -14,9 +14,9 @@ from absl import logging
 
 from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.evaluators.validation import mse_name
+from pixart_jax.figures.images import loss_curve_png, noise_levels_png
 from pixart_jax.files import write_atomically
 from pixart_jax.history import History
-from pixart_jax.images import loss_curve_png, noise_levels_png
 
 RUN_FILE = "run.json"
 # Whose versions decide what a run computes.

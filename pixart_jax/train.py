@@ -43,9 +43,9 @@ from pixart_jax.encoding.registry import ENCODERS
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.samples import Previews
 from pixart_jax.evaluators.validation import Validation, make_eval_step
+from pixart_jax.figures.images import save_png
 from pixart_jax.flops import step_flops
 from pixart_jax.history import History
-from pixart_jax.images import save_png
 from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pixart_jax.errors import InputError
-from pixart_jax.images import (
+from pixart_jax.figures.images import (
     false_colour,
     image_grid,
     labelled_grid,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixart_jax import charts
 from pixart_jax.data.shards import survey
 from pixart_jax.data.shards.feature_shards import (
     FeatureShardWriter,
@@ -22,6 +21,7 @@ from pixart_jax.data.shards.feature_shards import (
     write_shard,
 )
 from pixart_jax.errors import InputError
+from pixart_jax.figures import data_set as charts
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from tools.inspect_data import main
 

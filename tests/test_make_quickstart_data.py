@@ -12,7 +12,7 @@ from PIL import Image
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
-from pixart_jax.images import to_uint8
+from pixart_jax.figures.images import to_uint8
 from tools import emoji
 from tools import make_quickstart_data as quickstart
 

@@ -21,7 +21,7 @@ from pixart_jax.data.pipeline import make_example
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding import pretrained
 from pixart_jax.errors import InputError
-from pixart_jax.images import false_colour
+from pixart_jax.figures.images import false_colour
 from pixart_jax.train import train_and_evaluate
 from tools import convert, extract_features, sample
 

@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.charts import DataFigures, contact_sheet, data_png
 from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader, read_manifest
 from pixart_jax.data.shards.manifest import bucket_name
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError
-from pixart_jax.images import false_colour, save_png, to_uint8
+from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
+from pixart_jax.figures.images import false_colour, save_png, to_uint8
 from pixart_jax.metrics import format_duration
 
 OUT, SHEET_FILE, CHARTS_FILE, SKIPPED_FILE = "inspection", "contact_sheet.png", "histograms.png", "skipped.jsonl"

@@ -20,8 +20,8 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.evaluators.samples import Previews, same_size
+from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import write_atomically
-from pixart_jax.images import labelled_grid, save_png, to_uint8
 from pixart_jax.record import read_run
 from pixart_jax.sampling import make_sample_fn
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, features
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.decoding import BadImage, decode, fit, to_float
 from pixart_jax.errors import InputError
-from pixart_jax.images import to_uint8
+from pixart_jax.figures.images import to_uint8
 
 # Gradients, and noise that keeps the lossless files from being all header.
 RGB = np.stack(np.broadcast_arrays(np.arange(40)[:, None] * 6, np.arange(56) * 4, 90), axis=-1)

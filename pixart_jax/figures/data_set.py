@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from pixart_jax.errors import InputError
+from pixart_jax.figures.images import labelled_grid
 from pixart_jax.files import write_atomically
-from pixart_jax.images import labelled_grid
 
 # Bars that can still be told apart beside each other, and so the bins of a histogram.
 _MAX_BINS = 60
