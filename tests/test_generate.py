@@ -10,7 +10,7 @@ from tiny_run import tiny_config
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text, read_manifest
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
 from pixart_jax.errors import InputError
-from pixart_jax.generate import TextToImage
+from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.train import train_and_evaluate

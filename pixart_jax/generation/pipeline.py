@@ -1,6 +1,6 @@
 """Prompts to pictures, as a library call: text encoder, denoiser and autoencoder one after the other.
 
-from pixart_jax.generate import TextToImage
+from pixart_jax.generation.pipeline import TextToImage
 
 pipeline = TextToImage.from_checkpoint("weights/sigma-1024")
 images = pipeline(["a lighthouse in fog"], aspect_ratio="16:9", seed=1)   # uint8[1, 768, 1344, 3]
