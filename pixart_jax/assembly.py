@@ -37,8 +37,8 @@ from pixart_jax.encoding.registry import (
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.figures.images import false_colour
+from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.tokens import DOWNSAMPLE
-from pixart_jax.words import WordEncoder
 
 # The `data.source` that is no directory. One of this name is "./synthetic".
 SYNTHETIC = "synthetic"

@@ -9,7 +9,7 @@ import pytest
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.words import WordEncoder
+from pixart_jax.models.word_encoder import WordEncoder
 
 CAPTIONS = ["blue heart", "Red Apple", "smiling face with heart-shaped eyes", "dog face"]
 

@@ -12,9 +12,9 @@ from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
+from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.train import train_and_evaluate
-from pixart_jax.words import WordEncoder
 from tools import sample
 
 CAPTIONS = ["red square", "blue square", "green circle", "small red circle"]

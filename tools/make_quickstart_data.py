@@ -27,7 +27,7 @@ from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencod
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.words import WordEncoder
+from pixart_jax.models.word_encoder import WordEncoder
 from tools.emoji import GROUPS, choose_glyphs, find_font
 
 RECIPE_FILE = "quickstart.json"

@@ -33,7 +33,7 @@ from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.words import WordEncoder
+from pixart_jax.models.word_encoder import WordEncoder
 from tools.emoji import GROUPS, Glyph, choose_glyphs, find_font, render
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2

@@ -14,8 +14,8 @@ from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.shards.manifest import Manifest, bucket_name
 from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
+from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.tokens import DOWNSAMPLE
-from pixart_jax.words import WordEncoder
 
 NUM_SAMPLES = 10_000
 # Prime, so that over the set every bucket meets every caption.

@@ -15,8 +15,8 @@ from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, read_manife
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.words import FILES as WORD_ENCODER_FILES
-from pixart_jax.words import WordEncoder
+from pixart_jax.models.word_encoder import FILES as WORD_ENCODER_FILES
+from pixart_jax.models.word_encoder import WordEncoder
 
 # Where a run keeps the encoders of its (first) data set, below its workdir.
 ENCODERS = "encoders"
