@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import jax
 
 from pixart_jax.checkpoints.state import init_params
-from pixart_jax.losses import LossFn
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.objectives.denoising import LossFn
 
 
 def count_flops(function: Callable, *arguments) -> float | None:
@@ -66,7 +66,7 @@ def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapp
 
     Args:
       model: the model that is trained; how it is unrolled, rematerialised and what its attention runs on is ignored.
-      make_loss: the loss of such a model, as `pixart_jax.losses` makes it of its `apply`.
+      make_loss: the loss of such a model, as `pixart_jax.objectives.denoising` makes it of its `apply`.
       batch: name -> array or jax.ShapeDtypeStruct with the global batch as leading axis.
 
     Returns:

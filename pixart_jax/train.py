@@ -46,8 +46,8 @@ from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.figures.images import save_png
 from pixart_jax.flops import step_flops
 from pixart_jax.history import History
-from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
+from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.sampling import make_sample_fn

@@ -10,7 +10,7 @@ import optax
 
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.devices.offload import to_device, to_memory_of
-from pixart_jax.losses import Batch, LossFn
+from pixart_jax.objectives.denoising import Batch, LossFn
 from pixart_jax.rng import stream_key
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]

@@ -14,7 +14,7 @@ from pixart_jax.checkpoints.state import abstract_state
 from pixart_jax.config import ConfigDict, build_model, check_batch, check_config, optimizer_spec, read_config_file
 from pixart_jax.devices.sharding import MeshSpec, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.losses import diffusion_loss
+from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.train import abstract_batch, train_and_evaluate
 from pixart_jax.train_step import make_train_step

@@ -17,7 +17,7 @@ from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import build_model, check_config
 from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.losses import diffusion_terms
+from pixart_jax.objectives.denoising import diffusion_terms
 from tools.bench.__main__ import main
 from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params
 from tools.bench.torch_train import Train

@@ -253,7 +253,7 @@ import jax, json, numpy as np
 from tiny_run import tiny_config
 from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.losses import diffusion_loss
+from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.devices.sharding import MeshSpec, make_mesh, put_batch, tree_shardings
 from pixart_jax.checkpoints.state import abstract_state, create_state

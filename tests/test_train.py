@@ -18,8 +18,8 @@ from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.flops import step_flops
-from pixart_jax.losses import diffusion_loss
 from pixart_jax.metrics import MetricsWindow, TrainingDiverged
+from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.record import read_run
 from pixart_jax.train import train_and_evaluate
 from tools.bench.train import synthetic_batch

@@ -16,7 +16,7 @@ from pixart_jax.checkpoints.state import abstract_state, start_state
 from pixart_jax.config import build_model, check_batch, check_config, mesh_spec, optimizer_spec
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.losses import diffusion_loss
+from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.train_step import make_train_step
 from tools.bench.train import synthetic_batch

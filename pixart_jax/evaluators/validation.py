@@ -19,7 +19,7 @@ from pixart_jax.data.shards.feature_shards import Manifest, Sample
 from pixart_jax.devices.sharding import put_batch, replicated
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.losses import Batch, diffusion_terms
+from pixart_jax.objectives.denoising import Batch, diffusion_terms
 from pixart_jax.rng import stream_key
 
 # (params, batch with `index` i32[B]) -> (index i32[B], {"mse": f32[T, B], "vb": f32[T, B] if the variance is learned})

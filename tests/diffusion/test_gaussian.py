@@ -11,7 +11,7 @@ from golden_cases import load_arrays
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import linear_schedule, respace
 from pixart_jax.errors import InputError
-from pixart_jax.losses import diffusion_loss, diffusion_terms, token_mean
+from pixart_jax.objectives.denoising import diffusion_loss, diffusion_terms, token_mean
 
 SCHEDULE = linear_schedule()
 

@@ -49,7 +49,7 @@ class TrainingSpec:
 
 
 def diffusion_loss(predict: Callable, tables: Tensors, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor):
-    """`pixart_jax.losses.diffusion_loss` of images without padding.
+    """`pixart_jax.objectives.denoising.diffusion_loss` of images without padding.
 
     Args:
       predict: (x_t, t) -> [B, C or 2C, H, W].

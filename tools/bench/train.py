@@ -31,8 +31,8 @@ from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.flops import step_flops
-from pixart_jax.losses import LossFn, diffusion_loss
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.objectives.denoising import LossFn, diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.train_step import make_train_step
