@@ -50,7 +50,7 @@ from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, forma
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
-from pixart_jax.sampling import make_sample_fn
+from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.train_step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
 

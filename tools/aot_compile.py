@@ -42,7 +42,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.flops import forward_flops, step_flops
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.sampling import make_sample_fn
+from pixart_jax.samplers.program import make_sample_fn
 from tools.aot_hlo import BETWEEN_SLICES, count_traffic
 from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
 

@@ -15,7 +15,7 @@ from pixart_jax.devices.sharding import batch_sharding, fetch_whole, put_whole
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.figures.images import labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.sampling import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
+from pixart_jax.samplers.program import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
 
 
 @dataclasses.dataclass(frozen=True)

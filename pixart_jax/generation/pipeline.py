@@ -38,7 +38,13 @@ from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.sampling import SampleFn, latents_to_tokens, make_sample_fn, sample_in_batches, tokens_to_latents
+from pixart_jax.samplers.program import (
+    SampleFn,
+    latents_to_tokens,
+    make_sample_fn,
+    sample_in_batches,
+    tokens_to_latents,
+)
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions
 
 # (what is being done, how many are done, of how many)

@@ -22,7 +22,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.flops import forward_flops
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.sampling import draw_noise, make_sample_fn
+from pixart_jax.samplers.program import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
 from tools.bench.forward import conditions_of
 from tools.bench.options import make_parser, numbers, parse_with_config
