@@ -46,8 +46,8 @@ def main(argv: list[str]) -> None:
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
     from pixart_jax.checkpoints.save_errors import SaveFailed
     from pixart_jax.cluster.ending import end_with_the_others, hear_of_the_others
-    from pixart_jax.metrics import TrainingDiverged
-    from pixart_jax.train import train_and_evaluate
+    from pixart_jax.training.loop import train_and_evaluate
+    from pixart_jax.training.metrics import TrainingDiverged
 
     hear_of_the_others(_HEARTBEAT_TIMEOUT.value)
     try:

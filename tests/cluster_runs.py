@@ -16,8 +16,8 @@ from forked import print_to, processes, use_devices
 from jax._src import cache_key
 from resume_runs import block_batch, last_logged
 
-from pixart_jax import train
 from pixart_jax.main import run
+from pixart_jax.training import loop as train
 
 
 class Cluster:

@@ -16,8 +16,8 @@ from pixart_jax.devices.sharding import MeshSpec, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.train import abstract_batch, train_and_evaluate
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.loop import abstract_batch, train_and_evaluate
+from pixart_jax.training.step import make_train_step
 from tools.sample import main as sample
 
 ROOT = pathlib.Path(__file__).parent.parent

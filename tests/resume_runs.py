@@ -13,7 +13,8 @@ from forked import print_to, processes, use_devices
 from tiny_run import read_metrics
 from transfers import guard_reads
 
-from pixart_jax import main, train
+from pixart_jax import main
+from pixart_jax.training import loop as train
 
 
 def start(

@@ -23,7 +23,7 @@ from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import make_mesh, replicated
 from pixart_jax.encoding.registry import ENCODERS, copy_encoders
 from pixart_jax.errors import InputError
-from pixart_jax.record import record_config
+from pixart_jax.training.record import record_config
 
 PROGRESS = {"iterator": {"position": 41}, "pending": [{"loss": 0.1}]}
 

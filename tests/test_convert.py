@@ -28,7 +28,7 @@ from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.registry import ENCODERS, copy_encoders
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.train import record_config
+from pixart_jax.training.loop import record_config
 from tools.convert import main
 
 CASES = [

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pixart_jax.flops import count_flops
 from pixart_jax.models.t5 import XXL
 from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.training.flops import count_flops
 from tools.cost import VAE, main
 
 CONFIG = """

@@ -7,9 +7,9 @@ from tiny_run import tiny_config
 from pixart_jax.config import build_model, default_config, position_base
 from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.flops import count_flops, step_flops
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.objectives.denoising import diffusion_loss
+from pixart_jax.training.flops import count_flops, step_flops
 from tools.bench.train import synthetic_batch
 
 

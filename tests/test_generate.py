@@ -14,7 +14,7 @@ from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.samplers import SAMPLERS
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 from tools import sample
 
 CAPTIONS = ["red square", "blue square", "green circle", "small red circle"]

@@ -24,7 +24,7 @@ from pixart_jax.conversion.stored import StoredParams
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 from tools.convert import main as convert
 
 DIT = GOLDEN / "dit.pth"

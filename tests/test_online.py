@@ -22,7 +22,7 @@ from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding import pretrained
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import false_colour
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 from tools import convert, extract_features, sample
 
 # Five ratios, and no two pictures of one size: a batch's `image_size` tells which items it holds.

@@ -19,7 +19,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 
 STEPS, WARMUP, LEARNING_RATE, BATCH = 50, 10, 0.02, 1024
 CAME_SCALE = scale_by_came(
@@ -257,7 +257,7 @@ from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.devices.sharding import MeshSpec, make_mesh, put_batch, tree_shardings
 from pixart_jax.checkpoints.state import abstract_state, create_state
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
 
 config = tiny_config("unused")
@@ -266,7 +266,7 @@ model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), 
 abstract = abstract_state(model, tx, mesh)
 state = create_state(model, tx, mesh, seed=0)
 train_step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=0, ema_decay=0.9)
-# As pixart_jax.train compiles it.
+# As pixart_jax.training.loop compiles it.
 shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 program = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 state, _ = program(state, put_batch(synthetic_batch(config), mesh))

@@ -15,7 +15,7 @@ from pixart_jax.data.prompts import prompt_samples
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.models.word_encoder import WordEncoder
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 from tools import convert
 
 

@@ -7,7 +7,7 @@ import subprocess
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.record import RUN_FILE, code_commit, read_run, record_run
+from pixart_jax.training.record import RUN_FILE, code_commit, read_run, record_run
 
 
 def git(folder, *arguments):

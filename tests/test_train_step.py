@@ -14,7 +14,7 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
 
 

@@ -24,7 +24,7 @@ from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.rng import stream_key
 from pixart_jax.tokens import patchify
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 
 TIMESTEPS = (20, 500, 990)
 

@@ -18,7 +18,7 @@ from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
 
 MESHES = (

@@ -39,10 +39,10 @@ from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.flops import forward_flops, step_flops
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.flops import forward_flops, step_flops
 from tools.aot_hlo import BETWEEN_SLICES, count_traffic
 from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
 
@@ -209,7 +209,7 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def train_flops(config: ConfigDict) -> float:
-    """Of a step over all chips: `pixart_jax.flops.step_flops`, counted on one picture."""
+    """Of a step over all chips: `pixart_jax.training.flops.step_flops`, counted on one picture."""
     one = copy.deepcopy(config)
     one.train.accumulation_steps = 1
     flops = step_flops(build_model(one), functools.partial(make_loss, one), synthetic_batch(one, batch_size=1))

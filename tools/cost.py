@@ -27,10 +27,10 @@ from pixart_jax.config import ConfigDict, build_model, check_config, read_config
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.flops import count_flops, step_flops
 from pixart_jax.models.t5 import XXL, T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.objectives.denoising import diffusion_loss
+from pixart_jax.training.flops import count_flops, step_flops
 from tools.bench.train import synthetic_batch
 
 DAY = 86400

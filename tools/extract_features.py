@@ -39,7 +39,7 @@ from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.encoding.reference import ReferenceUnits
 from pixart_jax.errors import InputError
-from pixart_jax.metrics import format_duration
+from pixart_jax.training.metrics import format_duration
 
 # Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them
 # to do where features exist, and the other way round.

@@ -27,7 +27,7 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
 from pixart_jax.figures.images import false_colour, save_png, to_uint8
-from pixart_jax.metrics import format_duration
+from pixart_jax.training.metrics import format_duration
 
 OUT, SHEET_FILE, CHARTS_FILE, SKIPPED_FILE = "inspection", "contact_sheet.png", "histograms.png", "skipped.jsonl"
 # So many damages are named.

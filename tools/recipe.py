@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pixart_jax.config import ConfigDict, build_model, read_config_file
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.flops import step_flops
 from pixart_jax.main import log_the_run
 from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.flops import step_flops
+from pixart_jax.training.loop import train_and_evaluate
 from tools.bench.train import synthetic_batch
 from tools.recipe_report import report
 

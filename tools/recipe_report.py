@@ -22,8 +22,8 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.evaluators.samples import Previews, same_size
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import write_atomically
-from pixart_jax.record import read_run
 from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.record import read_run
 
 # Held-out captions in samples.png.
 NUM_SHOWN = 10

@@ -27,8 +27,8 @@ from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
 from pixart_jax.generation.pipeline import TextToImage, choose_canvas
-from pixart_jax.metrics import format_duration
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.training.metrics import format_duration
 
 # Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
 # encoder, model and autoencoder take turns on the device.

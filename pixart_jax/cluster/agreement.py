@@ -23,7 +23,7 @@ import pixart_jax
 from pixart_jax.cluster.processes import client, this_host
 from pixart_jax.data.shards.manifest import MANIFEST_FILE
 from pixart_jax.errors import InputError
-from pixart_jax.record import versions
+from pixart_jax.training.record import versions
 
 # Seconds that processes may be apart, e.g. because one reads weights from a slower disk. One that died is noticed by
 # its heartbeat, far sooner.

@@ -33,7 +33,7 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.registry import ENCODERS, copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.train import record_config
+from pixart_jax.training.loop import record_config
 from tools.convert import main
 
 # Of the released models: α at 512 px, α at 1024 px, Σ at 512 px.

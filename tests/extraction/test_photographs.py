@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_run import read_metrics, tiny_config
 
 from pixart_jax.data.shards.manifest import read_manifest
-from pixart_jax.train import train_and_evaluate
+from pixart_jax.training.loop import train_and_evaluate
 from tools import extract_features, inspect_data
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
-from pixart_jax.flops import forward_flops
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.training.flops import forward_flops
 from tools.bench.options import make_parser, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params
 from tools.bench.rates import peak_bytes

@@ -19,11 +19,11 @@ from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.flops import forward_flops
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
+from pixart_jax.training.flops import forward_flops
 from tools.bench.forward import conditions_of
 from tools.bench.options import make_parser, numbers, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params

@@ -30,12 +30,12 @@ from pixart_jax.config import (
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.flops import step_flops
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.objectives.denoising import LossFn, diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.tokens import block_order, grid_positions
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.flops import step_flops
+from pixart_jax.training.step import make_train_step
 from tools.bench.options import make_parser, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec
 from tools.bench.rates import matrix_rate, peak_bytes
@@ -89,7 +89,7 @@ def make_loss(config, model: PixArt) -> LossFn:
 
 
 def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
-    """The training step that `pixart_jax.train` compiles, for a mesh whose devices need not be this machine's."""
+    """The training step that `pixart_jax.training.loop` compiles, for a mesh whose devices need not be this machine's."""
     model, optimizer = build_model(config, mesh), optimizer_spec(config)
     tx = build_optimizer(optimizer)
     step = make_train_step(
@@ -108,7 +108,7 @@ def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
 
 
 class TrainProgram:
-    """The training step that `pixart_jax.train` compiles, on a synthetic batch that is already on the devices.
+    """The training step that `pixart_jax.training.loop` compiles, on a synthetic batch that is already on the devices.
 
     Raises:
       InputError: the config cannot run on these devices.
@@ -150,7 +150,7 @@ class TrainProgram:
 
 
 def train_flops(config: ConfigDict) -> float | None:
-    """FLOPs of `pixart_jax.flops.step_flops` of a step."""
+    """FLOPs of `pixart_jax.training.flops.step_flops` of a step."""
     mesh = make_mesh(mesh_spec(config))
     return step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
 

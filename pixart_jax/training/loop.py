@@ -44,14 +44,14 @@ from pixart_jax.errors import InputError
 from pixart_jax.evaluators.samples import Previews
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.figures.images import save_png
-from pixart_jax.flops import step_flops
-from pixart_jax.history import History
-from pixart_jax.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
-from pixart_jax.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.samplers.program import make_sample_fn
-from pixart_jax.train_step import make_train_step
+from pixart_jax.training.flops import step_flops
+from pixart_jax.training.history import History
+from pixart_jax.training.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
+from pixart_jax.training.record import draw_loss_curve, draw_noise_levels, record_config, record_run
+from pixart_jax.training.step import make_train_step
 from pixart_jax.warm_start import WarmStart, open_warm_start
 
 
