@@ -9,13 +9,13 @@ import jax
 from absl import logging
 from forked import print_to, processes
 
-from pixart_jax.assembly import batch_spec, open_data
 from pixart_jax.checkpoints.state import abstract_state
 from pixart_jax.config import ConfigDict, build_model, check_batch, check_config, optimizer_spec, read_config_file
 from pixart_jax.devices.sharding import MeshSpec, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
+from pixart_jax.training.inputs.opening import batch_spec, open_data
 from pixart_jax.training.loop import abstract_batch, train_and_evaluate
 from pixart_jax.training.step import make_train_step
 from tools.sample import main as sample

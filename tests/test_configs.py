@@ -15,11 +15,11 @@ from config_runs import DEVICES, FSDP, ROOT, read, start_run, train_abstractly
 from forked import processes, use_devices
 from PIL import Image
 
-from pixart_jax.assembly import batch_spec
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.conversion.transitions import Choices, plan_transition
 from pixart_jax.data.synthetic import SyntheticSamples
+from pixart_jax.training.inputs.opening import batch_spec
 from tools.extract_features import make_parser
 
 PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "shared")}

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
 
-from pixart_jax.assembly import batch_spec, eval_batch_size, open_held_out
 from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
 from pixart_jax.data.pipeline import make_example
@@ -24,6 +23,7 @@ from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.rng import stream_key
 from pixart_jax.tokens import patchify
+from pixart_jax.training.inputs.opening import batch_spec, eval_batch_size, open_held_out
 from pixart_jax.training.loop import train_and_evaluate
 
 TIMESTEPS = (20, 500, 990)

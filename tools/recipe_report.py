@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from pixart_jax.assembly import batch_spec
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import abstract_params
 from pixart_jax.config import build_model
@@ -23,6 +22,7 @@ from pixart_jax.evaluators.samples import Previews, same_size
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import write_atomically
 from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.inputs.opening import batch_spec
 from pixart_jax.training.record import read_run
 
 # Held-out captions in samples.png.

@@ -12,7 +12,6 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.assembly import TrainingData, batch_spec, eval_batch_size, open_data, open_held_out, shard_folders
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.cluster.agreement import agree, check_shared, gather, run_facts, together
@@ -49,6 +48,14 @@ from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.flops import step_flops
 from pixart_jax.training.history import History
+from pixart_jax.training.inputs.opening import (
+    TrainingData,
+    batch_spec,
+    eval_batch_size,
+    open_data,
+    open_held_out,
+    shard_folders,
+)
 from pixart_jax.training.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.training.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.training.step import make_train_step

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from shard_cases import SPEC, make_sample, spec_with, write_set
 from test_pipeline import assert_batches_equal, batches, ids
 
-from pixart_jax.assembly import batch_spec
 from pixart_jax.config import default_config
 from pixart_jax.data.grouping import BucketOrder
 from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.errors import InputError
+from pixart_jax.training.inputs.opening import batch_spec
 
 BUCKETS = {(16, 16): 1, (16, 64): 9, (32, 32): 13}
 
