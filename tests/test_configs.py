@@ -17,9 +17,9 @@ from PIL import Image
 
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
-from pixart_jax.conversion.transitions import Choices, plan_transition
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.training.inputs.opening import batch_spec
+from pixart_jax.warm_start.transitions import Choices, plan_transition
 from tools.extract_features import make_parser
 
 PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "shared")}

@@ -38,7 +38,6 @@ from pixart_jax.conversion.encoders import (
     write_encoder,
     write_reference_encoder,
 )
-from pixart_jax.conversion.from_dit import with_captions
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.pipelines import (
     PIPELINES,
@@ -48,7 +47,6 @@ from pixart_jax.conversion.pipelines import (
     pipeline_family,
     write_pipeline,
 )
-from pixart_jax.conversion.reparameterize import UNCONDITIONAL, format_error_table
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.transfer import (
@@ -61,6 +59,8 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync
+from pixart_jax.warm_start.from_dit import with_captions
+from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
 FORMATS = ("orbax", "pixart", "diffusers")
 

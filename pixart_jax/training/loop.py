@@ -31,7 +31,6 @@ from pixart_jax.config import (
     optimizer_spec,
 )
 from pixart_jax.conversion.runs import describe_run, has_checkpoint
-from pixart_jax.conversion.transitions import Choices
 from pixart_jax.data.pipeline import BatchSpec, make_example
 from pixart_jax.data.prompts import configured_prompts
 from pixart_jax.data.shards.manifest import Manifest
@@ -59,7 +58,8 @@ from pixart_jax.training.inputs.opening import (
 from pixart_jax.training.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
 from pixart_jax.training.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.training.step import make_train_step
-from pixart_jax.warm_start import WarmStart, open_warm_start
+from pixart_jax.warm_start.start import WarmStart, open_warm_start
+from pixart_jax.warm_start.transitions import Choices
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:

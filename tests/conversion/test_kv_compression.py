@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixart_jax.conversion.kv_compression import INSERTED, insert
 from pixart_jax.models.layers import layer_norm
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.warm_start.kv_compression import INSERTED, insert
 
 WIDTH = 192
 MODEL = PixArt(hidden_size=WIDTH)

@@ -19,15 +19,15 @@ from golden_cases import (
 )
 
 from pixart_jax.checkpoints.state import init_params
-from pixart_jax.conversion.reparameterize import (
+from pixart_jax.errors import InputError
+from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.warm_start.reparameterize import (
     TABLE_TIMESTEPS,
     ModulationError,
     format_error_table,
     modulation_error,
     reparameterize,
 )
-from pixart_jax.errors import InputError
-from pixart_jax.models.pixart import SIZES, PixArt
 
 TIMESTEPS = [0, 100, 500, 900]
 CONFIG = load_config("dit")
@@ -290,5 +290,5 @@ def test_error_table():
 
 
 def test_needs_no_jax():
-    code = "import sys, pixart_jax.conversion.reparameterize; sys.exit('jax' in sys.modules)"
+    code = "import sys, pixart_jax.warm_start.reparameterize; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

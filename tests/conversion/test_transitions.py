@@ -15,9 +15,9 @@ from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights
-from pixart_jax.conversion.transitions import Choices, plan_transition
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.warm_start.transitions import Choices, plan_transition
 
 HINTS = Hints(num_heads=2, family="alpha")
 TOLERANCE = 2e-5

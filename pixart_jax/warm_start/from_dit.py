@@ -8,12 +8,12 @@ import numpy as np
 
 from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.describe import FAMILIES
-from pixart_jax.conversion.fresh import fresh_params
-from pixart_jax.conversion.reparameterize import FRESH, ModulationError, modulation_error, reparameterize
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.warm_start.fresh import fresh_params
+from pixart_jax.warm_start.reparameterize import FRESH, ModulationError, modulation_error, reparameterize
 
 # The paper's method and the closest on the whole: what any method's errors are to be compared with.
 COMPARED = ("t500", "mean")

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pixart_jax.checkpoints.state import parameter_shapes
-from pixart_jax.conversion.fresh import fresh_params
-from pixart_jax.conversion.from_dit import reparameterization_target
-from pixart_jax.conversion.kv_compression import INSERTED, insert
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
-from pixart_jax.conversion.reparameterize import check_method, embed, no_class, reparameterize
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.warm_start.fresh import fresh_params
+from pixart_jax.warm_start.from_dit import reparameterization_target
+from pixart_jax.warm_start.kv_compression import INSERTED, insert
+from pixart_jax.warm_start.reparameterize import check_method, embed, no_class, reparameterize
 
 Arrays = dict[str, np.ndarray]
 # Changes a model's arrays, by path, in place.

@@ -17,10 +17,10 @@ from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
-from pixart_jax.conversion.transitions import Arrays, Choices, Transition, plan_transition
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.warm_start.transitions import Arrays, Choices, Transition, plan_transition
 
 # Below a run's workdir: what it started from.
 RECORD = "init_from.json"
