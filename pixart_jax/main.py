@@ -44,10 +44,9 @@ def main(argv: list[str]) -> None:
     if process > 0:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
     # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
-    from pixart_jax.checkpoints.save_errors import SaveFailed
     from pixart_jax.cluster.ending import end_with_the_others, hear_of_the_others
+    from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
-    from pixart_jax.training.metrics import TrainingDiverged
 
     hear_of_the_others(_HEARTBEAT_TIMEOUT.value)
     try:

@@ -66,3 +66,19 @@ def block_order(grid: tuple[int, int], ratio: int) -> np.ndarray:
         )
     index = np.arange(grid[0] * grid[1]).reshape(grid)
     return einops.rearrange(index, "(bh rh) (bw rw) -> (bh bw rh rw)", rh=ratio, rw=ratio)
+
+
+def latents_to_tokens(latents: np.ndarray, patch_size: int, num_tokens: int, block_ratio: int = 1) -> np.ndarray:
+    """Latents, or noise, f32[..., h, w, C] as tokens f32[..., num_tokens, p·p·C], zeros after the real ones."""
+    grid = (latents.shape[-3] // patch_size, latents.shape[-2] // patch_size)
+    tokens = patchify(latents, patch_size)[..., block_order(grid, block_ratio), :]
+    return np.pad(tokens, [(0, 0)] * (latents.ndim - 3) + [(0, num_tokens - tokens.shape[-2]), (0, 0)])
+
+
+def tokens_to_latents(
+    tokens: np.ndarray, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1
+) -> np.ndarray:
+    """Tokens f32[..., N, p·p·C], padding included, back to unscaled latents f32[..., h, w, C]."""
+    tokens = np.asarray(tokens[..., : grid[0] * grid[1], :], np.float32)
+    tokens = tokens[..., np.argsort(block_order(grid, block_ratio)), :]
+    return unpatchify(tokens, grid, patch_size) / latent_scale

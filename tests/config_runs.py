@@ -15,8 +15,9 @@ from pixart_jax.devices.sharding import MeshSpec, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.training.inputs.opening import batch_spec, open_data
-from pixart_jax.training.loop import abstract_batch, train_and_evaluate
+from pixart_jax.training.inputs.base import abstract_batch, batch_spec
+from pixart_jax.training.inputs.opening import open_data
+from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.step import make_train_step
 from tools.sample import main as sample
 

@@ -7,9 +7,9 @@ import flax
 import jax
 import numpy as np
 import torch
-from pixart_jax.train_state import init_params
 
-from pixart_jax.conversion.pixart import convert_pixart
+from pixart_jax.conversion.names.pixart import convert_pixart
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.tokens import block_order, grid_positions, patchify, unpatchify
 

@@ -13,10 +13,10 @@ import torch
 from bench_contender import Contender
 from tiny_run import ROOT, tiny_config, write_config
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import build_model, check_config
 from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.objectives.denoising import diffusion_terms
 from tools.bench.__main__ import main
 from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params

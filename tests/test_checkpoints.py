@@ -15,14 +15,15 @@ import pytest
 from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import TrainState, abstract_params, create_state
+from pixart_jax.checkpoints.state import TrainState, create_state
 from pixart_jax.config import build_model
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import StoredParams
-from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh, replicated
-from pixart_jax.encoding.registry import ENCODERS, copy_encoders
+from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import abstract_params
 from pixart_jax.training.record import record_config
 
 PROGRESS = {"iterator": {"position": 41}, "pending": [{"loss": 0.1}]}

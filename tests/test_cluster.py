@@ -15,10 +15,11 @@ from resume_runs import last_saved
 from tiny_run import read_metrics, write_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.cluster.agreement import code_digest, differences, run_facts
+from pixart_jax.cluster.agreement import differences
 from pixart_jax.cluster.processes import Membership, find_membership, missing_tasks, slurm_devices
 from pixart_jax.cluster.watchdog import HANG_EXIT_CODE
 from pixart_jax.errors import InputError
+from pixart_jax.training.facts import code_digest, run_facts
 
 # Parameters that no process has whole; steps that are not multiples of one another.
 RUN = (

@@ -18,7 +18,7 @@ from PIL import Image
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.synthetic import SyntheticSamples
-from pixart_jax.training.inputs.opening import batch_spec
+from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.warm_start.transitions import Choices, plan_transition
 from tools.extract_features import make_parser
 

@@ -18,17 +18,18 @@ from golden_cases import GOLDEN, load_arrays, load_config, load_params, load_sta
 from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import abstract_params, create_state, parameter_shapes
+from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, optimizer_spec, position_base
 from pixart_jax.conversion.describe import Hints
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, read_stored_model, restore_params
 from pixart_jax.conversion.transfer import load_weights, write_diffusers, write_orbax, write_pixart
-from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.encoding.registry import ENCODERS, copy_encoders
+from pixart_jax.encoding.registry import copy_encoders
+from pixart_jax.models.params import abstract_params, parameter_shapes
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.training.loop import record_config
+from pixart_jax.training.record import record_config
 from tools.convert import main
 
 CASES = [

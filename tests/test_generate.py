@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 from tiny_run import tiny_config
 
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text, read_manifest
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage

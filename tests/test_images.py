@@ -5,17 +5,8 @@ import pytest
 from PIL import Image
 
 from pixart_jax.errors import InputError
-from pixart_jax.figures.images import (
-    false_colour,
-    image_grid,
-    labelled_grid,
-    loss_curve_png,
-    noise_levels_png,
-    save_png,
-    to_uint8,
-    trailing_mean,
-    wrap_caption,
-)
+from pixart_jax.figures.curves import loss_curve_png, noise_levels_png, trailing_mean
+from pixart_jax.figures.images import false_colour, image_grid, labelled_grid, save_png, to_uint8, wrap_caption
 
 
 def colours(count, height=8, width=12):

@@ -9,17 +9,10 @@ import pytest
 from PIL import Image
 
 from pixart_jax.data.shards import survey
-from pixart_jax.data.shards.feature_shards import (
-    FeatureShardWriter,
-    Manifest,
-    Sample,
-    Text,
-    assemble,
-    encode_sample,
-    quantize,
-    read_manifest,
-    write_shard,
-)
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.manifest import Manifest, read_manifest
+from pixart_jax.data.shards.records import Sample, Text, encode_sample, quantize
+from pixart_jax.data.shards.shard_files import assemble, write_shard
 from pixart_jax.errors import InputError
 from pixart_jax.figures import data_set as charts
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder

@@ -16,12 +16,13 @@ from tiny_pipeline import TEXT_DIM, make_pipeline, save
 from tiny_run import read_metrics, write_data
 
 from pixart_jax.config import default_config
-from pixart_jax.data.pipeline import make_example
+from pixart_jax.data.examples import make_example
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding import pretrained
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import false_colour
-from pixart_jax.training.inputs.opening import batch_spec, open_data
+from pixart_jax.training.inputs.base import batch_spec
+from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
 from tools import convert, extract_features, sample
 

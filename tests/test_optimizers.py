@@ -12,11 +12,11 @@ import torch
 from came_pytorch import CAME
 from tiny_run import read_metrics, run_python, tiny_config, write_data
 
-from pixart_jax.checkpoints.state import init_params
 from pixart_jax.config import build_model, check_config, default_config, optimizer_spec
 from pixart_jax.conversion.names.pixart import revert_pixart
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
+from pixart_jax.models.params import init_params
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
 from pixart_jax.training.loop import train_and_evaluate

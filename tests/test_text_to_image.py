@@ -19,7 +19,8 @@ from tiny_run import run_python
 
 from pixart_jax.encoding.pretrained import load_tokenizer
 from pixart_jax.errors import InputError
-from pixart_jax.generation.pipeline import TextToImage, choose_canvas
+from pixart_jax.generation.canvas import choose_canvas
+from pixart_jax.generation.pipeline import TextToImage
 from tools import convert, sample
 
 PROMPTS = ["a red cat on a mat", "the small blue fox"]

@@ -16,11 +16,11 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, check_offload, default_config, load_config
 from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, TrainingDiverged
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.training.flops import step_flops
 from pixart_jax.training.loop import train_and_evaluate
-from pixart_jax.training.metrics import MetricsWindow, TrainingDiverged
+from pixart_jax.training.metrics import MetricsWindow
 from pixart_jax.training.record import read_run
 from tools.bench.train import synthetic_batch
 

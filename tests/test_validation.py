@@ -14,8 +14,9 @@ from tiny_run import finish, read_metrics, start_main, tiny_config, write_config
 
 from pixart_jax.checkpoints.state import create_state
 from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
-from pixart_jax.data.pipeline import make_example
-from pixart_jax.data.shards.feature_shards import ShardReader, read_manifest
+from pixart_jax.data.examples import make_example
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -23,7 +24,8 @@ from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.rng import stream_key
 from pixart_jax.tokens import patchify
-from pixart_jax.training.inputs.opening import batch_spec, eval_batch_size, open_held_out
+from pixart_jax.training.inputs.base import batch_spec
+from pixart_jax.training.inputs.held_out import eval_batch_size, open_held_out
 from pixart_jax.training.loop import train_and_evaluate
 
 TIMESTEPS = (20, 500, 990)

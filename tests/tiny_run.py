@@ -10,7 +10,8 @@ import numpy as np
 from forked import NUM_DEVICES
 
 from pixart_jax.config import ConfigDict, default_config
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.records import Sample, Text
 
 ROOT = pathlib.Path(__file__).parent.parent
 BUCKETS = ((32, 32), (16, 64), (16, 32))  # 2x2, 1x4 and 1x2 tokens

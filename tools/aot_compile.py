@@ -24,7 +24,6 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from pixart_jax.checkpoints.state import abstract_params, init_params, kernels_as
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -39,6 +38,7 @@ from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import abstract_params, init_params, kernels_as
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn

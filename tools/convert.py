@@ -39,14 +39,7 @@ from pixart_jax.conversion.encoders import (
     write_reference_encoder,
 )
 from pixart_jax.conversion.hub import fetch
-from pixart_jax.conversion.pipelines import (
-    PIPELINES,
-    check_fit,
-    limits,
-    missing_parts,
-    pipeline_family,
-    write_pipeline,
-)
+from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.transfer import (

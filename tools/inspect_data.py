@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.data.shards.feature_shards import Manifest, Sample, ShardReader, read_manifest
-from pixart_jax.data.shards.manifest import bucket_name
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError

@@ -3,7 +3,7 @@
     python -m tools.make_quickstart_data --out data/quickstart
 
 Two stand-ins keep it offline: a linear autoencoder (`models/linear_autoencoder.py`) fitted to the glyphs in place of
-the VAE, and a fixed random vector per word (`words.WordEncoder`) in place of T5. Shards, both encoders,
+the VAE, and a fixed random vector per word (`word_encoder.WordEncoder`) in place of T5. Shards, both encoders,
 `quickstart.json` (what was chosen, and how) and `contact_sheet.png` (each glyph, and beside it what the autoencoder
 keeps of it) land in one directory. The label is the index of the
 glyph's group, for the class-conditional first stage. The same font and options give the same data.

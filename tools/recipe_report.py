@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import abstract_params
 from pixart_jax.config import build_model
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.devices.sharding import make_mesh
@@ -21,8 +20,9 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.evaluators.samples import Previews, same_size
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import write_atomically
+from pixart_jax.models.params import abstract_params
 from pixart_jax.samplers.program import make_sample_fn
-from pixart_jax.training.inputs.opening import batch_spec
+from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.record import read_run
 
 # Held-out captions in samples.png.

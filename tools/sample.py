@@ -26,7 +26,8 @@ from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
-from pixart_jax.generation.pipeline import TextToImage, choose_canvas
+from pixart_jax.generation.canvas import choose_canvas
+from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.metrics import format_duration
 

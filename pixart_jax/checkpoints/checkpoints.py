@@ -24,11 +24,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from pixart_jax.checkpoints.checksums import tree_checksums
-from pixart_jax.checkpoints.save_errors import noting_barrier, noting_errors, save_errors
+from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, save_errors
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
-from pixart_jax.conversion.stored import alone
 from pixart_jax.devices.sharding import path_name
 from pixart_jax.errors import InputError
 
@@ -402,3 +401,13 @@ def _flat(tree) -> dict[str, Any]:
 def _crc32(contents: dict[str, Any]) -> int:
     """Of what JSON makes of it."""
     return zlib.crc32(json.dumps(json.loads(json.dumps(contents)), sort_keys=True).encode())
+
+
+def has_checkpoint(workdir: str | pathlib.Path) -> bool:
+    """Whether a run in this workdir, which need not exist, would go on from a checkpoint of its own."""
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        return False
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.latest_step
+    checkpoints.close()
+    return step is not None

@@ -8,13 +8,11 @@ import threading
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
+from pixart_jax.errors import SaveFailed
 from pixart_jax.files import reason
-
-
-class SaveFailed(RuntimeError):
-    """A checkpoint could not be written. The message names the cause, the last good checkpoint and the cure."""
 
 
 @contextmanager
@@ -91,3 +89,9 @@ class _Noting:
 
     def cancel(self) -> None:
         self._future.cancel()
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """For what each process of a run reads by itself, without waiting for the others, which may have failed to."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})

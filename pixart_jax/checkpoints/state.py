@@ -12,8 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from pixart_jax.devices.offload import in_host_memory
-from pixart_jax.devices.sharding import tree_shardings
-from pixart_jax.models.attention import PLAIN
+from pixart_jax.models.params import init_params, with_shardings
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import stream_key
 
@@ -28,24 +27,6 @@ class TrainState:
     opt_state: Any
 
 
-def init_params(model: PixArt, key: jax.Array):
-    """Fresh float32 parameters. Their shapes depend on neither the number of tokens nor the batch, so the inputs are
-    tiny."""
-    num_tokens = max(model.kv_compress, default=1) ** 2
-    # Nor on how attention is computed, but kernels refuse what is so small.
-    return model.clone(attention=PLAIN).init(
-        key,
-        jnp.zeros((1, num_tokens, model.patch_size**2 * model.latent_channels)),
-        jnp.zeros(1),
-        positions=jnp.zeros((1, num_tokens, 2)),
-        num_tokens=jnp.full(1, num_tokens),
-        text=None if model.num_classes else jnp.zeros((1, 1, model.text_dim)),
-        label=jnp.zeros(1, jnp.int32) if model.num_classes else None,
-        image_size=jnp.zeros((1, 2)),
-        aspect_ratio=jnp.zeros((1, 1)),
-    )["params"]
-
-
 def _init_state(model: PixArt, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     return _begin(init_params(model, key), tx)
 
@@ -56,42 +37,13 @@ def _begin(params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params))
 
 
-def _with_shardings(shapes, mesh: Mesh):
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
-
-
-def abstract_params(model: PixArt, mesh: Mesh):
-    """Shapes, dtypes and shardings of the parameters, as jax.ShapeDtypeStruct; allocates nothing."""
-    return _with_shardings(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)), mesh)
-
-
-def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
-    """'/'-joined path to shape of each parameter; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
-
-
-def kernels_as(dtype, abstract):
-    """Shapes of parameters, with kernels of the dtype that matrix products convert them to anyway: half the memory."""
-
-    def leaf(path, leaf):
-        is_kernel = getattr(path[-1], "key", None) == "kernel"
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if is_kernel else leaf.dtype, sharding=leaf.sharding)
-
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
-
-
 def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False) -> TrainState:
     """Shapes, dtypes and shardings of the whole state, as jax.ShapeDtypeStruct; allocates nothing.
 
     Args:
       offload: the optimizer's state lies in the hosts' memory; see `offload.in_host_memory`.
     """
-    state = _with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
+    state = with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
     return state.replace(opt_state=in_host_memory(state.opt_state)) if offload else state
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 
 import jax
 
-from pixart_jax.checkpoints.save_errors import SaveFailed
 from pixart_jax.cluster.processes import (
     absent,
     announce,
@@ -25,7 +24,7 @@ from pixart_jax.cluster.processes import (
     this_process,
     wait_for_announcement,
 )
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, SaveFailed
 
 _ERROR = "error"
 # Seconds that a process which ends waits for the others, so that all of them have heard why.

@@ -14,14 +14,7 @@ from pixart_jax.config.settings import (
     require_setting,
     unknown_key_error,
 )
-from pixart_jax.config.typed import (
-    architecture,
-    build_model,
-    eval_timesteps,
-    mesh_spec,
-    optimizer_spec,
-    position_base,
-)
+from pixart_jax.config.typed import architecture, build_model, eval_timesteps, mesh_spec, optimizer_spec, position_base
 
 __all__ = [
     "ConfigDict",

@@ -15,12 +15,12 @@ import flax
 import jax
 import numpy as np
 
-from pixart_jax.checkpoints.state import init_params
 from pixart_jax.conversion.names.controlnet import BASE, CONTROL, convert_controlnet, count_copies, split_controlnet
 from pixart_jax.conversion.sources import Source, read_json
 from pixart_jax.conversion.stored import StoredArrays, write_params
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
 
 # Below a model's directory.

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.checkpoints.state import kernels_as
 from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
 from pixart_jax.conversion.names.vae import convert_vae, revert_vae
 from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
@@ -28,6 +27,7 @@ from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tre
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
+from pixart_jax.models.params import kernels_as
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config
 from pixart_jax.models.vae import AutoencoderKL
 

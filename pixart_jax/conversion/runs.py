@@ -11,8 +11,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.conversion.transfer import Weights
-from pixart_jax.data.shards.manifest import Manifest, read_manifest
-from pixart_jax.encoding.registry import ENCODERS
+from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 
 
@@ -54,16 +53,6 @@ def _naming(instead: str):
         yield
     except InputError as error:
         raise InputError(f"{error}; {instead}") from error
-
-
-def has_checkpoint(workdir: str | pathlib.Path) -> bool:
-    """Whether a run in this workdir, which need not exist, would go on from a checkpoint of its own."""
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-        return False
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest_step
-    checkpoints.close()
-    return step is not None
 
 
 def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:

@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from pixart_jax.checkpoints.checksums import array_checksum
-from pixart_jax.checkpoints.state import parameter_shapes
+from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.tokens import DOWNSAMPLE
@@ -96,12 +97,6 @@ class StoredModel:
             if getattr(stored, name) not in choices:
                 raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")
         return stored
-
-
-def alone() -> ocp.options.MultiprocessingOptions:
-    """For what each process of a run reads by itself, without waiting for the others, which may have failed to."""
-    index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[str, np.ndarray]) -> None:
@@ -234,7 +229,7 @@ def restore_params(directory: str | pathlib.Path, abstract: Any):
     """The parameters of a directory as jax arrays.
 
     Args:
-      abstract: tree of jax.ShapeDtypeStruct with shardings: `train_state.abstract_params`.
+      abstract: tree of jax.ShapeDtypeStruct with shardings: `models.params.abstract_params`.
 
     Returns:
       A tree like `abstract`.

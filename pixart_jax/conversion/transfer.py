@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.control import Control, convert_control, open_control, split_source, write_control
 from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
 from pixart_jax.conversion.names.controlnet import BASE, CONTROL, revert_controlnet
@@ -18,6 +17,7 @@ from pixart_jax.conversion.names.pixart import convert_pixart, position_table, r
 from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
 from pixart_jax.conversion.stored import StoredModel, StoredParams, write_model
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)

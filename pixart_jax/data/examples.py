@@ -10,7 +10,8 @@ import grain
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.data.shards.feature_shards import Manifest, Sample, Text
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import block_order, grid_positions, patchify
 
@@ -177,3 +178,8 @@ def pad_text(batch: dict[str, np.ndarray], spec: BatchSpec) -> dict[str, np.ndar
 # A resolution has some forty buckets; beside these, the tables of a 2K image take longer to make than its noise.
 _positions = functools.lru_cache(maxsize=128)(grid_positions)
 _block_order = functools.lru_cache(maxsize=128)(block_order)
+
+
+def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Conditions of several pictures side by side: everything of `data.pipeline.make_example` but the tokens."""
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}

@@ -25,14 +25,9 @@ from absl import flags
 
 from pixart_jax.data.examples import BatchSpec, MakeExample, make_example, pack, pad_text
 from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
-from pixart_jax.data.shards.feature_shards import (
-    Manifest,
-    Sample,
-    ShardReader,
-    check_shards,
-    read_buckets,
-    read_manifest,
-)
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.shards.manifest import Manifest, check_shards, read_buckets, read_manifest
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.errors import InputError
 
 __all__ = ["BatchSpec", "SampleSet", "check_sources", "make_example", "make_iterator", "mix_samples"]

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pixart_jax.data.captions import CLEANING
-from pixart_jax.data.shards.feature_shards import Manifest, Sample, Text
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.errors import InputError
 
 # Cleaned captions -> features f32[length, text_dim] of each.

@@ -18,9 +18,6 @@ from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.models.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.models.word_encoder import WordEncoder
 
-# Where a run keeps the encoders of its (first) data set, below its workdir.
-ENCODERS = "encoders"
-
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
 
 # How a run and a sampler are told where converted encoders are.

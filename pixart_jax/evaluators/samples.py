@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.data.pipeline import BatchSpec, make_example
-from pixart_jax.data.shards.feature_shards import Manifest, Sample
+from pixart_jax.data.examples import BatchSpec, make_example, stack_examples
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import batch_sharding, fetch_whole, put_whole
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.figures.images import labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import SampleFn, sample_in_batches, stack_examples, tokens_to_latents
+from pixart_jax.samplers.program import SampleFn, sample_in_batches
+from pixart_jax.tokens import tokens_to_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Previews:
       manifest: of the samples.
       decode: unscaled latents f32[1, h, w, C] to pictures f32[1, H, W, 3] in about [-1, 1].
       spec: the shapes of a batch.
-      sample_fn: see `sampling.make_sample_fn`.
+      sample_fn: see `samplers.program.make_sample_fn`.
       guidance_scale, seed: of every picture drawn here.
       batch_size: pictures drawn at a time, rounded up to the number of devices.
       mesh: devices that they are spread over. Drawing is a collective operation of all its processes.

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.data.pipeline import BatchSpec, make_example
-from pixart_jax.data.shards.feature_shards import Manifest, Sample
+from pixart_jax.data.examples import BatchSpec, make_example
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import put_batch, replicated
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,102 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import abstract_params, kernels_as
-from pixart_jax.config import build_model, load_config, position_base
-from pixart_jax.conversion.stored import read_stored_model, restore_params
-from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
+from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
-from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.encoding.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, Weights, local_mesh
-from pixart_jax.encoding.registry import ENCODERS, load_autoencoder, load_text_encoder
+from pixart_jax.encoding.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
-from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.generation.canvas import Canvas, choose_canvas
+from pixart_jax.generation.opening import open_converted, open_run
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import (
-    SampleFn,
-    latents_to_tokens,
-    make_sample_fn,
-    sample_in_batches,
-    tokens_to_latents,
-)
-from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions
+from pixart_jax.samplers.program import SampleFn, make_sample_fn, sample_in_batches
+from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
 # (what is being done, how many are done, of how many)
 Progress = Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Canvas:
-    """What a picture is drawn at, and what it is then resized and cropped to.
-
-    Attributes:
-      bucket: a size that the model knows, in pixels.
-      size: side in pixels of the square whose tokens every bucket of the resolution is padded to.
-      height, width: of the finished picture.
-    """
-
-    bucket: Bucket
-    size: int
-    height: int
-    width: int
-
-
-def choose_canvas(
-    resolution: int,
-    *,
-    size: int | None = None,
-    aspect_ratio: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-) -> Canvas:
-    """The bucket to draw in, of those that the reference samples at (spec §6.4).
-
-    Args:
-      resolution: the model's own, in pixels along a side of the square.
-      size: another resolution to draw at; None is the model's own.
-      aspect_ratio: "WIDTH:HEIGHT", such as "16:9"; None is a square.
-      height, width: exact pixels of the picture, in place of an aspect ratio: it is drawn in the bucket of the nearest
-        ratio, resized to cover and cropped, as in diffusers.
-
-    Raises:
-      InputError: the two ways are mixed or incomplete, a number is not positive, or the size has no buckets.
-    """
-    size = resolution if size is None else size
-    if size not in (*RESOLUTIONS, resolution):
-        raise InputError(f"size {size}: must be one of {', '.join(map(str, RESOLUTIONS))}, or the model's {resolution}")
-    if (height is None) != (width is None):
-        raise InputError("height and width go together; give both, or an aspect ratio")
-    if height is not None and aspect_ratio is not None:
-        raise InputError("give an aspect ratio, or height and width, not both")
-    if height is not None and min(height, width) < 1:
-        raise InputError(f"height and width must be positive, not {height} and {width}")
-    ratio = height / width if height is not None else parse_aspect_ratio(aspect_ratio or "1:1")
-    if size in RESOLUTIONS:
-        bucket = nearest_bucket(sampling_buckets(size), ratio)
-    elif ratio == 1:
-        bucket = Bucket(1.0, size, size)
-    else:
-        raise InputError(f"there are no aspect ratios at {size} pixels, only at {', '.join(map(str, RESOLUTIONS))}")
-    return Canvas(bucket, size, height or bucket.height, width or bucket.width)
-
-
-def parse_aspect_ratio(text: str) -> float:
-    """ "16:9" (width:height) as height/width, 0.5625.
-
-    Raises:
-      InputError: not two positive numbers.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
-    if not match or not all(float(side) for side in match.groups()):
-        raise InputError(f"aspect ratio {text!r}: must be WIDTH:HEIGHT, such as 16:9")
-    return float(match[2]) / float(match[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +102,7 @@ class TextToImage:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         mesh = make_mesh(devices=jax.local_devices())
         if (directory / "model.json").exists():
-            fields = _open_converted(directory, ema, mesh, dtype, keep_loaded)
+            fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
             text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"
             for part, option in ((text_encoder, "text_encoder"), (vae, "vae")):
                 if not pathlib.Path(part).is_dir():
@@ -191,7 +112,7 @@ class TextToImage:
                     )
         else:
             given = {"text_encoder": text_encoder, "vae": vae}
-            fields = _open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
+            fields = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
         model: PixArt = fields["model"]
         if model.num_classes:
             raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
@@ -342,57 +263,3 @@ class TextToImage:
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
     def _sample_fn(self, sampler: str, num_steps: int) -> SampleFn:
         return make_sample_fn(self.model, linear_schedule(), sampler, num_steps)
-
-
-def _open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:
-    """Fields of a TextToImage from a directory that `tools.convert` wrote."""
-    if ema is not None:
-        raise InputError(f"{directory} holds one set of weights; leave out --ema and --no-ema")
-    stored = read_stored_model(directory)
-    abstract = kernels_as(dtype, abstract_params(stored.model, mesh))
-    return {
-        "model": stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh)),
-        "weights": Weights(lambda: restore_params(directory, abstract), keep=keep),
-        "position_base": stored.position_base,
-        "position_scale": stored.position_scale,
-        "latent_scale": stored.latent_scale,
-        "has_null_text": stored.null_text == "stored",
-        "caption_cleaning": stored.caption_cleaning,
-        "sampler": stored.sampler,
-    }
-
-
-def _open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a TextToImage from the workdir of a run, with the encoders that it keeps.
-
-    Args:
-      given: directories of encoders by kind, or None; of those given, the fields are left to the caller.
-    """
-    config = load_config(workdir)
-    # Whatever the run's machine computed attention with, this one may not have.
-    model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
-    encoders = workdir / ENCODERS
-    manifest = read_manifest(encoders, may_be_empty=True)
-    fields = {}
-    if not given["text_encoder"] and not model.num_classes:
-        text_encoder = load_text_encoder(encoders, manifest)
-        fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
-    if not given["vae"]:
-        autoencoder = load_autoencoder(encoders, manifest)
-        fields["decode_latents"] = lambda latents, progress: autoencoder.decode(latents)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    checkpoints.require_step()
-    abstract = kernels_as(dtype, abstract_params(model, mesh))
-
-    return fields | {
-        "model": model,
-        "weights": Weights(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
-        "position_base": position_base(config),
-        "position_scale": config.model.position_scale,
-        "latent_scale": manifest.latent_scale,
-        "has_null_text": True,
-        "caption_cleaning": manifest.caption_cleaning,
-        "sampler": config.sample.sampler,
-        "num_steps": config.sample.num_steps,
-        "guidance_scale": config.sample.guidance_scale,
-    }

@@ -132,7 +132,7 @@ class Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """The encoder; weights come from a checkpoint (`pixart_jax.conversion.names.t5`), the initialisers only give shapes.
+    """The encoder; weights come from a checkpoint (`conversion.names.t5`), the initialisers only give shapes.
 
     Attributes:
       vocab_size, d_model, d_kv, num_heads, d_ff, num_layers: as in a config.json; num_heads·d_kv need not be d_model.

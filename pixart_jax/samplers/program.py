@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ from pixart_jax.rng import stream_key
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import guide
 from pixart_jax.samplers.iddpm import per_sample_noise
-from pixart_jax.tokens import block_order, patchify, unpatchify
 
 Conditions = Mapping[str, np.ndarray]
 
@@ -101,24 +100,3 @@ def sample_in_batches(
         parts.append(fetch(sample_fn(params, x, keys, *batch, guidance_scale)))
         progress(min(count, batch_size * len(parts)))
     return np.concatenate(parts)[:count]
-
-
-def latents_to_tokens(latents: np.ndarray, patch_size: int, num_tokens: int, block_ratio: int = 1) -> np.ndarray:
-    """Latents, or noise, f32[..., h, w, C] as tokens f32[..., num_tokens, p·p·C], zeros after the real ones."""
-    grid = (latents.shape[-3] // patch_size, latents.shape[-2] // patch_size)
-    tokens = patchify(latents, patch_size)[..., block_order(grid, block_ratio), :]
-    return np.pad(tokens, [(0, 0)] * (latents.ndim - 3) + [(0, num_tokens - tokens.shape[-2]), (0, 0)])
-
-
-def tokens_to_latents(
-    tokens: np.ndarray, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1
-) -> np.ndarray:
-    """Tokens f32[..., N, p·p·C], padding included, back to unscaled latents f32[..., h, w, C]."""
-    tokens = np.asarray(tokens[..., : grid[0] * grid[1], :], np.float32)
-    tokens = tokens[..., np.argsort(block_order(grid, block_ratio)), :]
-    return unpatchify(tokens, grid, patch_size) / latent_scale
-
-
-def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Conditions of several pictures side by side: everything of `data.pipeline.make_example` but the tokens."""
-    return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 
-from pixart_jax.checkpoints.state import init_params
 from pixart_jax.models.attention import PLAIN
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.objectives.denoising import LossFn
 

@@ -12,9 +12,9 @@ import jax
 from absl import logging
 from clu import metric_writers, parameter_overview
 
-from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.checkpoints import Checkpoints, has_checkpoint
 from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
-from pixart_jax.cluster.agreement import agree, check_shared, gather, run_facts, together
+from pixart_jax.cluster.agreement import agree, check_shared, gather, together
 from pixart_jax.cluster.ending import end_with_the_others
 from pixart_jax.cluster.preemption import exit_code, stop_requests
 from pixart_jax.cluster.watchdog import Watchdog, watched
@@ -30,32 +30,27 @@ from pixart_jax.config import (
     mesh_spec,
     optimizer_spec,
 )
-from pixart_jax.conversion.runs import describe_run, has_checkpoint
-from pixart_jax.data.pipeline import BatchSpec, make_example
+from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.prompts import configured_prompts
-from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.manifest import ENCODERS, Manifest
 from pixart_jax.devices.hardware import find_hardware
-from pixart_jax.devices.sharding import batch_sharding, batch_share, make_mesh, put_batch, row_shards
+from pixart_jax.devices.sharding import batch_share, make_mesh, put_batch, row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.encoding.registry import ENCODERS
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, TrainingDiverged
 from pixart_jax.evaluators.samples import Previews
 from pixart_jax.evaluators.validation import Validation, make_eval_step
 from pixart_jax.figures.images import save_png
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.facts import run_facts
 from pixart_jax.training.flops import step_flops
 from pixart_jax.training.history import History
-from pixart_jax.training.inputs.opening import (
-    TrainingData,
-    batch_spec,
-    eval_batch_size,
-    open_data,
-    open_held_out,
-    shard_folders,
-)
-from pixart_jax.training.metrics import MetricsWindow, Stopwatch, TrainingDiverged, format_duration
+from pixart_jax.training.inputs.base import abstract_batch, batch_spec
+from pixart_jax.training.inputs.held_out import eval_batch_size, open_held_out
+from pixart_jax.training.inputs.opening import open_data
+from pixart_jax.training.inputs.shards import shard_folders
+from pixart_jax.training.metrics import MetricsWindow, Stopwatch, format_duration
 from pixart_jax.training.record import draw_loss_curve, draw_noise_levels, record_config, record_run
 from pixart_jax.training.step import make_train_step
 from pixart_jax.warm_start.start import WarmStart, open_warm_start
@@ -360,14 +355,6 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
     )
     logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
     return start
-
-
-def abstract_batch(data: TrainingData, spec: BatchSpec, mesh, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a global batch, told from one sample: no batch is made for it."""
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=batch_sharding(mesh, name))
-        for name, value in make_example(data.samples[0], data.manifest, spec).items()
-    }
 
 
 def open_workdir(workdir: str) -> pathlib.Path:

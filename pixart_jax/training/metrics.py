@@ -8,9 +8,7 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
-
-class TrainingDiverged(RuntimeError):
-    """A loss or a gradient was not finite. The message names the step and the last good checkpoint."""
+from pixart_jax.errors import TrainingDiverged
 
 
 class MetricsWindow:

@@ -14,7 +14,7 @@ from absl import logging
 
 from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.evaluators.validation import mse_name
-from pixart_jax.figures.images import loss_curve_png, noise_levels_png
+from pixart_jax.figures.curves import loss_curve_png, noise_levels_png
 from pixart_jax.files import write_atomically
 from pixart_jax.training.history import History
 

@@ -8,7 +8,7 @@ import flax
 import jax
 import numpy as np
 
-from pixart_jax.checkpoints.state import init_params
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import stream_key
 

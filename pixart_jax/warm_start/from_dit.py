@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.warm_start.fresh import fresh_params
 from pixart_jax.warm_start.reparameterize import FRESH, ModulationError, modulation_error, reparameterize

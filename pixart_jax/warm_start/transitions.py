@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.warm_start.fresh import fresh_params
 from pixart_jax.warm_start.from_dit import reparameterization_target

@@ -9,9 +9,9 @@ import pytest
 import torch
 from golden_cases import GOLDEN, load_arrays, load_config, model_inputs, to_nchw
 
-from pixart_jax.checkpoints.state import abstract_params, init_params
 from pixart_jax.conversion.stored import StoredParams, read_stored_model, restore_params
 from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.models.params import abstract_params, init_params
 from pixart_jax.rng import stream_key
 from pixart_jax.warm_start.reparameterize import TABLE_TIMESTEPS, modulation_error
 from tools.convert import main

@@ -28,12 +28,12 @@ from pixart_jax.conversion.encoders import open_encoder, write_encoder, write_re
 from pixart_jax.conversion.pipelines import SCHEDULER, limits, pipeline_family
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, read_stored_model
-from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.encoding.registry import ENCODERS, copy_encoders
+from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.optimizers import build_optimizer
-from pixart_jax.training.loop import record_config
+from pixart_jax.training.record import record_config
 from tools.convert import main
 
 # Of the released models: α at 512 px, α at 1024 px, Σ at 512 px.

@@ -18,8 +18,8 @@ from golden_cases import (
     to_nchw,
 )
 
-from pixart_jax.checkpoints.state import init_params
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import SIZES, PixArt
 from pixart_jax.warm_start.reparameterize import (
     TABLE_TIMESTEPS,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from golden_cases import GOLDEN, forward, load_arrays, load_config, model_inputs, text_conditions, to_nchw
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.warm_start.transitions import Choices, plan_transition
 

@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from pixart_jax.data.pipeline import BatchSpec
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text
+from pixart_jax.data.examples import BatchSpec
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.data.shards.records import Sample, Text
 
 FIELDS = {
     "latent_channels": 4,

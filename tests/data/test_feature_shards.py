@@ -13,16 +13,9 @@ import pytest
 from array_record.python import array_record_module
 from shard_cases import FIELDS, assert_samples_equal, make_sample, write_set
 
-from pixart_jax.data.shards.feature_shards import (
-    FeatureShardWriter,
-    ShardReader,
-    Text,
-    check_shards,
-    encode_sample,
-    quantize,
-    read_buckets,
-    read_manifest,
-)
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter, ShardReader
+from pixart_jax.data.shards.manifest import check_shards, read_buckets, read_manifest
+from pixart_jax.data.shards.records import Text, encode_sample, quantize
 from pixart_jax.errors import InputError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

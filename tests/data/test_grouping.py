@@ -17,7 +17,7 @@ from pixart_jax.config import default_config
 from pixart_jax.data.grouping import BucketOrder
 from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.errors import InputError
-from pixart_jax.training.inputs.opening import batch_spec
+from pixart_jax.training.inputs.base import batch_spec
 
 BUCKETS = {(16, 16): 1, (16, 64): 9, (32, 32): 13}
 

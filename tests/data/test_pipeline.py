@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from shard_cases import MANIFEST, SPEC, make_sample, spec_with, write_set
 
-from pixart_jax.data.pipeline import make_example, make_iterator
-from pixart_jax.data.shards.feature_shards import Text, quantize, read_manifest
+from pixart_jax.data.examples import make_example
+from pixart_jax.data.pipeline import make_iterator
+from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.records import Text, quantize
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import grid_positions, patchify
 

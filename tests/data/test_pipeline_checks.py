@@ -6,7 +6,7 @@ import pytest
 from shard_cases import SPEC, spec_with, write_set
 
 from pixart_jax.data.pipeline import check_sources, make_iterator
-from pixart_jax.data.shards.feature_shards import read_manifest
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.errors import InputError
 
 

@@ -10,14 +10,9 @@ from shard_cases import MANIFEST, assert_samples_equal, make_sample, spec_with
 
 from pixart_jax.data.pipeline import check_sources
 from pixart_jax.data.shards import shard_files
-from pixart_jax.data.shards.feature_shards import (
-    ShardReader,
-    assemble,
-    check_shards,
-    read_buckets,
-    read_manifest,
-    write_shard,
-)
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.shards.manifest import check_shards, read_buckets, read_manifest
+from pixart_jax.data.shards.shard_files import assemble, write_shard
 from pixart_jax.errors import InputError
 
 SPLIT = ((5, 6, 7), (0,), (1, 2, 3, 4))  # parts of different lengths, not in the order of the set

@@ -5,7 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from pixart_jax.data.pipeline import BatchSpec, SampleSet, mix_samples
+from pixart_jax.data.examples import BatchSpec
+from pixart_jax.data.pipeline import SampleSet, mix_samples
 from pixart_jax.data.synthetic import NUM_SAMPLES, SyntheticSamples
 
 

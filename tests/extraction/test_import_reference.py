@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from forked import processes
 
-from pixart_jax.data.pipeline import BatchSpec, make_iterator
+from pixart_jax.data.examples import BatchSpec
+from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding import reference
 from pixart_jax.encoding.engine import extract

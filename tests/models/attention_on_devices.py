@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pixart_jax.checkpoints.state import init_params
 from pixart_jax.models import blockwise_attention, splash_attention
 from pixart_jax.models.attention import PLAIN, AttentionSpec, attention
+from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
 
 AXES = ("data", "fsdp", "tensor", "context")

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model
+from pixart_jax.models.params import parameter_shapes
 from tools.bench.options import make_parser, parse_with_config
 from tools.bench.peer import missing_torch, open_peers, torch_device
 from tools.bench.train import WARM_UP, TrainProgram

@@ -24,8 +24,10 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.data.pipeline import BatchSpec, make_iterator
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter, Sample, Text, quantize
+from pixart_jax.data.examples import BatchSpec
+from pixart_jax.data.pipeline import make_iterator
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.errors import InputError
 from tools.bench.turns import in_process, take_turns
 

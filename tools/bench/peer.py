@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model, position_base
 from pixart_jax.conversion.names.diffusers import diffusers_config
+from pixart_jax.models.params import parameter_shapes
 from tools.bench.turns import Call, in_process
 
 VARIANTS = ("eager", "compile")

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.checkpoints.state import parameter_shapes
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import draw_noise, make_sample_fn

@@ -89,7 +89,7 @@ def make_loss(config, model: PixArt) -> LossFn:
 
 
 def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
-    """The training step that `pixart_jax.training.loop` compiles, for a mesh whose devices need not be this machine's."""
+    """The training step that `training.loop` compiles, for a mesh whose devices need not be this machine's."""
     model, optimizer = build_model(config, mesh), optimizer_spec(config)
     tx = build_optimizer(optimizer)
     step = make_train_step(

@@ -9,13 +9,7 @@ from collections.abc import Mapping
 from typing import SupportsIndex
 
 from pixart_jax.data.pictures.base import BadItem, Picture, checked_index, printable, read_file, weighed
-from pixart_jax.data.pictures.json_records import (
-    JsonRecords,
-    checked_weights,
-    is_label,
-    record_captions,
-    record_label,
-)
+from pixart_jax.data.pictures.json_records import JsonRecords, checked_weights, is_label, record_captions, record_label
 
 
 class ListPictures:

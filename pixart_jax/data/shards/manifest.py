@@ -345,3 +345,7 @@ def _shard_problem(path: pathlib.Path, shard: Shard) -> str | None:
     if num_records != shard.num_records:
         return f"is damaged: it opens with {num_records} records, the manifest says {shard.num_records}"
     return None
+
+
+# Where a run keeps the encoders of its (first) data set, below its workdir.
+ENCODERS = "encoders"

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from array_record.python import array_record_module
 
-from pixart_jax.data.shards.feature_shards import Manifest, Shard, ShardReader, decode_sample
-from pixart_jax.data.shards.manifest import BUCKETS_FILE, bucket_name, read_buckets
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.shards.manifest import BUCKETS_FILE, Manifest, Shard, bucket_name, read_buckets
+from pixart_jax.data.shards.records import decode_sample
 from pixart_jax.data.shards.shard_files import check_sample
 from pixart_jax.errors import InputError
 
