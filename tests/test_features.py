@@ -6,10 +6,10 @@ import types
 import numpy as np
 import pytest
 
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import WordEncoder
 
 CAPTIONS = ["blue heart", "Red Apple", "smiling face with heart-shaped eyes", "dog face"]
 

@@ -10,11 +10,11 @@ from tiny_run import tiny_config
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.loop import train_and_evaluate
 from tools import sample

@@ -11,9 +11,9 @@ from tiny_run import MAX_TEXT_TOKENS, tiny_config, write_data
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.examples import make_example
 from pixart_jax.data.prompts import prompt_samples
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
-from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate

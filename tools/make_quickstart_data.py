@@ -23,11 +23,11 @@ import numpy as np
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import WordEncoder
 from tools.emoji import GROUPS, choose_glyphs, find_font
 
 RECIPE_FILE = "quickstart.json"

@@ -29,11 +29,11 @@ import numpy as np
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import WordEncoder
 from tools.emoji import GROUPS, Glyph, choose_glyphs, find_font, render
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2

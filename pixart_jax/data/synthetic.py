@@ -13,8 +13,8 @@ from pixart_jax.data.buckets import RESOLUTIONS, Bucket, training_buckets
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.shards.manifest import Manifest, bucket_name
 from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.tokens import DOWNSAMPLE
 
 NUM_SAMPLES = 10_000

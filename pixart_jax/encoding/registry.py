@@ -12,11 +12,11 @@ import os
 import pathlib
 
 from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, read_manifest
+from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from pixart_jax.models.word_encoder import FILES as WORD_ENCODER_FILES
-from pixart_jax.models.word_encoder import WordEncoder
 
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
 

@@ -13,9 +13,9 @@ from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.prompts import configured_prompts, prompt_samples
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
-from pixart_jax.models.word_encoder import WordEncoder
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME
 
 
