@@ -82,3 +82,8 @@ def tokens_to_latents(
     tokens = np.asarray(tokens[..., : grid[0] * grid[1], :], np.float32)
     tokens = tokens[..., np.argsort(block_order(grid, block_ratio)), :]
     return unpatchify(tokens, grid, patch_size) / latent_scale
+
+
+def same_latent_scale(one: float, other: float) -> bool:
+    """Whether two latent scales are one autoencoder's; a file that was written from float32 has rounded its own."""
+    return abs(one / other - 1) <= 1e-6

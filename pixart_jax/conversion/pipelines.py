@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from pixart_jax.conversion.names.diffusers import diffusers_config
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import Weights, write_diffusers
 from pixart_jax.errors import InputError
+from pixart_jax.tokens import same_latent_scale
 
 PIPELINES = {"alpha": "PixArtAlphaPipeline", "sigma": "PixArtSigmaPipeline"}
 
@@ -72,15 +74,15 @@ def check_fit(stored: StoredModel, encoders: Sequence[EncoderSource]) -> None:
     for encoder in encoders:
         config, where = encoder.config, encoder.path / "config.json"
         if encoder.kind == "text_encoder":
-            pairs = [("text_dim", model.text_dim, "d_model", config["d_model"])]
+            pairs = [("text_dim", model.text_dim, "d_model", config["d_model"], operator.eq)]
         else:
+            scale = encoder.model.scaling_factor
             pairs = [
-                ("latent_channels", model.latent_channels, "latent_channels", config["latent_channels"]),
-                ("latent_scale", stored.latent_scale, "scaling_factor", encoder.model.scaling_factor),
+                ("latent_channels", model.latent_channels, "latent_channels", config["latent_channels"], operator.eq),
+                ("latent_scale", stored.latent_scale, "scaling_factor", scale, same_latent_scale),
             ]
-        for ours, value, theirs, other in pairs:
-            # Of floats because of files that were written from float32.
-            if not math.isclose(value, other, rel_tol=1e-6):
+        for ours, value, theirs, other, agree in pairs:
+            if not agree(value, other):
                 said = other if theirs in config else f"{other}, which it has because the file does not say"
                 raise InputError(
                     f"the model's {ours} is {value}, but {where} has the {theirs} {said}: they do not belong together; "

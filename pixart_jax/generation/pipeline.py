@@ -33,7 +33,14 @@ from pixart_jax.models.layers import Dtype
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, make_sample_fn, sample_in_batches
-from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
+from pixart_jax.tokens import (
+    DOWNSAMPLE,
+    block_order,
+    grid_positions,
+    latents_to_tokens,
+    same_latent_scale,
+    tokens_to_latents,
+)
 
 # (what is being done, how many are done, of how many)
 Progress = Callable[[str, int, int], None]
@@ -132,7 +139,7 @@ class TextToImage:
                     f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
                     f"{model.latent_channels}"
                 )
-            if abs(autoencoder.latent_scale / fields["latent_scale"] - 1) > 1e-6:
+            if not same_latent_scale(autoencoder.latent_scale, fields["latent_scale"]):
                 raise InputError(
                     f"{vae} is another autoencoder than that of {directory}: its latent scale is "
                     f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "

@@ -20,6 +20,7 @@ from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.tokens import same_latent_scale
 from pixart_jax.warm_start.transitions import Arrays, Choices, Transition, plan_transition
 
 # Below a run's workdir: what it started from.
@@ -142,7 +143,7 @@ def _table(source: StoredModel, target: StoredModel, transition: Transition, con
     scales = [f"{stored.latent_scale:g}" for stored in (source, target)]
     if "assumed_family" in source.provenance:
         lines.append(f"latents        scale {scales[1]}; the source does not tell its own")
-    elif abs(source.latent_scale / target.latent_scale - 1) > 1e-6:
+    elif not same_latent_scale(source.latent_scale, target.latent_scale):
         lines.append(f"latents        scale {' → '.join(scales)}: WARNING, of another autoencoder, to be learnt anew")
     cleaning = [source.caption_cleaning, target.caption_cleaning]
     if len(set(cleaning)) > 1 and not source.model.num_classes:

@@ -16,6 +16,7 @@ from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.tokens import same_latent_scale
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME
 
 
@@ -30,7 +31,7 @@ def open_autoencoder(config: ConfigDict, latent_scale: float | None = None) -> A
     )
     require_setting(
         config,
-        latent_scale is None or abs(autoencoder.latent_scale / latent_scale - 1) < 1e-6,
+        latent_scale is None or same_latent_scale(autoencoder.latent_scale, latent_scale),
         "data.vae",
         f"its latent scale is {autoencoder.latent_scale:g}, that of the data {latent_scale or 0:g}, which another "
         "autoencoder made",
