@@ -43,7 +43,7 @@ from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missin
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import Source, open_source
 from pixart_jax.conversion.transfer import (
-    Weights,
+    ModelWeights,
     load_weights,
     read_null_text,
     write_diffusers,
@@ -162,7 +162,7 @@ def load_encoders(args: argparse.Namespace) -> list[EncoderSource]:
     return encoders
 
 
-def load(args: argparse.Namespace, *, to_pipeline: bool) -> Weights:
+def load(args: argparse.Namespace, *, to_pipeline: bool) -> ModelWeights:
     """SRC with the options that say what it does not; prints what it is.
 
     Args:
@@ -185,7 +185,7 @@ def load(args: argparse.Namespace, *, to_pipeline: bool) -> Weights:
     return weights
 
 
-def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bool) -> Weights:
+def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bool) -> ModelWeights:
     """SRC as it is."""
     hints = Hints(family, args.num_heads, args.resolution, args.position_scale)
     # For what says all about its model.
@@ -279,7 +279,7 @@ def what_encoder(encoder: EncoderSource) -> str:
     return f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays{tokenizer}"
 
 
-def summary(weights: Weights) -> str:
+def summary(weights: ModelWeights) -> str:
     """One line on what the model is, for the user to compare with what it should be."""
     stored, model = weights.stored, weights.stored.model
     parts = [

@@ -34,7 +34,7 @@ from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
 from pixart_jax.data.shards.records import TEXT_DTYPES
-from pixart_jax.encoding.engine import SKIPPED_FILE, Progress, Units, extract
+from pixart_jax.encoding.engine import SKIPPED_FILE, Tally, Units, extract
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.encoding.reference import ReferenceUnits
@@ -182,14 +182,14 @@ class ProgressLines:
     def __init__(self, prefix: str):
         self._prefix, self._first = prefix, None
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, tally: Tally) -> None:
         now = time.perf_counter()
-        line = f"{self._prefix}{progress.items}/{progress.total_items} items, {progress.skipped} skipped"
+        line = f"{self._prefix}{tally.items}/{tally.total_items} items, {tally.skipped} skipped"
         if self._first is None:  # Compilation, and what an earlier run has done, would spoil the rate.
-            self._first = now, progress.items
+            self._first = now, tally.items
         elif now > self._first[0]:
-            rate = (progress.items - self._first[1]) / (now - self._first[0])
-            line += f", {rate:.1f}/s, {format_duration((progress.total_items - progress.items) / rate)} to go"
+            rate = (tally.items - self._first[1]) / (now - self._first[0])
+            line += f", {rate:.1f}/s, {format_duration((tally.total_items - tally.items) / rate)} to go"
         print(line, file=sys.stderr, flush=True)
 
 

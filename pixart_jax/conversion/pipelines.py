@@ -14,7 +14,7 @@ from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
 from pixart_jax.conversion.names.diffusers import diffusers_config
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import Weights, write_diffusers
+from pixart_jax.conversion.transfer import ModelWeights, write_diffusers
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import same_latent_scale
 
@@ -149,7 +149,7 @@ def limits(stored: StoredModel, encoders: Sequence[EncoderSource], family: str) 
     return lines
 
 
-def write_pipeline(target: pathlib.Path, weights: Weights, encoders: Sequence[EncoderSource], family: str) -> None:
+def write_pipeline(target: pathlib.Path, weights: ModelWeights, encoders: Sequence[EncoderSource], family: str) -> None:
     """A folder that `from_pretrained` of `PIPELINES[family]` opens.
 
     Args:

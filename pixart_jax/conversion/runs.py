@@ -10,12 +10,12 @@ import numpy as np
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
 from pixart_jax.conversion.stored import StoredModel, StoredParams
-from pixart_jax.conversion.transfer import Weights
+from pixart_jax.conversion.transfer import ModelWeights
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 
 
-def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Weights:
+def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
     """A checkpoint of a training run; nothing of it is read before it is asked for.
 
     Args:
@@ -43,7 +43,7 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> We
         with _naming(instead):
             return params[path]
 
-    return Weights(stored, list(params), read)
+    return ModelWeights(stored, list(params), read)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pixart_jax.models.params import parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class ModelWeights:
     """A model with its parameters, about to be written.
 
     Attributes:
@@ -43,7 +43,7 @@ def load_weights(
     null_text: np.ndarray | None = None,
     *,
     fallback: Hints = NO_HINTS,
-) -> Weights:
+) -> ModelWeights:
     """Our parameters from an opened source.
 
     Args:
@@ -86,7 +86,7 @@ def load_weights(
             params[NULL_TEXT] = np.full(expected[NULL_TEXT], np.nan, np.float32)
         paths, read = list(params), params.pop
     if null_text is None:
-        return Weights(stored, paths, read, control)
+        return ModelWeights(stored, paths, read, control)
     if stored.null_text == "none":
         raise InputError(f"{source.path}: a class-conditional model has no null caption; leave --null-text out")
     if null_text.shape != expected[NULL_TEXT]:
@@ -94,7 +94,7 @@ def load_weights(
             f"the null caption has shape {null_text.shape}, the model takes {expected[NULL_TEXT]}: the text encoder's "
             "features of the empty caption, padded to as many tokens as captions have"
         )
-    return Weights(
+    return ModelWeights(
         dataclasses.replace(stored, null_text="stored"),
         paths,
         lambda path: null_text if path == NULL_TEXT else read(path),
@@ -128,14 +128,14 @@ def read_null_text(path: pathlib.Path) -> np.ndarray:
     return np.asarray(array.reshape(array.shape[-2:]) if array.ndim == 3 and len(array) == 1 else array, np.float32)
 
 
-def write_orbax(target: pathlib.Path, weights: Weights) -> None:
+def write_orbax(target: pathlib.Path, weights: ModelWeights) -> None:
     """A directory of `conversion.stored`, with that of `conversion.control` in it."""
     write_model(target, weights.stored, {path: weights.read(path) for path in weights.paths})
     if weights.control:
         write_control(target, weights.control)
 
 
-def write_pixart(target: pathlib.Path, weights: Weights) -> None:
+def write_pixart(target: pathlib.Path, weights: ModelWeights) -> None:
     """A PixArt's own checkpoint, {"state_dict": ...}, with its ControlNet, or the flat one of a DiT; of float32.
 
     Raises:
@@ -163,7 +163,7 @@ def write_pixart(target: pathlib.Path, weights: Weights) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
+def write_diffusers(target: pathlib.Path, weights: ModelWeights) -> None:
     """A transformer folder that `diffusers.PixArtTransformer2DModel.from_pretrained` opens; of float32.
 
     Raises:
@@ -181,7 +181,7 @@ def write_diffusers(target: pathlib.Path, weights: Weights) -> None:
     safetensors.numpy.save_file(dict(arrays), target / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 
-def _with_null_text(weights: Weights) -> Iterable[str]:
+def _with_null_text(weights: ModelWeights) -> Iterable[str]:
     """The parameters that are there: all, or all but the null caption."""
     missing = weights.stored.null_text == "missing"
     return [path for path in weights.paths if not (missing and path == NULL_TEXT)]

@@ -59,7 +59,7 @@ class Units(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Tally:
     """How far this process is: units and items done and to be done, and items skipped."""
 
     units: int
@@ -75,7 +75,7 @@ def extract(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[Tally], None] = lambda tally: None,
 ) -> bool:
     """Encodes this process's share of the units that are not done yet, and publishes the sets when none is left.
 
@@ -109,7 +109,7 @@ def extract(
             _write_unit(work, number, items_of(number), units)
         done += len(items_of(number))
         skipped += len(json.loads(_unit_file(work, number).read_text())["skipped"])
-        report(Progress(count, len(mine), done, total_items, skipped))
+        report(Tally(count, len(mine), done, total_items, skipped))
     if not all(_unit_file(work, number).exists() for number in range(total)):
         return False
     _publish(work, out, units, total)

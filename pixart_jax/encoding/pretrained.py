@@ -38,7 +38,7 @@ def local_mesh() -> Mesh:
     return Mesh(devices.reshape(1, -1), ("data", "fsdp"))
 
 
-class Weights:
+class LazyParams:
     """Parameters that are loaded when something starts to work.
 
     Args:
@@ -92,7 +92,7 @@ class T5TextEncoder:
         self._warned_of: set[str] = set()  # once, not in every epoch
         self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-        self._weights = Weights(lambda: restore_text_encoder(directory, mesh, dtype=dtype)[1], keep=keep)
+        self._weights = LazyParams(lambda: restore_text_encoder(directory, mesh, dtype=dtype)[1], keep=keep)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids i32[n, max_tokens], padded at the end, and how many of them are real, i32[n].
@@ -202,7 +202,7 @@ class Autoencoder:
         mesh = Mesh(mesh.devices.reshape(-1, 1), ("data", "fsdp"))
         self._tile_size, self._num_devices = tile_size, mesh.size
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-        self._weights = Weights(lambda: restore_vae(directory, mesh)[1], keep=keep)
+        self._weights = LazyParams(lambda: restore_vae(directory, mesh)[1], keep=keep)
 
     def probe(self) -> str:
         """A few digits that another autoencoder, or the same with other weights, would hardly give."""

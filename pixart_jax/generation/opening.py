@@ -9,7 +9,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
-from pixart_jax.encoding.pretrained import Weights
+from pixart_jax.encoding.pretrained import LazyParams
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import AttentionSpec
@@ -24,7 +24,7 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
     abstract = kernels_as(dtype, abstract_params(stored.model, mesh))
     return {
         "model": stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh)),
-        "weights": Weights(lambda: restore_params(directory, abstract), keep=keep),
+        "weights": LazyParams(lambda: restore_params(directory, abstract), keep=keep),
         "position_base": stored.position_base,
         "position_scale": stored.position_scale,
         "latent_scale": stored.latent_scale,
@@ -58,7 +58,7 @@ def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: d
 
     return fields | {
         "model": model,
-        "weights": Weights(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
+        "weights": LazyParams(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
         "position_base": position_base(config),
         "position_scale": config.model.position_scale,
         "latent_scale": manifest.latent_scale,

@@ -8,7 +8,7 @@ import numpy as np
 
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import Weights
+from pixart_jax.conversion.transfer import ModelWeights
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
@@ -20,7 +20,7 @@ COMPARED = ("t500", "mean")
 
 
 def with_captions(
-    dit: Weights,
+    dit: ModelWeights,
     *,
     method: str = "t500",
     unconditional: str = "null",
@@ -28,7 +28,7 @@ def with_captions(
     text_dim: int = 4096,
     max_text_tokens: int | None = None,
     seed: int = 0,
-) -> tuple[Weights, dict[str, ModulationError]]:
+) -> tuple[ModelWeights, dict[str, ModulationError]]:
     """A PixArt with a DiT's blocks, which computes what the DiT computes without a class, whatever the caption.
 
     What a DiT lacks is initialised as training initialises it, so the null caption is random, as PixArt-α's is.
@@ -63,7 +63,7 @@ def with_captions(
     params = models[method]
     how = f"from a DiT by {method}, unconditional {unconditional}; what it lacked from seed {seed}"
     stored = dataclasses.replace(stored, provenance=dit.stored.provenance | {"reparameterized": how})
-    return Weights(stored, list(params), params.pop), errors
+    return ModelWeights(stored, list(params), params.pop), errors
 
 
 def _with_captions(dit: StoredModel, family: str | None, text_dim: int, max_text_tokens: int | None) -> StoredModel:

@@ -16,7 +16,7 @@ from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import Weights, load_weights, read_null_text
+from pixart_jax.conversion.transfer import ModelWeights, load_weights, read_null_text
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
@@ -43,7 +43,7 @@ class WarmStart:
     stored: StoredModel
     transition: Transition
     table: list[str]
-    open: Callable[[], Weights]
+    open: Callable[[], ModelWeights]
 
     def load(self) -> Arrays:
         """The target's parameters by path, on the host.
@@ -106,7 +106,7 @@ def _at(path: str, error: InputError) -> InputError:
     return InputError(f"config.init_from = {path!r}: {error}")
 
 
-def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel, bool, Callable[[], Weights]]:
+def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel, bool, Callable[[], ModelWeights]]:
     """What the weights are, whether a ControlNet is with them, and what reads them."""
     local = fetch(path, encoders=False)
     if (local / "checkpoints").is_dir():

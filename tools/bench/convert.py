@@ -19,7 +19,7 @@ import numpy as np
 
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import Weights, write_pixart
+from pixart_jax.conversion.transfer import ModelWeights, write_pixart
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import SIZES, PixArt
 
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
             yield {"size": args.size, "from": source, "to": to, "model_bytes": model_bytes, **figures}
 
 
-def random_weights(size: str) -> Weights:
+def random_weights(size: str) -> ModelWeights:
     """Of a PixArt-Σ at 1024 px."""
     model = PixArt(**SIZES[size], max_text_tokens=300)
     shapes, rng = parameter_shapes(model), np.random.default_rng(0)
@@ -56,7 +56,7 @@ def random_weights(size: str) -> Weights:
         provenance={"source": "tools.bench"},
         **{name: value for name, value in FAMILIES["sigma"].items() if name != "max_text_tokens"},
     )
-    return Weights(stored, list(shapes), lambda path: rng.standard_normal(shapes[path], dtype=np.float32))
+    return ModelWeights(stored, list(shapes), lambda path: rng.standard_normal(shapes[path], dtype=np.float32))
 
 
 def measure(source: pathlib.Path, target: pathlib.Path, to: str) -> dict:
