@@ -17,7 +17,7 @@ from jax._src import cache_key
 from resume_runs import block_batch, last_logged
 
 from pixart_jax.main import run
-from pixart_jax.training import loop as train
+from pixart_jax.training import run as training_run
 
 
 class Cluster:
@@ -113,7 +113,7 @@ def _main(
     if block_at:
         block_batch(block_at)
     if dying:
-        train.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        training_run.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if incomplete:
         ocp.AsyncCheckpointer._make_on_commit_callback = lambda *_, **__: _fail
     sys.argv = ["main", *arguments]

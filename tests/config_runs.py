@@ -9,16 +9,12 @@ import jax
 from absl import logging
 from forked import print_to, processes
 
-from pixart_jax.checkpoints.state import abstract_state
-from pixart_jax.config import ConfigDict, build_model, check_batch, check_config, optimizer_spec, read_config_file
+from pixart_jax.config import ConfigDict, check_batch, check_config, read_config_file
 from pixart_jax.devices.sharding import MeshSpec, make_mesh
-from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.optimizers import build_optimizer
 from pixart_jax.training.inputs.base import abstract_batch, batch_spec
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
-from pixart_jax.training.step import make_train_step
+from pixart_jax.training.program import Program
 from tools.sample import main as sample
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,25 +85,19 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
     config = read(name, {"mesh.fsdp": FSDP} | settings)
     check_config(config)
     check_batch(config, jax.device_count())
-    mesh, model, tx = make_mesh(MeshSpec(fsdp=FSDP)), build_model(config), build_optimizer(optimizer_spec(config))
+    mesh = make_mesh(MeshSpec(fsdp=FSDP))
+    program = Program(config, mesh)
     spec = batch_spec(config)
     data = open_data(config, spec)
     batch = abstract_batch(data, spec, mesh, config.data.batch_size)
     data.batches.close()
-    first = abstract_state(model, tx, mesh)
-    step = make_train_step(
-        diffusion_loss(model.apply, linear_schedule(), snr=config.train.snr_loss),
-        tx,
-        seed=config.seed,
-        ema_decay=config.train.ema_decay,
-        accumulation_steps=config.train.accumulation_steps,
-    )
+    first = program.state
+    lowered = program.lower(batch)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, first)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    lowered = step.lower(first, batch)
-    second, metrics = step.eval_shape(first, batch)
+    step = jax.jit(program.step, donate_argnums=0, out_shardings=(shardings, None))
+    second, metrics = step.eval_shape(first, {}, batch)
     assert kinds(second) == kinds(first)
-    assert kinds(step.eval_shape(second, batch)) == kinds((first, metrics))
+    assert kinds(step.eval_shape(second, {}, batch)) == kinds((first, metrics))
     figures = {
         "params": sum(leaf.size for leaf in jax.tree.leaves(first.params)),
         "state_bytes": sum(map(shard_bytes, jax.tree.leaves(first))),

@@ -14,7 +14,7 @@ from tiny_run import read_metrics
 from transfers import guard_reads
 
 from pixart_jax import main
-from pixart_jax.training import loop as train
+from pixart_jax.training import plan
 
 
 def start(
@@ -88,13 +88,13 @@ class Blocking:
 
 def block_batch(number: int) -> None:
     """Lets the runs of this process wait for ever for that batch."""
-    open_data = train.open_data
+    open_data = plan.open_data
 
     def open_and_block(*args, **kwargs):
         data = open_data(*args, **kwargs)
         return dataclasses.replace(data, batches=Blocking(data.batches, number))
 
-    train.open_data = open_and_block
+    plan.open_data = open_and_block
 
 
 def _run(arguments: list[str], log: pathlib.Path, devices: int, block_at: int) -> None:

@@ -26,7 +26,7 @@ FLOORS = [
 # What runs where only jax, flax, optax, einops and numpy are installed: packages, and single modules of others.
 CORE = [
     "models", "diffusion", "samplers", "objectives", "adapters", "optimizers", "devices", "config", "errors", "tokens",
-    "rng", "files", "checkpoints.state", "training.step", "training.flops",
+    "rng", "files", "checkpoints.state", "checkpoints.checksums", "training.step", "training.flops", "training.program",
 ]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 

@@ -12,12 +12,9 @@ import numpy as np
 from tiny_run import tiny_config
 
 from pixart_jax.checkpoints.checkpoints import compile_checksums
-from pixart_jax.checkpoints.state import abstract_state, start_state
-from pixart_jax.config import build_model, check_batch, check_config, mesh_spec, optimizer_spec
+from pixart_jax.config import build_objective, check_batch, check_config, mesh_spec
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
-from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
 
@@ -53,26 +50,26 @@ def one_step(mesh, devices):
     config = make_config(mesh)
     check_batch(config, len(devices))
     mesh = make_mesh(mesh_spec(config), devices)
-    model, tx = build_model(config, mesh), build_optimizer(optimizer_spec(config))
+    trained = Program(config, mesh)
     host_batch = synthetic_batch(config)
     host_batch["num_tokens"] = np.int32([64, 32, 40, 4, 64, 64, 16, 60])
-    abstract, batch = abstract_state(model, tx, mesh), put_batch(host_batch, mesh)
-    state = start_state(random_arrays(abstract), tx, abstract)
+    abstract, batch = trained.state, put_batch(host_batch, mesh)
+    state, frozen = trained.birth.start(random_arrays(abstract))
     for name, array in batch.items():
         assert array.sharding == batch_sharding(mesh, name), name
     assert_lies(state, abstract)
 
     # Of a seed that draws no timestep 0: there the loss is a difference of two nearly equal probabilities.
-    step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=1, ema_decay=0.5)
+    step = make_train_step(build_objective(config, trained.adapter), trained.birth.tx, seed=1, ema_decay=0.5)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, batch).compile()
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, frozen, batch).compile()
     # No second copy of any of the state: what comes out lies where it lay.
     per_device = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(abstract))
     assert program.memory_analysis().alias_size_in_bytes == 4 * per_device
     # Nor is any of it gathered for the checksums of a checkpoint: numbers are, one for each array.
     collectives = set(re.findall(r"all-\w+|collective-\w+|reduce-scatter", compile_checksums(abstract).as_text()))
     assert collectives <= {"all-reduce"}, collectives
-    state, metrics = program(state, batch)
+    state, metrics = program(state, frozen, batch)
     assert_lies(state, abstract)
     adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     return jax.device_get((metrics["loss"], metrics["grad_norm"], adam.mu))

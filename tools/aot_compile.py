@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import math
@@ -38,13 +37,15 @@ from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.models.params import abstract_params, init_params, kernels_as
+from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
 from pixart_jax.optimizers import build_optimizer
+from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
-from pixart_jax.training.flops import forward_flops, step_flops
+from pixart_jax.training.flops import forward_flops
+from pixart_jax.training.program import Program
 from tools.aot_hlo import BETWEEN_SLICES, count_traffic
-from tools.bench.train import lower_train_step, make_loss, synthetic_batch, synthetic_shapes
+from tools.bench.train import synthetic_batch, synthetic_shapes
 
 PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
@@ -135,7 +136,8 @@ def compile_case(case: Case) -> dict:
     if case.program == "train":
         if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
             config.mesh.fsdp = default_fsdp(config, topology)
-        lowered = lower_train_step(config, make_mesh(mesh_spec(config), devices))
+        mesh = make_mesh(mesh_spec(config), devices)
+        lowered = Program(config, mesh).lower(synthetic_shapes(config, mesh))
         flops = train_flops(config)
         executed = flops + recomputed_flops(config, flops)
     else:
@@ -198,7 +200,9 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
         for name, value in null_branch(conditions).items()
     }
-    return make_sample_fn(model, linear_schedule(), config.sample.sampler, config.sample.num_steps).lower(
+    schedule = linear_schedule()
+    sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
+    return make_sample_fn(apply_of(model), schedule, sampler).lower(
         kernels_as(jnp.dtype(config.dtype), abstract_params(model, mesh)),
         noise,
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
@@ -209,10 +213,10 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def train_flops(config: ConfigDict) -> float:
-    """Of a step over all chips: `pixart_jax.training.flops.step_flops`, counted on one picture."""
+    """Of a step over all chips: `pixart_jax.training.flops.gradient_flops`, counted on one picture."""
     one = copy.deepcopy(config)
     one.train.accumulation_steps = 1
-    flops = step_flops(build_model(one), functools.partial(make_loss, one), synthetic_batch(one, batch_size=1))
+    flops = Program(one, None).flops(synthetic_batch(one, batch_size=1))
     return flops * config.data.batch_size
 
 

@@ -23,14 +23,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.config import ConfigDict, build_model, check_config, read_config_file
+from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
-from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.t5 import XXL, T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.training.flops import count_flops, step_flops
+from pixart_jax.training.flops import count_flops
+from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_batch
 
 DAY = 86400
@@ -134,12 +133,7 @@ def image_flops(config: ConfigDict) -> float:
     """Forward and backward pass of one picture of the square's size."""
     # A step's FLOPs are proportional to its batch; large batches of large pictures need not be made up.
     config.data.batch_size = 1
-    flops = step_flops(
-        build_model(config),
-        lambda model: diffusion_loss(model.apply, linear_schedule(), snr=config.train.snr_loss),
-        synthetic_batch(config),
-    )
-    return require_count(flops)
+    return require_count(Program(config, None).flops(synthetic_batch(config)))
 
 
 @functools.cache

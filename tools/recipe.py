@@ -17,13 +17,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pixart_jax.config import ConfigDict, build_model, read_config_file
-from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.main import log_the_run
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.training.flops import step_flops
 from pixart_jax.training.loop import train_and_evaluate
+from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_batch
 from tools.recipe_report import report
 
@@ -110,11 +108,7 @@ def read_config(stage: str, settings: Sequence[str]):
 
 def config_step_flops(config) -> float:
     """Model FLOPs of one training step of a config, by the compiler's count."""
-
-    def make_loss(model):
-        return diffusion_loss(model.apply, linear_schedule())
-
-    return step_flops(build_model(config), make_loss, synthetic_batch(config))
+    return Program(config, None).flops(synthetic_batch(config))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,10 +17,11 @@ from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.registry import load_autoencoder
-from pixart_jax.evaluators.samples import Previews, same_size
+from pixart_jax.evaluators.drawings import Drawings, same_size
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import write_atomically
-from pixart_jax.models.params import abstract_params
+from pixart_jax.models.params import abstract_params, apply_of
+from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.record import read_run
@@ -120,18 +121,20 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
     abstract = abstract_params(model, mesh)
     params = Checkpoints(workdir, read_only=True).restore_params(abstract)
     decode = load_autoencoder(data / names[0], held_out.manifest).decode
-    previews = Previews(
+    schedule = linear_schedule()
+    sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
+    drawings = Drawings(
         samples=held_out,
         manifest=held_out.manifest,
         decode=decode,
         spec=spec,
-        sample_fn=make_sample_fn(model, linear_schedule(), config.sample.sampler, config.sample.num_steps),
+        sample_fn=make_sample_fn(apply_of(model), schedule, sampler),
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,
         mesh=mesh,
     )
-    _, pictures = previews.draw(params, np.arange(len(held_out)))
+    pictures = drawings.draw(params, np.arange(len(held_out)))
 
     gallery = [reader[i] for reader in (held_out, training) for i in range(len(reader))]
     right = {"retrieval": [], "right_emoji": [], "right_ground": []}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+import zlib
 
 import flax
 import jax
@@ -11,8 +13,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from pixart_jax.adapters.adapter import Adapter, Params
+from pixart_jax.checkpoints.checksums import tree_checksums
 from pixart_jax.devices.offload import in_host_memory
-from pixart_jax.models.params import init_params, with_shardings
+from pixart_jax.devices.sharding import replicated
+from pixart_jax.models.params import abstract_params, init_params, with_shardings
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import stream_key
 
@@ -22,52 +27,94 @@ class TrainState:
     """step i32[] counts optimizer steps done; params, ema_params and the moments in opt_state are float32."""
 
     step: jax.Array
-    params: Any
-    ema_params: Any
-    opt_state: Any
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
 
 
-def _init_state(model: PixArt, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    return _begin(init_params(model, key), tx)
+def _begin(
+    adapter: Adapter, tx: optax.GradientTransformation, base: Params, key: jax.Array
+) -> tuple[TrainState, Params]:
+    trained, frozen = adapter.split(base, key)
+    # The copy must not share buffers with the parameters: both are donated to the step.
+    ema_params = jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, ema_params, tx.init(trained)), frozen
 
 
-def _begin(params, tx: optax.GradientTransformation) -> TrainState:
-    # The copy must not share buffers with params: both are donated to the step.
-    ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params))
+@dataclasses.dataclass(frozen=True)
+class Birth:
+    """How a state and the frozen half beside it come to be, each array where it will live: no device holds all of them.
 
-
-def abstract_state(model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state, as jax.ShapeDtypeStruct; allocates nothing.
-
-    Args:
+    Attributes:
+      model, adapter, tx: what is trained, what of it, and by which optimizer.
+      mesh: devices that they are laid over.
+      seed: of the run.
       offload: the optimizer's state lies in the hosts' memory; see `offload.in_host_memory`.
     """
-    state = with_shardings(jax.eval_shape(lambda key: _init_state(model, tx, key), jax.random.key(0)), mesh)
-    return state.replace(opt_state=in_host_memory(state.opt_state)) if offload else state
+
+    model: PixArt
+    adapter: Adapter
+    tx: optax.GradientTransformation
+    mesh: Mesh
+    seed: int
+    offload: bool = False
+
+    @functools.cached_property
+    def shapes(self) -> tuple[TrainState, Params]:
+        """Shapes, dtypes and shardings of state and frozen half, as jax.ShapeDtypeStruct; allocates nothing."""
+        shapes = jax.eval_shape(lambda: self._fresh(jax.random.key(0), jax.random.key(0)))
+        state, frozen = with_shardings(shapes, self.mesh, self.adapter.rules())
+        return (state.replace(opt_state=in_host_memory(state.opt_state)) if self.offload else state), frozen
+
+    @property
+    def holds_something(self) -> bool:
+        """Whether there is a frozen half, which a run that goes on makes again."""
+        return bool(jax.tree.leaves(self.shapes[1]))
+
+    def fresh(self) -> tuple[TrainState, Params]:
+        """Of random parameters."""
+        return jax.jit(self._fresh, out_shardings=_shardings(self.shapes))(*self._keys())
+
+    def start(self, arrays: dict[str, np.ndarray]) -> tuple[TrainState, Params]:
+        """Of these parameters of the model, at step 0: the EMA equals them, and the optimizer has seen nothing.
+
+        Args:
+          arrays: '/'-joined path to f32 array of each parameter. Emptied: one after the other goes to the devices.
+        """
+        born = functools.partial(_begin, self.adapter, self.tx)
+        base = self._place(arrays)
+        return jax.jit(born, out_shardings=_shardings(self.shapes), donate_argnums=0)(base, self._keys()[1])
+
+    def frozen(self, arrays: dict[str, np.ndarray] | None) -> Params:
+        """The frozen half alone, as `start`, or without arrays `fresh`, has made it."""
+        if not self.holds_something:
+            return self.shapes[1]
+        shardings = _shardings(self.shapes[1])
+        if arrays is None:
+            return jax.jit(lambda *keys: self._fresh(*keys)[1], out_shardings=shardings)(*self._keys())
+        frozen = jax.jit(lambda base, key: self.adapter.split(base, key)[1], out_shardings=shardings, donate_argnums=0)
+        return frozen(self._place(arrays), self._keys()[1])
+
+    def frozen_checksum(self, frozen: Params) -> str | None:
+        """Of a frozen half, wherever it lies; None of one that is empty."""
+        if not self.holds_something:
+            return None
+        checksums = jax.jit(tree_checksums, out_shardings=replicated(self.mesh))(frozen)
+        return f"{zlib.crc32(np.asarray(checksums).tobytes()):08x}"
+
+    def _fresh(self, init_key: jax.Array, adapter_key: jax.Array) -> tuple[TrainState, Params]:
+        return _begin(self.adapter, self.tx, init_params(self.model, init_key), adapter_key)
+
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        return stream_key(self.seed, "init"), stream_key(self.seed, "adapter")
+
+    def _place(self, arrays: dict[str, np.ndarray]) -> Params:
+        def place(path, leaf):
+            array = arrays.pop("/".join(key.key for key in path))
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+        return jax.tree_util.tree_map_with_path(place, abstract_params(self.model, self.mesh))
 
 
-def create_state(
-    model: PixArt, tx: optax.GradientTransformation, mesh: Mesh, seed: int, *, offload: bool = False
-) -> TrainState:
-    """A fresh state, each array made where it will live: no device ever holds all of it."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, tx, mesh, offload=offload))
-    return jax.jit(lambda key: _init_state(model, tx, key), out_shardings=shardings)(stream_key(seed, "init"))
-
-
-def start_state(arrays: dict[str, np.ndarray], tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """A state of step 0 with these parameters: the EMA equals them, and the optimizer has seen nothing.
-
-    Args:
-      arrays: '/'-joined path to f32 array of each parameter. Emptied: one after the other goes to the devices, of which
-        none ever holds all.
-      abstract: `abstract_state`'s.
-    """
-
-    def place(path, leaf):
-        array = arrays.pop("/".join(key.key for key in path))
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
-
-    params = jax.tree_util.tree_map_with_path(place, abstract.params)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda params: _begin(params, tx), out_shardings=shardings, donate_argnums=0)(params)
+def _shardings(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)

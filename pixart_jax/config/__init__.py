@@ -14,12 +14,23 @@ from pixart_jax.config.settings import (
     require_setting,
     unknown_key_error,
 )
-from pixart_jax.config.typed import architecture, build_model, eval_timesteps, mesh_spec, optimizer_spec, position_base
+from pixart_jax.config.typed import (
+    architecture,
+    build_adapter,
+    build_model,
+    build_objective,
+    eval_timesteps,
+    mesh_spec,
+    optimizer_spec,
+    position_base,
+)
 
 __all__ = [
     "ConfigDict",
     "architecture",
+    "build_adapter",
     "build_model",
+    "build_objective",
     "check_attention",
     "check_batch",
     "check_config",

@@ -7,12 +7,17 @@ import itertools
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pixart_jax.adapters.adapter import Adapter
+from pixart_jax.adapters.full import Full
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.config.settings import require_setting
 from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.objectives.denoising import diffusion_loss
+from pixart_jax.objectives.objective import Gradients, descend
 from pixart_jax.optimizers import OptimizerSpec
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.tokens import DOWNSAMPLE
@@ -44,6 +49,16 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
         dtype=jnp.dtype(config.dtype),
         scan_unroll=config.model.scan_unroll,
     )
+
+
+def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
+    """What of the model a config trains: everything."""
+    return Full(apply_of(model))
+
+
+def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
+    """What a config descends."""
+    return descend(diffusion_loss(adapter.apply, linear_schedule(), snr=config.train.snr_loss))
 
 
 def position_base(config: ConfigDict) -> int:

@@ -42,7 +42,8 @@ PER_TOKEN = ("tokens", "positions")
 
 # Path's end -> axes of the mesh along each of the array's last dimensions; WHOLE, and the dimensions before, are not
 # split. EMA and optimizer state have the same ends as the parameters they belong to, but for CAME's statistics.
-PARTITION_RULES: tuple[tuple[str, tuple[Axes, ...]], ...] = (
+Rule = tuple[str, tuple[Axes, ...]]
+PARTITION_RULES: tuple[Rule, ...] = (
     # Pairs of matrices: the first splits its outputs, the second its inputs, so that only the second's are summed.
     (r"(cross_attn/q_linear|fc1)/kernel$", (("fsdp",), ("tensor",))),
     (r"(attn/proj|fc2)/kernel$", (("tensor",), ("fsdp",))),
@@ -126,10 +127,13 @@ def path_name(path) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
 
 
-def tree_shardings(tree, mesh: Mesh):
+def tree_shardings(tree, mesh: Mesh, rules: Sequence[Rule] = ()):
     """A sharding for each leaf of a tree of arrays or shapes, by PARTITION_RULES.
 
     An axis that does not divide its dimension leaves it whole, and so does one that the mesh lacks.
+
+    Args:
+      rules: asked before PARTITION_RULES.
 
     Raises:
       ValueError: no rule covers a leaf's path.
@@ -139,7 +143,7 @@ def tree_shardings(tree, mesh: Mesh):
         if not leaf.shape:
             return replicated(mesh)
         name = path_name(path)
-        for pattern, rule in PARTITION_RULES:
+        for pattern, rule in (*rules, *PARTITION_RULES):
             if re.search(pattern, name):
                 return NamedSharding(mesh, _partition(mesh, rule, leaf.shape))
         raise ValueError(f"no partition rule covers {name} {leaf.shape}; add one to sharding.PARTITION_RULES")

@@ -23,6 +23,16 @@ def q_sample(schedule: DiffusionSchedule, x0, t, noise):
     return at(schedule.sqrt_alphas_cumprod, t, x0) * x0 + at(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * noise
 
 
+def noise_level(schedule: DiffusionSchedule, t) -> tuple[jax.Array, jax.Array]:
+    """(alpha, sigma) of x_t = alpha·x_0 + sigma·eps, at any timesteps t f32[...] in [-1, T-1]; x_0 itself is at -1.
+
+    Between two steps log α is linear, as DPM-Solver's reference code has it.
+    """
+    log_alpha = 0.5 * np.log(np.append(1.0, schedule.alphas_cumprod))
+    log_alpha = jnp.interp(jnp.asarray(t, jnp.float32), np.arange(-1, schedule.num_steps), log_alpha)
+    return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))
+
+
 def predict_x0(schedule: DiffusionSchedule, x_t, t, eps):
     """The x_0 that x_t and the noise eps imply; not clipped."""
     return at(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t - at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps

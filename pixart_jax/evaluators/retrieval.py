@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.drawings import Drawings
+from pixart_jax.evaluators.evaluator import Report
 
 _CHUNK = 256  # queries at a time: the f64 copy of a chunk of 64 px pictures is 25 MB
 _TIE = 1e-9  # distances closer than this, relative to the pictures' own energy, are rounding
@@ -54,3 +58,23 @@ def retrieval_ranks(generated, gallery, target) -> np.ndarray:
 def retrieval_at_1(generated, gallery, target) -> float:
     """Fraction of generated pictures whose nearest reference is their own; chance is 1/m. See `retrieval_ranks`."""
     return float(np.mean(retrieval_ranks(generated, gallery, target) == 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """At the end of a run: retrieval@1 of `count` captions against every picture of the data set, all of one size."""
+
+    drawings: Drawings
+    count: int
+    name: str = "retrieval"
+
+    def due(self, step, last):
+        return step == last
+
+    def __call__(self, weights, beat):
+        indices = self.drawings.spread(self.count)
+        generated = self.drawings.draw(weights, indices, beat)
+        beat()
+        gallery = self.drawings.real(range(len(self.drawings.samples)))
+        score = retrieval_at_1(np.stack(generated), np.stack(gallery), indices)
+        return Report(f"retrieval@1 over {self.count} captions: {score:.3f}", {"retrieval_at_1": score})

@@ -5,15 +5,73 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+import jax
+
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
-from pixart_jax.encoding.pretrained import LazyParams
+from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import abstract_params, kernels_as
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.tokens import same_latent_scale
+
+
+def open_parts(
+    directory: pathlib.Path,
+    *,
+    ema: bool | None,
+    text_encoder: str | pathlib.Path | None,
+    vae: str | pathlib.Path | None,
+    dtype: Dtype,
+    keep_loaded: bool,
+    tile_size: int,
+) -> dict[str, Any]:
+    """Fields of a TextToImage; arguments and errors are those of `TextToImage.from_checkpoint`."""
+    mesh = make_mesh(devices=jax.local_devices())
+    if (directory / "model.json").exists():
+        fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
+        text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"
+        for part, option in ((text_encoder, "text_encoder"), (vae, "vae")):
+            if not pathlib.Path(part).is_dir():
+                raise InputError(
+                    f"{part} does not exist: the weights came without it; convert one with tools.convert and name "
+                    f"its directory (--{option.replace('_', '-')})"
+                )
+    else:
+        given = {"text_encoder": text_encoder, "vae": vae}
+        fields = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
+    model: PixArt = fields["model"]
+    if model.num_classes:
+        raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
+    parts = {"dtype": dtype, "keep": keep_loaded}
+    if text_encoder:
+        encoder = T5TextEncoder(text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), **parts)
+        fields["encode_text"] = encoder.encode
+        if encoder.dim != model.text_dim:
+            raise InputError(
+                f"{text_encoder} gives features {encoder.dim} wide, the model of {directory} takes {model.text_dim}"
+            )
+    if vae:
+        autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, **parts)
+        fields["decode_latents"] = autoencoder.decode
+        if autoencoder.latent_channels != model.latent_channels:
+            raise InputError(
+                f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
+                f"{model.latent_channels}"
+            )
+        if not same_latent_scale(autoencoder.latent_scale, fields["latent_scale"]):
+            raise InputError(
+                f"{vae} is another autoencoder than that of {directory}: its latent scale is "
+                f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
+                "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
+            )
+    return {"mesh": mesh, **fields}
 
 
 def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:

@@ -19,31 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from pixart_jax.adapters.adapter import Params
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
-from pixart_jax.devices.sharding import batch_sharding, make_mesh
+from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.encoding.pretrained import TILE_SIZE, Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
-from pixart_jax.generation.canvas import Canvas, choose_canvas
-from pixart_jax.generation.opening import open_converted, open_run
+from pixart_jax.generation.adaptation import Adaptation, adapted
+from pixart_jax.generation.canvas import Canvas
+from pixart_jax.generation.opening import open_parts
+from pixart_jax.generation.request import Progress, Request
 from pixart_jax.models.layers import Dtype
+from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, make_sample_fn, sample_in_batches
-from pixart_jax.tokens import (
-    DOWNSAMPLE,
-    block_order,
-    grid_positions,
-    latents_to_tokens,
-    same_latent_scale,
-    tokens_to_latents,
-)
-
-# (what is being done, how many are done, of how many)
-Progress = Callable[[str, int, int], None]
+from pixart_jax.samplers.steps import Apply
+from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +47,8 @@ class TextToImage:
     """Prompts to pictures with a model, its text encoder and its autoencoder.
 
     Attributes:
-      model, weights: the denoiser, and what gives its parameters on `mesh`.
+      model: the denoiser's architecture.
+      apply, weights: what is called for a prediction, and what gives its parameters on `mesh`.
       mesh: devices that pictures are spread over; their number rounds batches up.
       position_base, position_scale: see `tokens.grid_positions`.
       latent_scale: what latents were multiplied by in training.
@@ -60,11 +57,12 @@ class TextToImage:
       encode_text: (n captions, told how many are done) -> (text [n, L, text_dim], length i32[n]).
       decode_latents: (latents [n, h, w, C], told how many are done) -> pictures [n, H, W, 3] in [-1, 1].
       caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
-      sampler, num_steps, guidance_scale: what a call uses unless it says otherwise.
+      sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
     """
 
     model: PixArt
-    weights: Callable[[], Any]
+    apply: Apply
+    weights: Callable[[], Params]
     mesh: jax.sharding.Mesh
     position_base: int
     position_scale: float
@@ -76,6 +74,7 @@ class TextToImage:
     sampler: str
     num_steps: int = 20
     guidance_scale: float = 4.5
+    guidance: str = "cfg"
 
     @classmethod
     def from_checkpoint(
@@ -88,6 +87,8 @@ class TextToImage:
         dtype: Dtype | None = None,
         keep_loaded: bool = False,
         tile_size: int = TILE_SIZE,
+        adapters: Sequence[Adaptation] = (),
+        wrap: Callable[[Apply], Apply] = lambda apply: apply,
     ) -> TextToImage:
         """Opens what `tools.convert` wrote, or a training run.
 
@@ -99,83 +100,41 @@ class TextToImage:
           keep_loaded: leave all three models on the devices between calls. Otherwise each is loaded when it is its turn
             and gone after, so that the largest alone decides how much memory is needed.
           tile_size: latent cells along a side of the square up to which pictures are decoded at once.
+          adapters: laid over the model, one after the other.
+          wrap: takes the adapted model, and gives what is called in its place: to cache, to quantise, to watch.
 
         Raises:
           InputError: not a model with captions, no checkpoint yet, an encoder is missing, or the parts do not belong
             together.
         """
-        directory = pathlib.Path(directory)
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        mesh = make_mesh(devices=jax.local_devices())
-        if (directory / "model.json").exists():
-            fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
-            text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"
-            for part, option in ((text_encoder, "text_encoder"), (vae, "vae")):
-                if not pathlib.Path(part).is_dir():
-                    raise InputError(
-                        f"{part} does not exist: the weights came without it; convert one with tools.convert and name "
-                        f"its directory (--{option.replace('_', '-')})"
-                    )
-        else:
-            given = {"text_encoder": text_encoder, "vae": vae}
-            fields = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
-        model: PixArt = fields["model"]
-        if model.num_classes:
-            raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
-        parts = {"dtype": dtype, "keep": keep_loaded}
-        if text_encoder:
-            encoder = T5TextEncoder(text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), **parts)
-            fields["encode_text"] = encoder.encode
-            if encoder.dim != model.text_dim:
-                raise InputError(
-                    f"{text_encoder} gives features {encoder.dim} wide, the model of {directory} takes {model.text_dim}"
-                )
-        if vae:
-            autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, **parts)
-            fields["decode_latents"] = autoencoder.decode
-            if autoencoder.latent_channels != model.latent_channels:
-                raise InputError(
-                    f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
-                    f"{model.latent_channels}"
-                )
-            if not same_latent_scale(autoencoder.latent_scale, fields["latent_scale"]):
-                raise InputError(
-                    f"{vae} is another autoencoder than that of {directory}: its latent scale is "
-                    f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
-                    "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
-                )
-        return cls(mesh=mesh, **fields)
+        fields = open_parts(
+            pathlib.Path(directory),
+            ema=ema,
+            text_encoder=text_encoder,
+            vae=vae,
+            dtype=dtype,
+            keep_loaded=keep_loaded,
+            tile_size=tile_size,
+        )
+        apply, weights = adapted(apply_of(fields["model"]), fields["weights"], adapters)
+        return cls(**fields | {"apply": wrap(apply), "weights": weights})
 
     def __call__(
         self,
         prompts: Sequence[str],
         *,
-        negative_prompt: str | None = None,
-        num_images: int = 1,
-        seed: int = 0,
-        sampler: str | None = None,
-        num_steps: int | None = None,
-        guidance_scale: float | None = None,
-        size: int | None = None,
-        aspect_ratio: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        noise: np.ndarray | None = None,
-        batch_size: int = 4,
         progress: Progress = lambda stage, done, total: None,
+        **settings: Any,
     ) -> np.ndarray:
-        """Draws `num_images` pictures of each prompt.
+        """Draws pictures of prompts: `draw` of a `Request`, of which `settings` are the attributes."""
+        return self.draw(Request(prompts, **settings), progress)
 
-        The same prompt, seed and settings give the same pictures, whatever else is drawn in the same call, the batch
-        size and the number of devices: the k-th picture of every prompt starts from the seed's k-th noise.
+    def draw(self, request: Request, progress: Progress = lambda stage, done, total: None) -> np.ndarray:
+        """Draws what is asked for.
 
         Args:
-          prompts: captions as a person writes them; they are cleaned as in training.
-          negative_prompt: what guidance moves away from, instead of the null caption.
-          size, aspect_ratio, height, width: see `choose_canvas`.
-          noise: f32[n, h, w, C] to start from instead of the seed's.
-          batch_size: pictures drawn at a time; one program is compiled for each batch size, not for anything else.
           progress: told what is being done and how far it is.
 
         Returns:
@@ -184,35 +143,31 @@ class TextToImage:
         Raises:
           InputError: a setting that is out of range or unknown.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise InputError("prompts must be a list of at least one caption")
-        for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
-        canvas = choose_canvas(self.resolution, size=size, aspect_ratio=aspect_ratio, height=height, width=width)
-        sample_fn = self._sample_fn(sampler or self.sampler, self.num_steps if num_steps is None else num_steps)
-        count = len(prompts) * num_images
+        canvas, count = request.canvas(self.resolution), request.count
+        sample_fn = self._sample_fn(
+            request.sampler or self.sampler,
+            self.num_steps if request.num_steps is None else request.num_steps,
+            request.start.start,
+            request.guidance or self.guidance,
+        )
+        noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
-        text, null = self._encode(prompts, negative_prompt, num_images, progress)
+        text, null = self._encode(request, progress)
         conditions = layout | text
-        patch_size, block_ratio = self.model.patch_size, max(self.model.kv_compress, default=1)
-        if noise is not None:
-            num_tokens = layout["positions"].shape[1]
-            expected = (count, *self._latent_shape(canvas))
-            if noise.shape != expected:
-                raise InputError(f"noise has shape {noise.shape}, these pictures start from {expected}")
-            noise = latents_to_tokens(np.asarray(noise, np.float32), patch_size, num_tokens, block_ratio)
+        patch_size, block_ratio = self.model.patch_size, self._block_ratio
         tokens = sample_in_batches(
             sample_fn,
             self.weights(),
             conditions,
             null_branch(conditions) | null,
             token_dim=patch_size**2 * self.model.latent_channels,
-            seed=seed,
-            indices=np.tile(np.arange(num_images), len(prompts)),
-            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            batch_size=-(-min(batch_size, count) // self.mesh.size) * self.mesh.size,
+            seed=request.seed,
+            indices=np.tile(np.arange(request.num_images), len(request.prompts)),
+            guidance_scale=self.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+            batch_size=-(-min(request.batch_size, count) // self.mesh.size) * self.mesh.size,
             noise=noise,
+            start_tokens=request.start.tokens,
+            correct=request.start.correct,
             place=lambda arrays: jax.device_put(arrays, batch_sharding(self.mesh)),
             progress=lambda done: progress("drawing", done, count),
         )
@@ -229,17 +184,38 @@ class TextToImage:
         """Pixels along one side of the square that the model was trained at."""
         return self.position_base * self.model.patch_size * DOWNSAMPLE
 
-    def _encode(self, prompts, negative_prompt, num_images, progress) -> tuple[dict, dict]:
+    def tokens_of(self, latents: np.ndarray, request: Request) -> np.ndarray:
+        """Unscaled latents f32[n, h, w, C] as the tokens f32[n, N, p·p·C] that a request's `Start` takes.
+
+        Raises:
+          InputError: they are not of the request's number and size.
+        """
+        return self._to_tokens("latents have", latents * self.latent_scale, request)
+
+    def _to_tokens(self, what: str, latents: np.ndarray, request: Request) -> np.ndarray:
+        canvas = request.canvas(self.resolution)
+        expected = (request.count, *self._latent_shape(canvas))
+        if latents.shape != expected:
+            raise InputError(f"{what} shape {latents.shape}, these pictures start from {expected}")
+        num_tokens = (canvas.size // (DOWNSAMPLE * self.model.patch_size)) ** 2
+        return latents_to_tokens(np.asarray(latents, np.float32), self.model.patch_size, num_tokens, self._block_ratio)
+
+    @property
+    def _block_ratio(self) -> int:
+        return max(self.model.kv_compress, default=1)
+
+    def _encode(self, request: Request, progress: Progress) -> tuple[dict, dict]:
         """The text conditions of both branches."""
+        negative_prompt = request.negative_prompt
         clean = CLEANING[self.caption_cleaning]
-        prompts = [clean(prompt) for prompt in prompts]
+        prompts = [clean(prompt) for prompt in request.prompts]
         if negative_prompt is None and not self.has_null_text:
             negative_prompt = ""
         distinct = [*dict.fromkeys([*prompts, *([] if negative_prompt is None else [clean(negative_prompt)])])]
         text, length = self.encode_text(distinct, lambda done: progress("reading", done, len(distinct)))
 
         def conditions(captions):
-            rows = np.repeat([distinct.index(caption) for caption in captions], num_images)
+            rows = np.repeat([distinct.index(caption) for caption in captions], request.num_images)
             return {"text": text[rows], "text_length": length[rows], "text_drop": np.zeros(len(rows), bool)}
 
         positive = conditions(prompts)
@@ -252,7 +228,7 @@ class TextToImage:
         """The conditions that say where the tokens of `count` pictures are, and α's micro-conditions."""
         bucket, unit = canvas.bucket, DOWNSAMPLE * self.model.patch_size
         grid = (bucket.height // unit, bucket.width // unit)
-        order = block_order(grid, max(self.model.kv_compress, default=1))
+        order = block_order(grid, self._block_ratio)
         positions = grid_positions(grid, self.position_base, self.position_scale)[order]
         padded = np.zeros(((canvas.size // unit) ** 2, 2), np.float32)
         padded[: len(positions)] = positions
@@ -268,5 +244,7 @@ class TextToImage:
         return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
-    def _sample_fn(self, sampler: str, num_steps: int) -> SampleFn:
-        return make_sample_fn(self.model, linear_schedule(), sampler, num_steps)
+    def _sample_fn(self, sampler: str, num_steps: int, start: float, guidance: str) -> SampleFn:
+        schedule = linear_schedule()
+        built = build_sampler(sampler, schedule, num_steps, start=start)
+        return make_sample_fn(self.apply, schedule, built, guidance=guidance)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import flax
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pixart_jax.devices.sharding import tree_shardings
+from pixart_jax.devices.sharding import Rule, tree_shardings
 from pixart_jax.models.attention import PLAIN
-from pixart_jax.models.pixart import PixArt
+from pixart_jax.models.pixart import ModelOutput, PixArt
 
 
 def init_params(model: PixArt, key: jax.Array):
@@ -30,11 +32,21 @@ def init_params(model: PixArt, key: jax.Array):
     )["params"]
 
 
-def with_shardings(shapes, mesh: Mesh):
+def apply_of(model: PixArt) -> Callable[..., ModelOutput]:
+    """The model as (params, tokens, t, **conditions) -> ModelOutput."""
+
+    def apply(params, tokens, t, **conditions):
+        return model.apply({"params": params}, tokens, t, **conditions)
+
+    return apply
+
+
+def with_shardings(shapes, mesh: Mesh, rules: Sequence[Rule] = ()):
+    """A tree of shapes with the sharding of each, see `sharding.tree_shardings`."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, mesh),
+        tree_shardings(shapes, mesh, rules),
     )
 
 

@@ -1,4 +1,4 @@
-"""Training losses. Each has the signature `LossFn`, so that the train step knows nothing of the kind of run."""
+"""The loss of ordinary training: the noise is predicted, and the variance where it is learned."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ import jax.numpy as jnp
 
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-
-Batch = dict[str, jax.Array]
-# (params, batch, one PRNG key per sample [B]) -> (scalar loss, scalar metrics). A key per sample makes the draws
-# independent of how a batch is split over devices or accumulation steps.
-LossFn = Callable[[dict, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+from pixart_jax.objectives.objective import LossFn
 
 
 def token_mean(values, num_tokens):
@@ -39,23 +35,23 @@ def diffusion_terms(schedule: DiffusionSchedule, output, x0, x_t, t, noise, num_
     return terms
 
 
-def diffusion_loss(apply_fn: Callable, schedule: DiffusionSchedule, *, snr: bool = False) -> LossFn:
+def diffusion_loss(apply: Callable, schedule: DiffusionSchedule, *, snr: bool = False) -> LossFn:
     """Noise-prediction MSE plus, with weight 1, the learned variance's bound in bits, at a uniform timestep per sample.
 
     Args:
-      apply_fn: `PixArt.apply`.
+      apply: `Adapter.apply`.
       schedule: the training process.
       snr: see `diffusion_terms`.
     """
 
-    def loss_fn(params, batch, keys):
+    def loss_fn(trained, held, batch, keys):
         x0 = batch["tokens"].astype(jnp.float32)
         conditions = {name: value for name, value in batch.items() if name != "tokens"}
         t_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
         t = jax.vmap(lambda key: jax.random.randint(key, (), 0, schedule.num_steps))(t_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(noise_keys)
         x_t = gaussian.q_sample(schedule, x0, t, noise)
-        output = apply_fn({"params": params}, x_t, t, **conditions)
+        output = apply(trained, held.frozen, x_t, t, **conditions)
         terms = diffusion_terms(schedule, output, x0, x_t, t, noise, batch["num_tokens"], snr=snr)
         metrics = {name: value.mean() for name, value in terms.items()}
         loss = sum(metrics.values())

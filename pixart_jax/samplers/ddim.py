@@ -15,4 +15,4 @@ def ddim_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
     alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod)
     from_x = sigma[1:] / sigma[:-1]
     t = spaced.timesteps[::-1].astype(np.float64)
-    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, alpha[1:] - from_x * alpha[:-1], np.zeros_like(t))
+    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, alpha[1:] - from_x * alpha[:-1], np.zeros_like(t), end=-1)

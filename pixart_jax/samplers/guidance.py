@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.samplers.multistep import Denoiser
+from pixart_jax.samplers.steps import Denoiser
 
 
 def guide(model: Callable, conditions: Mapping, null: Mapping | None, guidance_scale) -> Denoiser:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.samplers.multistep import Denoiser
-
-# Step counter i32[] -> standard normal noise of x's shape.
-NoiseFn = Callable[[jax.Array], jax.Array]
+from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn
 
 
 def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
@@ -25,20 +20,42 @@ def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
     return noise
 
 
-def sample_iddpm(denoise: Denoiser, x: jax.Array, schedule: DiffusionSchedule, noise_fn: NoiseFn) -> jax.Array:
-    """Runs all steps of a (respaced) schedule from noise x f32[B, ...] to x_0. The model must predict the variance.
+def sample_iddpm(
+    denoise: Denoiser,
+    x: jax.Array,
+    schedule: DiffusionSchedule,
+    noise_fn: NoiseFn,
+    correct: Correct | None = None,
+    *,
+    num_steps: int | None = None,
+) -> jax.Array:
+    """Runs the steps of a (respaced) schedule from x f32[B, ...] to x_0. The model must predict the variance.
 
     x_0 is not clipped: latents have no bounds. The last step adds no noise.
+
+    Args:
+      num_steps: only the last so many; None runs all.
     """
-    indices = jnp.arange(schedule.num_steps)[::-1]
-    timesteps = jnp.asarray(np.asarray(schedule.timesteps)[::-1].copy(), jnp.float32)
+    count = schedule.num_steps if num_steps is None else num_steps
+    indices = jnp.arange(count)[::-1]
+    timesteps = np.asarray(schedule.timesteps)[:count][::-1]
+    rows = (
+        jnp.arange(count),
+        indices,
+        jnp.asarray(timesteps.copy(), jnp.float32),
+        jnp.asarray(np.append(timesteps[1:], -1), jnp.float32),
+    )
 
     def body(x, row):
-        step, index, t = row
+        step, index, t, next_t = row
         eps, v = denoise(x, jnp.full(x.shape[:1], t))
         mean, log_variance = gaussian.p_mean_log_variance(schedule, x, jnp.full(x.shape[:1], index, jnp.int32), eps, v)
         noise = jnp.where(index > 0, noise_fn(step), 0.0)
-        return mean + jnp.exp(0.5 * log_variance) * noise, None
+        x = mean + jnp.exp(0.5 * log_variance) * noise
+        if correct is not None:
+            # Its noise is numbered behind that of all steps: none is used twice.
+            x = correct(x, next_t, noise_fn(schedule.num_steps + step))
+        return x, None
 
-    x, _ = jax.lax.scan(body, x, (jnp.arange(schedule.num_steps), indices, timesteps))
+    x, _ = jax.lax.scan(body, x, rows)
     return x

@@ -10,38 +10,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.models.pixart import PixArt
+from pixart_jax.errors import InputError
 from pixart_jax.rng import stream_key
-from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import guide
 from pixart_jax.samplers.iddpm import per_sample_noise
+from pixart_jax.samplers.steps import Apply, Correct, Sampler
 
 Conditions = Mapping[str, np.ndarray]
 
-# (params, noise f32[B, N, p·p·C], key of each picture's later noise [B], conditions, null conditions, guidance_scale)
-# -> tokens f32[B, N, p·p·C]
-SampleFn = Callable[[Any, jax.Array, jax.Array, Conditions, Conditions, float], jax.Array]
+# (params, noise f32[B, N, p·p·C], key of each picture's later noise [B], conditions, null conditions, guidance_scale,
+# start tokens f32[B, N, p·p·C] or None, correct or None) -> tokens f32[B, N, p·p·C]
+SampleFn = Callable[..., jax.Array]
+
+GUIDANCES = ("cfg", "none")
 
 
-def make_sample_fn(model: PixArt, schedule: DiffusionSchedule, sampler: str, num_steps: int) -> SampleFn:
+def make_sample_fn(apply: Apply, schedule: DiffusionSchedule, sampler: Sampler, *, guidance: str = "cfg") -> SampleFn:
     """The sampling program: one compilation per batch shape serves all prompts, seeds, guidance scales and aspect
     ratios.
 
     Its conditions are the model's keyword arguments, with `text_drop` False; its null conditions are those that differ
-    in guidance's other branch.
+    in guidance's other branch. Where it is given start tokens, clean ones, it draws from these with the noise of the
+    sampler's first timestep: image-to-image. `correct` is a `samplers.steps.Correct` that jit takes as an argument: a
+    `jax.tree_util.Partial` over arrays of leading axis B.
 
-    Raises:
-      InputError: unknown sampler, or a number of steps that it cannot take.
+    Args:
+      guidance: one of GUIDANCES. "cfg" calls the model with both branches; "none" with the conditions alone, which is
+        half the work, and ignores null conditions and scale.
     """
-    run = build_sampler(sampler, schedule, num_steps)
+    if guidance not in GUIDANCES:
+        raise InputError(f"guidance = {guidance!r}: must be one of {', '.join(GUIDANCES)}")
 
-    def sample(params, noise, keys, conditions, null, guidance_scale):
+    def sample(params, noise, keys, conditions, null, guidance_scale, start_tokens=None, correct=None):
         def denoise(x, t, conditions):
-            return model.apply({"params": params}, x, t, **conditions)
+            return apply(params, x, t, **conditions)
 
-        denoiser = guide(denoise, conditions, null, guidance_scale)
-        return run(denoiser, noise, per_sample_noise(keys, noise.shape[1:]))
+        x = noise
+        if start_tokens is not None:
+            alpha, sigma = noise_level(schedule, sampler.first_t)
+            x = alpha * start_tokens + sigma * noise
+        denoiser = guide(denoise, conditions, null if guidance == "cfg" else None, guidance_scale)
+        return sampler(denoiser, x, per_sample_noise(keys, noise.shape[1:]), correct)
 
     return jax.jit(sample)
 
@@ -69,6 +80,8 @@ def sample_in_batches(
     guidance_scale: float,
     batch_size: int,
     noise: np.ndarray | None = None,
+    start_tokens: np.ndarray | None = None,
+    correct: Correct | None = None,
     place: Callable[[Any], Any] = lambda batch: batch,
     fetch: Callable[[jax.Array], np.ndarray] = jax.device_get,
     progress: Callable[[int], None] = lambda done: None,
@@ -79,7 +92,8 @@ def sample_in_batches(
       conditions, null: arrays of leading axis n.
       token_dim: p·p·C.
       indices: i[n], which noise of the seed each picture starts from.
-      noise: f32[n, N, p·p·C] to start from instead.
+      noise: f32[n, N, p·p·C] instead of the seed's.
+      start_tokens, correct: see `make_sample_fn`; f32[n, N, p·p·C], and arrays of leading axis n.
       place: puts the arrays of a batch on devices.
       fetch: brings a batch's tokens back.
       progress: told after each batch how many of the n are drawn.
@@ -94,9 +108,13 @@ def sample_in_batches(
     for row in rows:
         x, keys = draw_noise(seed, indices[row], shape)
         x = x if noise is None else noise[row]
-        batch = ({name: value[row] for name, value in part.items()} for part in (conditions, null))
-        x, keys, *batch = place((x, keys, *batch))
+        x, keys, given, *rest = place((x, keys, *_rows((conditions, null, start_tokens, correct), row)))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.
-        parts.append(fetch(sample_fn(params, x, keys, *batch, guidance_scale)))
+        parts.append(fetch(sample_fn(params, x, keys, given, rest[0], guidance_scale, *rest[1:])))
         progress(min(count, batch_size * len(parts)))
     return np.concatenate(parts)[:count]
+
+
+def _rows(tree, row):
+    """Some rows of every array of a tree."""
+    return jax.tree.map(lambda value: value[row], tree)

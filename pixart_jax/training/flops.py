@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.params import init_params
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.objectives.denoising import LossFn
+from pixart_jax.objectives.objective import Gradients, Held
 
 
 def count_flops(function: Callable, *arguments) -> float | None:
@@ -36,7 +37,7 @@ def forward_flops(model: PixArt, tokens, t, conditions: Mapping) -> float | None
     """FLOPs of a forward pass.
 
     Args:
-      model: what is ignored of it, see `step_flops`.
+      model: what is ignored of it, see `gradient_flops`.
       tokens, t, conditions: its arguments, as arrays or jax.ShapeDtypeStruct.
 
     Returns:
@@ -58,21 +59,26 @@ def _countable(model: PixArt) -> PixArt:
     return model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
 
 
-def step_flops(model: PixArt, make_loss: Callable[[PixArt], LossFn], batch: Mapping) -> float | None:
-    """FLOPs of the loss and its gradient for one global batch: what a step must compute, however it does it.
+def gradient_flops(
+    model: PixArt, parts_of: Callable[[PixArt], tuple[Adapter, Gradients]], batch: Mapping
+) -> float | None:
+    """FLOPs of an objective's gradient for one global batch: what a step must compute, however it does it.
 
     What rematerialisation computes again costs time and is no work, so it does not count; nor do the optimizer and the
     EMA, whose share falls with the batch. Padding counts as if it were real.
 
     Args:
       model: the model that is trained; how it is unrolled, rematerialised and what its attention runs on is ignored.
-      make_loss: the loss of such a model, as `pixart_jax.objectives.denoising` makes it of its `apply`.
+      parts_of: the adapter and the objective of such a model.
       batch: name -> array or jax.ShapeDtypeStruct with the global batch as leading axis.
 
     Returns:
       FLOPs of the step over all devices and accumulation steps, or None as `count_flops`.
     """
     plain = _countable(model)
-    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    adapter, gradients = parts_of(plain)
+    trained, frozen = jax.eval_shape(
+        lambda key: adapter.split(init_params(plain, key), key), jax.eval_shape(lambda: jax.random.key(0))
+    )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
-    return count_flops(jax.value_and_grad(make_loss(plain), has_aux=True), params, dict(batch), keys)
+    return count_flops(gradients, trained, Held(frozen, trained), dict(batch), keys)

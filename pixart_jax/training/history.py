@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping
+from typing import IO, Any
 
 from pixart_jax.files import write_atomically
 
 
 class History:
-    """Appends logged metrics and reads them back, e.g. for the loss curve.
+    """Appends logged metrics and reads them back, e.g. for the loss curve. The file is made with its first row.
 
     On resume, rows after the restored step are dropped: the run is about to write them again.
     """
@@ -18,18 +19,22 @@ class History:
     def __init__(self, path: str | pathlib.Path, start_step: int):
         self._path = pathlib.Path(path)
         self.rows: list[dict[str, Any]] = [row for row in _read(self._path) if row["step"] <= start_step]
-        kept = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomically(self._path, lambda file: file.write(kept.encode()))
-        self._file = self._path.open("a")
+        self._file: IO[str] | None = None
+        if self._path.exists():
+            kept = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_atomically(self._path, lambda file: file.write(kept.encode()))
 
-    def append(self, step: int, scalars: dict[str, float]) -> None:
+    def append(self, step: int, scalars: Mapping[str, float]) -> None:
+        if self._file is None:
+            self._file = self._path.open("a", encoding="utf-8")
         row = {"step": step, **scalars}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:

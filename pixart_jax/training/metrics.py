@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from contextlib import contextmanager
 
 import jax
 import numpy as np
 
+from pixart_jax.devices.hardware import Hardware
 from pixart_jax.errors import TrainingDiverged
 
 
@@ -70,6 +72,28 @@ class Stopwatch:
         begin = time.perf_counter()
         yield
         self._start += time.perf_counter() - begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """What a number of steps per second comes to.
+
+    Attributes:
+      batch_size: pictures of a step.
+      flops: of a step over all devices; None where nobody counted them.
+      hardware: a device's; None where its peak is not known.
+    """
+
+    batch_size: int
+    flops: float | None
+    hardware: Hardware | None
+
+    def of(self, steps_per_second: float) -> dict[str, float]:
+        """`images_per_second`, and `mfu` where it is known."""
+        rates = {"images_per_second": steps_per_second * self.batch_size}
+        if self.flops and self.hardware:
+            rates["mfu"] = self.hardware.utilisation(self.flops * steps_per_second, jax.device_count())
+        return rates
 
 
 def format_duration(seconds: float) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from absl import logging
 
+from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
-from pixart_jax.evaluators.validation import mse_name
-from pixart_jax.figures.curves import loss_curve_png, noise_levels_png
+from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.files import write_atomically
 from pixart_jax.training.history import History
 
@@ -43,16 +43,16 @@ def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         for key, value in flatten(load_config(workdir)).items():
             if key in new and new[key] != value:
                 logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
-    _write_json(path, config.to_dict())
+    write_json(path, config.to_dict())
 
 
-def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled) -> None:
+def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: jax.stages.Compiled) -> None:
     """Writes workdir/run.json: versions, devices, number of parameters, and the step's memory by the compiler.
 
     Says which versions are others than when the run last started: its numbers may differ from here on.
 
     Args:
-      params: of the model; shapes are enough.
+      params, frozen: what is trained and what is only held; shapes are enough.
       compiled: the training step. Its `argument_bytes` (state and batch) and `scratch_bytes` are per device, None where
         the compiler does not say.
     """
@@ -67,7 +67,7 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
             logging.warning("%s was %s when this run last started, now it is %s", name, version, installed.get(name))
     if before.get("commit") not in (None, commit):
         logging.warning("pixart_jax was %s when this run last started, now it is %s", before["commit"], commit)
-    _write_json(
+    write_json(
         path,
         {
             "commit": commit,
@@ -75,11 +75,16 @@ def record_run(workdir: pathlib.Path, params: Any, compiled: jax.stages.Compiled
             "device_kind": device.device_kind,
             "num_devices": jax.device_count(),
             "num_processes": jax.process_count(),
-            "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "num_parameters": _size((params, frozen)),
+            "num_trained": _size(params),
             "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
             "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
         },
     )
+
+
+def _size(tree: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -115,13 +120,7 @@ def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
     logging.info("%s: the loss curve", workdir / "loss.png")
 
 
-def draw_noise_levels(workdir: pathlib.Path, evaluations: History, timesteps: tuple[int, ...]) -> None:
-    """workdir/eval.png from every evaluation that had these timesteps."""
-    rows = [row for row in evaluations.rows if all(mse_name(t) in row for t in timesteps)]
-    curves = {t: [row[mse_name(t)] for row in rows] for t in timesteps}
-    noise_levels_png(workdir / "eval.png", [row["step"] for row in rows], curves)
-
-
-def _write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """A small file that is there whole or not at all."""
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.devices.offload import to_device, to_memory_of
-from pixart_jax.objectives.denoising import Batch, LossFn
+from pixart_jax.objectives.objective import Batch, Gradients, Held, Metrics
 from pixart_jax.rng import stream_key
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+# (state, frozen half, batch) -> (state, metrics)
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    objective: Gradients,
     tx: optax.GradientTransformation,
     *,
     seed: int,
@@ -25,42 +27,42 @@ def make_train_step(
     accumulation_steps: int = 1,
     learning_rate: optax.Schedule | None = None,
 ) -> TrainStep:
-    """Builds (state, batch) -> (state, metrics); metrics are f32[]: the loss's own, grad_norm before clipping,
-    learning_rate.
+    """Builds (state, frozen, batch) -> (state, metrics); metrics are f32[]: the objective's own, grad_norm before
+    clipping, learning_rate.
+
+    The frozen half is an argument like the batch: not donated, not saved, no constant of the program.
 
     Every draw comes from the seed's "train" stream folded with the step and split over the samples, so a step depends
     on nothing but the state and its batch.
 
     Args:
+      objective: see `objectives.objective`.
       accumulation_steps: the batch is cut into this many microbatches, whose gradients are averaged in float32.
       learning_rate: reported beside the metrics when given.
     """
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def gradients(params, batch, keys):
+    def gradients(params, held, batch, keys):
         if accumulation_steps == 1:
-            (_, metrics), grads = grad_fn(params, batch, keys)
-            return grads, metrics
+            return objective(params, held, batch, keys)
 
         def microbatches(x):
             # Rows k, k + K, k + 2K, ... form microbatch k, so that each device keeps the rows it already holds.
             return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
 
         def add(total, micro):
-            (_, metrics), grads = grad_fn(params, *micro)
-            return jax.tree.map(jnp.add, total, (grads, metrics)), None
+            return jax.tree.map(jnp.add, total, objective(params, held, *micro)), None
 
         micro = jax.tree.map(microbatches, (batch, keys))
         first = jax.tree.map(lambda x: x[0], micro)
-        shapes = jax.eval_shape(lambda p, m: (lambda out: (out[1], out[0][1]))(grad_fn(p, *m)), params, first)
+        shapes = jax.eval_shape(lambda p, h, m: objective(p, h, *m), params, held, first)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, micro)
         return jax.tree.map(lambda x: x / accumulation_steps, total)
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, frozen: Params, batch: Batch):
         key = jax.random.fold_in(stream_key(seed, "train"), state.step)
         keys = jax.random.split(key, batch["tokens"].shape[0])
-        grads, metrics = gradients(state.params, batch, keys)
+        grads, metrics = gradients(state.params, Held(frozen, state.ema_params), batch, keys)
         updates, opt_state = tx.update(grads, to_device(state.opt_state), state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = jax.tree.map(lambda ema, p: ema + (1.0 - ema_decay) * (p - ema), state.ema_params, params)

@@ -15,7 +15,7 @@ import pytest
 from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import TrainState, create_state
+from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.config import build_model
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import StoredParams
@@ -24,6 +24,7 @@ from pixart_jax.devices.sharding import make_mesh, replicated
 from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import abstract_params
+from pixart_jax.training.program import Program
 from pixart_jax.training.record import record_config
 
 PROGRESS = {"iterator": {"position": 41}, "pending": [{"loss": 0.1}]}
@@ -211,7 +212,7 @@ def test_whoever_reads_a_run_is_told_what_else_there_is(tmp_path):
     copy_encoders(data, read_manifest(data), workdir / ENCODERS)
     record_config(workdir, config)
     model, mesh = build_model(config), make_mesh()
-    state = create_state(model, optax.sgd(1.0), mesh, seed=0)
+    state, _ = Program(config, mesh).birth.fresh()
     checkpoints = Checkpoints(workdir)
     for step in (1, 2):
         checkpoints.save(dataclasses.replace(state, step=jnp.asarray(step)), {})

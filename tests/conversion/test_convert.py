@@ -18,8 +18,7 @@ from golden_cases import GOLDEN, load_arrays, load_config, load_params, load_sta
 from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import create_state
-from pixart_jax.config import build_model, optimizer_spec, position_base
+from pixart_jax.config import position_base
 from pixart_jax.conversion.describe import Hints
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, read_stored_model, restore_params
@@ -28,7 +27,7 @@ from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.models.params import abstract_params, parameter_shapes
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.training.program import Program
 from pixart_jax.training.record import record_config
 from tools.convert import main
 
@@ -164,7 +163,7 @@ def test_a_training_run_goes_out(tmp_path):
     run = tmp_path / "run"
     copy_encoders(tmp_path / "data", read_manifest(tmp_path / "data"), run / ENCODERS)
     record_config(run, config)
-    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
+    state, _ = Program(config, make_mesh()).birth.fresh()
     state = dataclasses.replace(state, ema_params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     checkpoints = Checkpoints(run)
     checkpoints.save(state, {})

@@ -21,8 +21,6 @@ from tiny_run import tiny_config, write_data
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.checkpoints.state import create_state
-from pixart_jax.config import build_model, optimizer_spec
 from pixart_jax.conversion.describe import Hints, describe
 from pixart_jax.conversion.encoders import open_encoder, write_encoder, write_reference_encoder
 from pixart_jax.conversion.pipelines import SCHEDULER, limits, pipeline_family
@@ -32,7 +30,7 @@ from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.training.program import Program
 from pixart_jax.training.record import record_config
 from tools.convert import main
 
@@ -271,7 +269,7 @@ def write_run(workdir, data, **manifest):
     config.model.text_dim = 20
     copy_encoders(data, read_manifest(data), workdir / ENCODERS)
     record_config(workdir, config)
-    state = create_state(build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
+    state, _ = Program(config, make_mesh()).birth.fresh()
     checkpoints = Checkpoints(workdir)
     checkpoints.save(state, {})
     checkpoints.close()

@@ -8,12 +8,11 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 from tiny_run import ROOT, run_python
 
-from pixart_jax.checkpoints.state import abstract_state
-from pixart_jax.config import build_model, default_config, optimizer_spec
+from pixart_jax.config import default_config
 from pixart_jax.devices.sharding import AXES, MeshSpec, arrange_devices, batch_share, make_mesh, tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.training.program import Program
 
 MESH = AbstractMesh((2, 8, 1, 1), AXES)
 SPLIT = AbstractMesh((1, 4, 1, 2), AXES)
@@ -119,7 +118,7 @@ def state_of(mesh=MESH, optimizer="adamw", **model):
     config = default_config()
     config.optimizer.name = optimizer
     config.model.update(model)
-    return abstract_state(build_model(config), build_optimizer(optimizer_spec(config)), mesh)
+    return Program(config, mesh).state
 
 
 @pytest.mark.parametrize("mesh", [MESH, SPLIT], ids=["fsdp", "fsdp and tensor"])

@@ -12,6 +12,7 @@ from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import linear_schedule, respace
 from pixart_jax.errors import InputError
 from pixart_jax.objectives.denoising import diffusion_loss, diffusion_terms, token_mean
+from pixart_jax.objectives.objective import Held
 
 SCHEDULE = linear_schedule()
 
@@ -95,15 +96,15 @@ def test_vb_teaches_only_the_variance(case):
 def test_draws_of_a_sample_do_not_depend_on_its_batch():
     seen = {}
 
-    def apply_fn(variables, x_t, t, num_tokens):
+    def apply(trained, frozen, x_t, t, num_tokens):
         seen[len(t)] = np.asarray(t), np.asarray(x_t)
         return SimpleNamespace(eps=x_t, v=None)
 
-    loss_fn = diffusion_loss(apply_fn, SCHEDULE)
+    loss_fn = diffusion_loss(apply, SCHEDULE)
     keys = jax.random.split(jax.random.key(3), 4)
     tokens = np.random.default_rng(0).normal(size=(4, 5, 8)).astype(np.float32)
-    loss_fn({}, {"tokens": tokens, "num_tokens": jnp.full(4, 5)}, keys)
-    loss_fn({}, {"tokens": tokens[2:3], "num_tokens": jnp.full(1, 5)}, keys[2:3])
+    loss_fn({}, Held({}, {}), {"tokens": tokens, "num_tokens": jnp.full(4, 5)}, keys)
+    loss_fn({}, Held({}, {}), {"tokens": tokens[2:3], "num_tokens": jnp.full(1, 5)}, keys[2:3])
     assert seen[4][0][2] == seen[1][0][0]
     np.testing.assert_array_equal(seen[4][1][2], seen[1][1][0])
 

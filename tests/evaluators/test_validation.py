@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
 
-from pixart_jax.checkpoints.state import create_state
-from pixart_jax.config import build_model, check_config, eval_timesteps, optimizer_spec
+from pixart_jax.config import check_config, eval_timesteps
 from pixart_jax.data.examples import make_example
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import read_manifest
@@ -21,12 +20,13 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
-from pixart_jax.optimizers import build_optimizer
+from pixart_jax.models.params import apply_of
 from pixart_jax.rng import stream_key
 from pixart_jax.tokens import patchify
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.inputs.held_out import eval_batch_size, open_held_out
 from pixart_jax.training.loop import train_and_evaluate
+from pixart_jax.training.program import Program
 
 TIMESTEPS = (20, 500, 990)
 
@@ -52,9 +52,8 @@ def eval_config(data, held_out):
 def tiny_params():
     """Of a model in which everything matters: cross-attention and the last layer start at zero."""
     config = tiny_config("unused")
-    model = build_model(config)
-    state = create_state(model, build_optimizer(optimizer_spec(config)), make_mesh(), seed=0)
-    return model, jax.tree.map(lambda p: p + 0.02, state.params)
+    program = Program(config, make_mesh())
+    return program.model, jax.tree.map(lambda p: p + 0.02, program.birth.fresh()[0].params)
 
 
 def make_validation(data, *, count=100, batch_size=4, seed=0, **spec):
@@ -62,9 +61,9 @@ def make_validation(data, *, count=100, batch_size=4, seed=0, **spec):
     model, params = tiny_params()
     spec = dataclasses.replace(batch_spec(tiny_config(data)), **spec)
     held_out = HeldOut([(ShardReader(data), read_manifest(data))], spec, count)
-    step = make_eval_step(model.apply, linear_schedule(), TIMESTEPS, seed=seed)
-    validation = Validation(held_out, step, TIMESTEPS, params=params, mesh=make_mesh(), batch_size=batch_size)
-    return functools.partial(validation, params)
+    step = make_eval_step(apply_of(model), linear_schedule(), TIMESTEPS, seed=seed)
+    validation = Validation(held_out, step, TIMESTEPS, every=1, mesh=make_mesh(), batch_size=batch_size)
+    return lambda: validation(params, lambda: None).scalars
 
 
 def assert_close(ours, theirs, rtol=1e-5):

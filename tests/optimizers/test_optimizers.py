@@ -251,25 +251,18 @@ import sys
 sys.path.insert(0, "tests")
 import jax, json, numpy as np
 from tiny_run import tiny_config
-from pixart_jax.config import build_model, optimizer_spec
-from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.optimizers import build_optimizer
 from pixart_jax.devices.sharding import MeshSpec, make_mesh, put_batch, tree_shardings
-from pixart_jax.checkpoints.state import abstract_state, create_state
-from pixart_jax.training.step import make_train_step
+from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_batch
 
 config = tiny_config("unused")
 config.optimizer.update({"name": "came", "weight_decay": 0.1, "warmup_steps": 0})
-model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh(MeshSpec(fsdp=4))
-abstract = abstract_state(model, tx, mesh)
-state = create_state(model, tx, mesh, seed=0)
-train_step = make_train_step(diffusion_loss(model.apply, linear_schedule()), tx, seed=0, ema_decay=0.9)
-# As pixart_jax.training.loop compiles it.
-shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-program = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-state, _ = program(state, put_batch(synthetic_batch(config), mesh))
+mesh = make_mesh(MeshSpec(fsdp=4))
+program = Program(config, mesh)
+abstract, tx = program.state, program.birth.tx
+state, frozen = program.birth.fresh()
+batch = put_batch(synthetic_batch(config), mesh)
+state, _ = program.lower(batch).compile()(state, frozen, batch)
 same = jax.tree.map(lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), state, abstract)
 kernel = state.ema_params["blocks_0"]["mlp"]["fc1"]["kernel"]
 figures = {

@@ -4,17 +4,24 @@ import jax
 import pytest
 from tiny_run import tiny_config
 
+from pixart_jax.adapters.full import Full
 from pixart_jax.config import build_model, default_config, position_base
 from pixart_jax.devices import hardware
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.models.params import apply_of
 from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.training.flops import count_flops, step_flops
+from pixart_jax.objectives.objective import descend
+from pixart_jax.training.flops import count_flops, gradient_flops
 from tools.bench.train import synthetic_batch
 
 
 def count(model, batch):
-    return step_flops(model, lambda model: diffusion_loss(model.apply, linear_schedule()), batch)
+    def parts_of(model):
+        adapter = Full(apply_of(model))
+        return adapter, descend(diffusion_loss(adapter.apply, linear_schedule()))
+
+    return gradient_flops(model, parts_of, batch)
 
 
 def by_hand(model, num_tokens, text_tokens):

@@ -35,14 +35,15 @@ def test_the_commit_of_the_code(tmp_path):
 def test_other_versions_than_the_run_started_with_are_named(tmp_path, caplog):
     params = {"kernel": jnp.zeros((2, 3))}
     compiled = jax.jit(lambda x: x + 1).lower(params["kernel"]).compile()
-    record_run(tmp_path, params, compiled)
-    record_run(tmp_path, params, compiled)
+    record_run(tmp_path, params, {"bias": jnp.zeros(4)}, compiled)
+    record_run(tmp_path, params, {"bias": jnp.zeros(4)}, compiled)
     assert not caplog.records
     recorded = read_run(tmp_path)
-    assert recorded["num_parameters"] == 6 and recorded["commit"] == code_commit()
+    assert recorded["num_parameters"] == 10 and recorded["num_trained"] == 6
+    assert recorded["commit"] == code_commit()
     recorded["versions"]["jax"] = "0.1"
     recorded["commit"] = "abc"
     (tmp_path / RUN_FILE).write_text(json.dumps(recorded))
-    record_run(tmp_path, params, compiled)
+    record_run(tmp_path, params, {"bias": jnp.zeros(4)}, compiled)
     assert f"jax was 0.1 when this run last started, now it is {jax.__version__}" in caplog.text
     assert "pixart_jax was abc when this run last started" in caplog.text

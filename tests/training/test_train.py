@@ -13,14 +13,12 @@ from PIL import Image
 from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model, check_offload, default_config, load_config
+from pixart_jax.config import check_offload, default_config, load_config
 from pixart_jax.devices import hardware
-from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError, TrainingDiverged
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.training.flops import step_flops
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.metrics import MetricsWindow
+from pixart_jax.training.program import Program
 from pixart_jax.training.record import read_run
 from tools.bench.train import synthetic_batch
 
@@ -49,9 +47,7 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     assert rows[0].keys() == {"step", "loss", "mse", "vb", "grad_norm", "learning_rate"}
-    flops = step_flops(
-        build_model(config), lambda model: diffusion_loss(model.apply, linear_schedule()), synthetic_batch(config)
-    )
+    flops = Program(config, None).flops(synthetic_batch(config))
     for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         steps_per_second = row["images_per_second"] / config.data.batch_size
         assert row["mfu"] == pytest.approx(flops * steps_per_second / (jax.device_count() * 1e12))

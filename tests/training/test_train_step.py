@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from pixart_jax.checkpoints.state import create_state
-from pixart_jax.config import build_model, optimizer_spec
+from pixart_jax.config import build_objective, optimizer_spec
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.optimizers import learning_rate_schedule
+from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
 
@@ -23,19 +21,19 @@ def setup(**optimizer):
     """(state, batch, step) of a tiny model; a step's program is compiled once for all tests that use it."""
     config = tiny_config("unused")
     config.optimizer.update({"warmup_steps": 0} | optimizer)
-    model, tx = build_model(config), build_optimizer(optimizer_spec(config))
-    state = create_state(model, tx, make_mesh(), seed=0)
+    program = Program(config, make_mesh())
+    state, _ = program.birth.fresh()
     # Cross-attention starts at zero; nudge every parameter so that all of them matter.
     state = state.replace(params=jax.tree.map(lambda p: p + 0.02, state.params))
 
     @functools.cache
     def compiled(**kwargs):
-        loss_fn = diffusion_loss(model.apply, linear_schedule())
+        objective = build_objective(config, program.adapter)
         schedule = learning_rate_schedule(optimizer_spec(config))
         kwargs = {"seed": 5, "ema_decay": 0.9, "learning_rate": schedule} | kwargs
-        return jax.jit(make_train_step(loss_fn, tx, **kwargs))
+        return jax.jit(make_train_step(objective, program.birth.tx, **kwargs))
 
-    return state, synthetic_batch(config), lambda state, batch, **kwargs: compiled(**kwargs)(state, batch)
+    return state, synthetic_batch(config), lambda state, batch, **kwargs: compiled(**kwargs)(state, {}, batch)
 
 
 def flat(tree):

@@ -17,14 +17,13 @@ from tiny_pipeline import make_tokenizer
 from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, finish, start_main, tiny_config, write_config, write_data
 from transformers import T5Config
 
-from pixart_jax.checkpoints.state import abstract_state, start_state
-from pixart_jax.config import build_model, optimizer_spec
+from pixart_jax.config import build_model
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import StoredParams
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
-from pixart_jax.optimizers import build_optimizer
 from pixart_jax.training.loop import train_and_evaluate
+from pixart_jax.training.program import Program
 from tools.convert import main as convert
 
 DIT = GOLDEN / "dit.pth"
@@ -160,13 +159,14 @@ def test_a_text_encoder_makes_the_null_caption(data, tmp_path):
 
 def test_the_state_at_the_start():
     config = one_step("")
-    model, tx, mesh = build_model(config), build_optimizer(optimizer_spec(config)), make_mesh()
-    abstract = abstract_state(model, tx, mesh)
+    program = Program(config, make_mesh())
+    abstract, tx = program.state, program.birth.tx
     flat = flax.traverse_util.flatten_dict(abstract.params, sep="/")
     rng = np.random.default_rng(0)
     arrays = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
     given = dict(arrays)
-    state = start_state(arrays, tx, abstract)
+    state, frozen = program.birth.start(arrays)
+    assert frozen == {}
     assert not arrays and int(state.step) == 0
     for tree in (state.params, state.ema_params):
         jax.tree.map(np.testing.assert_array_equal, flax.traverse_util.flatten_dict(tree, sep="/"), given)

@@ -62,12 +62,12 @@ def save_turn(program: TrainProgram, workdir: pathlib.Path, steps: int) -> Figur
       the call's end to that of the step in which the writing ended, the last of "steps_beside". "restore_seconds";
       "bytes" on disk.
     """
-    state = program.create_state()
+    state, frozen = program.create_state()
 
     def step() -> float:
         nonlocal state
         begin = time.perf_counter()
-        state, _ = program.compiled(state, program.batch)
+        state, _ = program.compiled(state, frozen, program.batch)
         jax.block_until_ready(state)
         return time.perf_counter() - begin
 

@@ -18,8 +18,9 @@ import numpy as np
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
-from pixart_jax.models.params import parameter_shapes
+from pixart_jax.models.params import apply_of, parameter_shapes
 from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
@@ -80,9 +81,9 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     params = random_params(parameter_shapes(model), dtype)
     x, keys = draw_noise(0, np.arange(batch_size), batch["tokens"].shape[1:])
     arguments = jax.device_put((params, x, keys, conditions, null_branch(conditions), sampling.guidance_scale))
-    compiled = (
-        make_sample_fn(model, linear_schedule(), sampling.sampler, sampling.num_steps).lower(*arguments).compile()
-    )
+    schedule = linear_schedule()
+    sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
+    compiled = make_sample_fn(apply_of(model), schedule, sampler).lower(*arguments).compile()
     draw, vae_peer = functools.partial(compiled, *arguments), None
     if vae:
         autoencoder = AutoencoderKL.from_config(AUTOENCODERS[vae], dtype)

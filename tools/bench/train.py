@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.checkpoints.state import abstract_state, create_state
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -24,18 +23,12 @@ from pixart_jax.config import (
     check_batch,
     check_offload,
     mesh_spec,
-    optimizer_spec,
     position_base,
 )
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
-from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.models.pixart import PixArt
-from pixart_jax.objectives.denoising import LossFn, diffusion_loss
-from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.tokens import block_order, grid_positions
-from pixart_jax.training.flops import step_flops
-from pixart_jax.training.step import make_train_step
+from pixart_jax.training.program import Program
 from tools.bench.options import make_parser, parse_with_config
 from tools.bench.peer import missing_peer, open_peers, peer_spec
 from tools.bench.rates import matrix_rate, peak_bytes
@@ -84,29 +77,6 @@ def synthetic_shapes(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def make_loss(config, model: PixArt) -> LossFn:
-    return diffusion_loss(model.apply, linear_schedule(), snr=config.train.snr_loss)
-
-
-def lower_train_step(config, mesh: Mesh) -> jax.stages.Lowered:
-    """The training step that `training.loop` compiles, for a mesh whose devices need not be this machine's."""
-    model, optimizer = build_model(config, mesh), optimizer_spec(config)
-    tx = build_optimizer(optimizer)
-    step = make_train_step(
-        make_loss(config, model),
-        tx,
-        seed=config.seed,
-        ema_decay=config.train.ema_decay,
-        accumulation_steps=config.train.accumulation_steps,
-        learning_rate=learning_rate_schedule(optimizer),
-    )
-    abstract = abstract_state(model, tx, mesh, offload=config.train.offload_optimizer)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
-        abstract, synthetic_shapes(config, mesh)
-    )
-
-
 class TrainProgram:
     """The training step that `pixart_jax.training.loop` compiles, on a synthetic batch that is already on the devices.
 
@@ -119,15 +89,13 @@ class TrainProgram:
         check_attention(config, devices[0])
         check_offload(config, devices[0])
         self.mesh = make_mesh(mesh_spec(config), devices)
-        model, tx = build_model(config, self.mesh), build_optimizer(optimizer_spec(config))
-        offload = config.train.offload_optimizer
-        self.abstract = abstract_state(model, tx, self.mesh, offload=offload)
-        # Compiled once, where `create_state` by itself would be for every turn.
+        program = Program(config, self.mesh)
+        self.abstract, self.frozen = program.birth.shapes
+        # Compiled once, where `fresh` by itself would be for every turn.
         self.create_state = jax.jit(
-            functools.partial(create_state, model, tx, self.mesh, config.seed, offload=offload),
-            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract),
+            program.birth.fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.birth.shapes)
         )
-        lowered = lower_train_step(config, self.mesh)
+        lowered = program.lower(synthetic_shapes(config, self.mesh))
         begin = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
@@ -135,11 +103,11 @@ class TrainProgram:
 
     def turn(self, steps: int) -> Figures:
         """Seconds per step, and the last loss. The state is made anew and goes at the end."""
-        state = self.create_state()
+        state, frozen = self.create_state()
 
         def step():
             nonlocal state
-            state, metrics = self.compiled(state, self.batch)
+            state, metrics = self.compiled(state, frozen, self.batch)
             return metrics["loss"]
 
         for _ in range(WARM_UP):
@@ -150,9 +118,9 @@ class TrainProgram:
 
 
 def train_flops(config: ConfigDict) -> float | None:
-    """FLOPs of `pixart_jax.training.flops.step_flops` of a step."""
+    """FLOPs of a step, as `pixart_jax.training.flops.gradient_flops` counts them."""
     mesh = make_mesh(mesh_spec(config))
-    return step_flops(build_model(config), functools.partial(make_loss, config), synthetic_shapes(config, mesh))
+    return Program(config, mesh).flops(synthetic_shapes(config, mesh))
 
 
 def flop_rates(flops: float | None, seconds: float, dtype: str, devices: Sequence[jax.Device]) -> Figures:

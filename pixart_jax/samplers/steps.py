@@ -1,0 +1,37 @@
+"""What samplers are made of: what they ask for a prediction, for noise, and what has the last word on a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+# (x [B, ...], t f32[B]) -> (eps, v), the shape of `pixart_jax.models.pixart.ModelOutput`.
+Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+# (params, tokens [B, N, p·p·C], t f32[B], **conditions) -> (eps, v): a model, with whatever tree holds its parameters.
+Apply = Callable[..., tuple[jax.Array, jax.Array | None]]
+
+# Step counter i32[] -> standard normal noise of x's shape.
+NoiseFn = Callable[[jax.Array], jax.Array]
+
+# (x f32[B, ...] as a step left it, its timestep t f32[], noise of x's shape) -> what the next step starts from. t is -1
+# for a clean picture; `diffusion.gaussian.noise_level` gives x's. The noise is standard normal and that step's.
+Correct = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A solver with its coefficients computed: (denoiser, x f32[B, ...], noise, correct) -> x_0.
+
+    Attributes:
+      run: see above. A deterministic one uses the noise for `correct` alone, and both may be None.
+      first_t: the timestep of x: that of pure noise, or a later one, see `build_sampler`.
+    """
+
+    run: Callable[[Denoiser, jax.Array, NoiseFn, Correct | None], jax.Array]
+    first_t: float
+
+    def __call__(self, denoise: Denoiser, x: jax.Array, noise_fn: NoiseFn, correct: Correct | None = None) -> jax.Array:
+        return self.run(denoise, x, noise_fn, correct)

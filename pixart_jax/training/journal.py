@@ -1,0 +1,105 @@
+"""What a run writes into its workdir beside checkpoints: settings, numbers, curves, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from absl import logging
+from clu import metric_writers
+
+from pixart_jax.cluster.agreement import together
+from pixart_jax.data.shards.manifest import ENCODERS
+from pixart_jax.evaluators.evaluator import Evaluator, Report
+from pixart_jax.figures.curves import loss_curve_png
+from pixart_jax.figures.images import save_png
+from pixart_jax.training.history import History
+from pixart_jax.training.plan import Plan
+from pixart_jax.training.record import record_config, record_run, write_json
+
+RESULTS_FILE = "results.json"
+
+
+class Journal:
+    """Every process has one and makes the same calls; the first one writes.
+
+    Args:
+      plan: of the run.
+      evaluators: whose reports come.
+      start: the step that the run begins or goes on at. Rows of later steps, which it is about to write again, go.
+    """
+
+    def __init__(self, plan: Plan, evaluators: Sequence[Evaluator], start: int):
+        self._plan, self._writes = plan, jax.process_index() == 0
+        with together("recording the run"):
+            if self._writes:
+                plan.data.keep_encoders(plan.workdir / ENCODERS)
+                record_config(plan.workdir, plan.config)
+                if plan.warm_start:
+                    plan.warm_start.write_record(plan.workdir)
+        self._writer = metric_writers.create_default_writer(str(plan.workdir), just_logging=not self._writes)
+        self._history = self._reports = None
+        if self._writes:
+            self._history = History(plan.workdir / "metrics.jsonl", start)
+            # Evaluators look after their step's checkpoint: a run may have been killed between the two.
+            self._reports = {
+                evaluator.name: History(
+                    plan.workdir / f"{evaluator.name}.jsonl", start - 1 if evaluator.due(start, plan.last) else start
+                )
+                for evaluator in evaluators
+            }
+
+    def compiled(self, step: jax.stages.Compiled) -> None:
+        """Records what the run runs on, and what its step needs."""
+        if self._writes:
+            program = self._plan.program
+            record_run(self._plan.workdir, program.state.params, program.frozen, step)
+
+    def log(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The scalars of a log step."""
+        self._writer.write_scalars(step, scalars)
+        if self._history:
+            self._history.append(step, scalars)
+
+    def report(self, step: int, name: str, report: Report) -> None:
+        """What an evaluator of that name found after that step."""
+        last = self._plan.last
+        if report.scalars:
+            self._writer.write_scalars(step, report.scalars)
+        for picture, pixels in report.pictures.items():
+            self._writer.write_images(step, {picture: pixels[None]})
+        if not report.pictures:
+            logging.info("step %d/%d, %s", step, last, report.about)
+        if not self._writes:
+            return
+        workdir, history = self._plan.workdir, self._reports[name]
+        if report.scalars:
+            history.append(step, report.scalars)
+        if report.draw:
+            report.draw(workdir / f"{name}.png", history.rows)
+        for picture, pixels in report.pictures.items():
+            final = step == last
+            path = workdir / f"{picture}.png" if final else workdir / picture / f"step_{step:07d}.png"
+            save_png(path, pixels)
+            logging.info("%s: %s", path, report.about)
+
+    def finish(self) -> None:
+        """Writes the loss curve and `results.json`: the last of all that was measured."""
+        if not self._writes or not self._history.rows:
+            return
+        rows, workdir = self._history.rows, self._plan.workdir
+        names = [name for name in ("loss", "mse", "vb") if name in rows[0]]
+        curves = {name: [row[name] for row in rows] for name in names}
+        loss_curve_png(workdir / "loss.png", [row["step"] for row in rows], curves)
+        rate = len(rows) / sum(1 / row["images_per_second"] for row in rows)
+        results = rows[-1] | {"images_per_second": rate}
+        for history in self._reports.values():
+            results |= {name: value for name, value in (history.rows or [{}])[-1].items() if name != "step"}
+        write_json(workdir / RESULTS_FILE, results)
+        logging.info("%.0f images/s over the whole run; all results: %s", rate, workdir / RESULTS_FILE)
+
+    def close(self) -> None:
+        self._writer.close()
+        for history in (self._history, *(self._reports or {}).values()):
+            if history:
+                history.close()

@@ -1,0 +1,75 @@
+"""The evaluators that a config names: whoever adds one writes a file in evaluators/ and a line here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pixart_jax.cluster.agreement import together
+from pixart_jax.config import eval_timesteps
+from pixart_jax.devices.sharding import row_shards
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.evaluators.drawings import Drawings
+from pixart_jax.evaluators.evaluator import Evaluator
+from pixart_jax.evaluators.retrieval import Retrieval
+from pixart_jax.evaluators.samples import Samples
+from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
+from pixart_jax.samplers import build_sampler
+from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.inputs.held_out import eval_batch_size
+from pixart_jax.training.plan import Plan
+
+
+def open_evaluators(plan: Plan) -> list[Evaluator]:
+    """In the order in which they look; nothing is compiled yet.
+
+    Prompts are encoded here, before there is a state: a large text encoder then has the memory to itself.
+    """
+    sample = plan.config.sample
+    evaluators: list[Evaluator] = []
+    if plan.held_out:
+        evaluators.append(_validation(plan, plan.held_out))
+    captions = _captions(plan)
+    if sample.every:
+        shown, count = _prompts(plan, captions) if plan.data.prompts else (captions, sample.num_images)
+        evaluators.append(Samples(shown, count, sample.every))
+    if sample.retrieval_captions:
+        evaluators.append(Retrieval(captions, sample.retrieval_captions))
+    return evaluators
+
+
+def _validation(plan: Plan, held_out: HeldOut) -> Validation:
+    config, mesh, timesteps = plan.config, plan.program.mesh, eval_timesteps(plan.config)
+    return Validation(
+        held_out,
+        make_eval_step(plan.program.apply, linear_schedule(), timesteps, seed=config.eval.seed),
+        timesteps,
+        every=config.eval.every,
+        mesh=mesh,
+        batch_size=eval_batch_size(config, held_out, row_shards(mesh)),
+        process_index=plan.share,
+        process_count=plan.num_shares,
+    )
+
+
+def _captions(plan: Plan) -> Drawings:
+    """Those of the training data."""
+    config, schedule = plan.config, linear_schedule()
+    sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
+    return Drawings(
+        samples=plan.data.samples,
+        manifest=plan.data.manifest,
+        decode=plan.data.decode,
+        spec=plan.spec,
+        sample_fn=make_sample_fn(plan.program.apply, schedule, sampler),
+        guidance_scale=config.sample.guidance_scale,
+        seed=config.seed,
+        batch_size=config.sample.num_images,
+        mesh=plan.program.mesh,
+    )
+
+
+def _prompts(plan: Plan, captions: Drawings) -> tuple[Drawings, int]:
+    """config.sample.prompts, and their number; drawn by the program that draws captions."""
+    with together("encoding the prompts"):
+        samples = plan.data.prompts()
+    return dataclasses.replace(captions, samples=samples, has_pictures=False), len(samples)

@@ -1,0 +1,136 @@
+"""What a run is going to do: all that can be refused is refused here, before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+from absl import logging
+
+from pixart_jax.checkpoints.checkpoints import has_checkpoint
+from pixart_jax.cluster.agreement import agree, check_shared, together
+from pixart_jax.config import (
+    ConfigDict,
+    check_attention,
+    check_batch,
+    check_config,
+    check_offload,
+    eval_timesteps,
+    flatten,
+    mesh_spec,
+)
+from pixart_jax.conversion.runs import describe_run
+from pixart_jax.data.examples import BatchSpec
+from pixart_jax.data.prompts import configured_prompts
+from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.devices.sharding import batch_share, make_mesh
+from pixart_jax.errors import InputError
+from pixart_jax.evaluators.validation import HeldOut
+from pixart_jax.training.facts import run_facts
+from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
+from pixart_jax.training.inputs.held_out import open_held_out
+from pixart_jax.training.inputs.opening import open_data
+from pixart_jax.training.inputs.shards import shard_folders
+from pixart_jax.training.program import BatchShapes, Parts, Program
+from pixart_jax.warm_start.start import WarmStart, open_warm_start
+from pixart_jax.warm_start.transitions import Choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run that nothing speaks against.
+
+    Attributes:
+      workdir: exists, and can be written to.
+      program: what it computes.
+      spec: the shapes of this process's part of a batch.
+      data: what it trains on.
+      held_out: what it is evaluated on, if anything.
+      share, num_shares: which part of every batch this process reads, and of how many.
+      warm_start: the weights that it starts from, if any; of a run that goes on, only those that it holds frozen.
+      weights: those of `warm_start`, read: '/'-joined path to array. Emptied when they go to the devices.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    program: Program
+    spec: BatchSpec
+    data: TrainingData
+    held_out: HeldOut | None
+    share: int
+    num_shares: int
+    warm_start: WarmStart | None
+    weights: dict[str, np.ndarray] | None
+
+    @property
+    def last(self) -> int:
+        """The number of the last step."""
+        return self.config.train.num_steps
+
+    def batch_shapes(self) -> BatchShapes:
+        """Of a global batch."""
+        return abstract_batch(self.data, self.spec, self.program.mesh, self.config.data.batch_size)
+
+
+def open_plan(config: ConfigDict, workdir: str | pathlib.Path, parts: Parts) -> Plan:
+    """Checks what a run needs, on all its processes.
+
+    Raises:
+      InputError: configuration, data, weights or workdir are unfit, or the processes do not agree.
+    """
+    with together("checking what the run needs"):
+        check_config(config)
+        check_batch(config, jax.device_count())
+        check_attention(config, jax.devices()[0])
+        check_offload(config, jax.local_devices()[0])
+        eval_timesteps(config)
+        program = Program(config, make_mesh(mesh_spec(config)), parts)
+        share, num_shares = batch_share(program.mesh)
+        spec = batch_spec(config, num_shares)
+        data = open_data(config, spec, process_index=share, process_count=num_shares)
+        held_out = open_held_out(config, spec, data.manifest)
+        # A run that goes on has its own weights, but for those that are never saved.
+        wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(workdir))
+        warm_start = open_init_from(config, data.manifest) if wanted else None
+        weights = warm_start.load() if warm_start else None
+        path = open_workdir(workdir)
+    if jax.process_count() > 1:
+        settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
+        agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
+        check_shared(path)
+    return Plan(config, path, program, spec, data, held_out, share, num_shares, warm_start, weights)
+
+
+def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
+    """config.init_from, found to fit; says what is copied.
+
+    Raises:
+      InputError: it does not fit; with the table of differences.
+    """
+    init = config.init
+    start = open_warm_start(
+        config.init_from,
+        describe_run(config, manifest, {}),
+        weights=init.weights,
+        null_text=init.null_text,
+        choices=Choices(init.reparameterize, init.unconditional, init.kv_compress, seed=config.seed),
+    )
+    logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
+    return start
+
+
+def open_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Makes the workdir; raises InputError if it cannot be written."""
+    path = pathlib.Path(workdir).absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
+        ) from error
+    return path

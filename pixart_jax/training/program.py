@@ -1,0 +1,108 @@
+"""What a config computes on a mesh: its parts, the shapes of all they carry, and the training step to be compiled.
+
+The loop, the benchmarks, the TPU compiler's tool and the cost of a recipe all take it from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from pixart_jax.adapters.adapter import Adapter, Apply, Params, bind
+from pixart_jax.checkpoints.state import Birth, TrainState
+from pixart_jax.config import ConfigDict, build_adapter, build_model, build_objective, optimizer_spec
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.objectives.objective import Gradients
+from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.training.flops import gradient_flops
+from pixart_jax.training.step import TrainStep, make_train_step
+
+# name -> shape, dtype and sharding of the global batch's array.
+BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What of a run may be another: each makes its part as the config says, unless it is replaced."""
+
+    adapter: Callable[[ConfigDict, PixArt], Adapter] = build_adapter
+    objective: Callable[[ConfigDict, Adapter], Gradients] = build_objective
+    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = lambda config: build_optimizer(
+        optimizer_spec(config)
+    )
+
+
+FROM_CONFIG = Parts()
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One config on one mesh. Nothing is allocated or compiled before it is asked for.
+
+    Attributes:
+      mesh: None where only FLOPs are wanted.
+    """
+
+    config: ConfigDict
+    mesh: Mesh | None
+    parts: Parts = FROM_CONFIG
+
+    @functools.cached_property
+    def model(self) -> PixArt:
+        return build_model(self.config, self.mesh)
+
+    @functools.cached_property
+    def adapter(self) -> Adapter:
+        return self.parts.adapter(self.config, self.model)
+
+    @property
+    def apply(self) -> Apply:
+        """The adapted model, called with `Parameters`."""
+        return bind(self.adapter)
+
+    @functools.cached_property
+    def birth(self) -> Birth:
+        """How its state comes to be."""
+        config, tx = self.config, self.parts.optimizer(self.config)
+        return Birth(self.model, self.adapter, tx, self.mesh, config.seed, config.train.offload_optimizer)
+
+    @property
+    def state(self) -> TrainState:
+        """Shapes, dtypes and shardings."""
+        return self.birth.shapes[0]
+
+    @property
+    def frozen(self) -> Params:
+        """Likewise."""
+        return self.birth.shapes[1]
+
+    @property
+    def step(self) -> TrainStep:
+        return make_train_step(
+            self.parts.objective(self.config, self.adapter),
+            self.birth.tx,
+            seed=self.config.seed,
+            ema_decay=self.config.train.ema_decay,
+            accumulation_steps=self.config.train.accumulation_steps,
+            learning_rate=learning_rate_schedule(optimizer_spec(self.config)),
+        )
+
+    def lower(self, batch: BatchShapes) -> jax.stages.Lowered:
+        """(state, frozen, batch) -> (state, metrics), with the state donated."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
+        return step.lower(self.state, self.frozen, dict(batch))
+
+    def flops(self, batch: Mapping) -> float | None:
+        """Of the gradient for a global batch, see `flops.gradient_flops`."""
+
+        def parts_of(model):
+            adapter = self.parts.adapter(self.config, model)
+            return adapter, self.parts.objective(self.config, adapter)
+
+        return gradient_flops(self.model, parts_of, batch)

@@ -1,0 +1,193 @@
+"""A run under way: its state, and what it does between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import jax
+from absl import logging
+
+from pixart_jax.adapters.adapter import Parameters
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import TrainState
+from pixart_jax.cluster.agreement import gather
+from pixart_jax.cluster.ending import end_with_the_others
+from pixart_jax.cluster.preemption import exit_code, stop_requests
+from pixart_jax.cluster.watchdog import Watchdog, watched
+from pixart_jax.errors import TrainingDiverged
+from pixart_jax.evaluators.evaluator import Evaluator
+from pixart_jax.objectives.objective import Batch, Metrics
+from pixart_jax.training.beginning import Beginning, begin
+from pixart_jax.training.compiled import Compiled, compile_step
+from pixart_jax.training.journal import Journal
+from pixart_jax.training.metrics import MetricsWindow, Stopwatch, format_duration
+from pixart_jax.training.plan import Plan
+
+
+class Run:
+    """What `open_run` gives the loop.
+
+    Attributes:
+      state: as the last step left it; its arrays are donated to the next one.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        evaluators: Sequence[Evaluator],
+        beginning: Beginning,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        watchdog: Watchdog,
+        compiled: Compiled | None,
+    ):
+        self._plan, self._evaluators, self._beginning, self._compiled = plan, evaluators, beginning, compiled
+        self._checkpoints, self._journal, self._watchdog = checkpoints, journal, watchdog
+        self.state = beginning.state
+        self._start, self._last = int(beginning.state.step), plan.last
+        self._window = MetricsWindow(beginning.pending)
+        self._stopwatch = Stopwatch(self._start)
+
+    @contextmanager
+    def stepping(self) -> Iterator[range]:
+        """Yields the numbers of the steps to make. Inside, signals ask to stop, and nothing waits for the devices."""
+        self._stopwatch = Stopwatch(self._start)
+        with (
+            end_with_the_others(TrainingDiverged, SystemExit),
+            stop_requests() as self._requested,
+            # Nothing in the loop may make the host wait for the devices by accident.
+            jax.transfer_guard("disallow"),
+        ):
+            if self._start < self._last:
+                self.look(self._start)
+            yield range(self._start + 1, self._last + 1)
+
+    def step(self, step: int, batch: Batch) -> Metrics:
+        """Gives the devices a step to do."""
+        self._watchdog.beat(step, "a step")
+        self.state, metrics = self._compiled.step(self.state, self._beginning.frozen, batch)
+        return metrics
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """What follows a step: log, save, stop, look, each when it is due."""
+        train = self._plan.config.train
+        self._window.add(step, metrics)
+        if step % train.log_every == 0 or step == self._last:
+            self.log(step)
+        self._checkpoints.check()
+        stop = self._requested()
+        if step % train.checkpoint_every == 0 or step == self._last or stop:
+            self.save(step, required=step == self._last or stop is not None)
+        if stop:
+            self._checkpoints.wait()
+            logging.warning("%s: stopped at step %d, which is saved; the same command goes on", stop.name, step)
+            raise SystemExit(exit_code(stop))
+        if step != self._last:
+            self.look(step)
+
+    def log(self, step: int) -> None:
+        """Writes the means of the steps since the last log step."""
+        self._window.fetch()
+        scalars = self._window.means()
+        steps_per_second = self._stopwatch.steps_per_second(step)
+        rates = self._compiled.rates.of(steps_per_second)
+        self._journal.log(step, scalars | rates)
+        logging.info(
+            "step %d/%d, %.0f images/s, %s to go",
+            step,
+            self._last,
+            rates["images_per_second"],
+            format_duration((self._last - step) / steps_per_second),
+        )
+
+    def save(self, step: int, *, required: bool) -> None:
+        """Saves a checkpoint; one that is not required is left out, with a warning, where the disk is too slow."""
+        with self._aside():
+            self._watchdog.beat(step, "saving a checkpoint")
+            self._window.fetch()  # A state that a non-finite loss has touched is never saved.
+            if self._checkpoints.latest_step == step or not (required or self._disk_is_ready(step)):
+                return
+            progress = self._beginning.progress(self._plan.data.batches.get_state(), self._window.pending)
+            self._checkpoints.save(self.state, progress)
+
+    def _disk_is_ready(self, step: int) -> bool:
+        patience, hang = self._plan.config.train.checkpoint_wait, self._plan.config.train.hang_timeout
+        # Of the slowest process: all must decide alike.
+        seconds = max(map(float, gather("the last checkpoint", str(self._checkpoints.wait(patience)))))
+        # One that is under way for longer than `hang` hangs: waiting for it, the watchdog ends the run.
+        if not seconds or 0 < hang < seconds:
+            return True
+        logging.warning(
+            "NO CHECKPOINT OF STEP %d: that of step %d is not complete after %.0f s; raise "
+            "config.train.checkpoint_every, or write to a faster disk",
+            step,
+            self._checkpoints.latest_step,
+            seconds,
+        )
+        return False
+
+    def look(self, step: int) -> None:
+        """Lets the evaluators look that are due."""
+        due = [evaluator for evaluator in self._evaluators if evaluator.due(step, self._last)]
+        if not due:
+            return
+        with self._aside():
+            self._window.fetch()
+            # The averaged parameters are those that are sampled from and that the next stage starts from.
+            weights = Parameters(self.state.ema_params, self._beginning.frozen)
+            for evaluator in due:
+                doing = f"an evaluation: {evaluator.name}"
+                self._watchdog.beat(step, doing)
+                report = evaluator(weights, lambda doing=doing: self._watchdog.beat(step, doing))
+                self._journal.report(step, evaluator.name, report)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is not training proper: its time does not count, and it may wait for the devices."""
+        with self._stopwatch.paused(), jax.transfer_guard("allow"):
+            yield
+
+    def finish(self) -> TrainState:
+        """Waits for the last checkpoint, and lets the evaluators have their last look; returns the final state."""
+        with end_with_the_others():
+            self._watchdog.beat(self._last, "saving a checkpoint")
+            self._checkpoints.wait()
+            self.look(self._last)
+        self._journal.finish()
+        return self.state
+
+    def diverged(self, error: TrainingDiverged) -> TrainingDiverged:
+        """The error, with what is left and what to do."""
+        self._checkpoints.wait()
+        kept = self._checkpoints.latest_step
+        left = f"the checkpoint of step {kept} is untouched" if kept else "there is no checkpoint yet"
+        return TrainingDiverged(
+            f"{error}; {left} ({self._plan.workdir}). Lower the learning rate, lengthen the warm-up, or look at the "
+            "data of that step"
+        )
+
+
+@contextmanager
+def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
+    """Begins a run, or goes on with the one in the workdir; closes, in order, whatever it opened."""
+    patience = plan.config.train.hang_timeout
+    with ExitStack() as closing:
+        with watched(plan.workdir, patience, "the birth of the state, or its return"), end_with_the_others():
+            checkpoints = Checkpoints(plan.workdir, keep=plan.config.train.keep_checkpoints)
+            closing.callback(checkpoints.close)
+            beginning = begin(plan, checkpoints)
+        closing.callback(plan.data.batches.close)
+        start = int(beginning.state.step)
+        journal = Journal(plan, evaluators, start)
+        closing.callback(journal.close)
+        compiled = compile_step(plan) if start < plan.last else None
+        if compiled:
+            journal.compiled(compiled.step)
+        watchdog = Watchdog(plan.workdir, patience)
+        closing.callback(watchdog.stop)
+        run = Run(plan, evaluators, beginning, checkpoints, journal, watchdog, compiled)
+        try:
+            yield run
+        except TrainingDiverged as error:
+            raise run.diverged(error) from None
