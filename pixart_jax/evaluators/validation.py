@@ -63,7 +63,7 @@ class HeldOut:
 
 
 def make_eval_step(apply_fn: Callable, schedule: DiffusionSchedule, timesteps: Sequence[int], *, seed: int) -> EvalStep:
-    """Per-sample terms of the loss at each of `timesteps`, as `losses.diffusion_terms` has them.
+    """Per-sample terms of the loss at each of `timesteps`, as `denoising.diffusion_terms` has them.
 
     The error is that of eps whatever the run's loss is. A sample's noise depends on the seed, the timestep, its
     number (`index`) and the place of a token in the sequence: not on the batch, the devices or the padding.
