@@ -8,12 +8,10 @@ back is held against it: a damaged checkpoint is told from one of another model,
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import shutil
 import time
-import zlib
 from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -24,11 +22,20 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from pixart_jax.checkpoints.checksums import tree_checksums
+from pixart_jax.checkpoints.contents import (
+    Damaged,
+    Recorded,
+    any_error_is_damage,
+    read_contents,
+    recorded_shapes,
+    shape_differences,
+    verify,
+    write_contents,
+)
 from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, save_errors
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
-from pixart_jax.devices.sharding import path_name
 from pixart_jax.errors import InputError
 
 _ARRAYS = ("params", "ema_params", "opt_state")
@@ -41,19 +48,6 @@ _HANDLERS = ocp.type_handlers.create_type_handler_registry(
 )
 # Seconds between two looks at a save that is waited for.
 _POLL = 0.01
-
-
-class _Damaged(Exception):
-    """A checkpoint does not come back as it was saved; says how."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    """What a checkpoint says about one array; the checksum is None in those from before there were any."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    checksum: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +136,9 @@ class Checkpoints:
         if self._checksums is None:
             self.prepare(state)
         items = _items(state)
-        checksums = iter(np.asarray(self._checksums(items)).tolist())
-        # In the order of the checksums, which is that of the tree's leaves.
-        arrays = {
-            name: {path: [leaf.shape, str(leaf.dtype), next(checksums)] for path, leaf in _flat(items[name]).items()}
-            for name in sorted(items)
-        }
-        contents = {"arrays": arrays, "progress": progress}
+        checksums = np.asarray(self._checksums(items)).tolist()
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-        args["progress"] = ocp.args.JsonSave({"crc32": _crc32(contents)} | contents)
+        args["progress"] = ocp.args.JsonSave(write_contents(items, checksums, progress))
         step = int(state.step)
         with save_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**args))
@@ -210,7 +198,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, progress = self._restore(step, abstract)
-            except _Damaged as error:
+            except Damaged as error:
                 logging.error("THE CHECKPOINT OF STEP %d IS DAMAGED: %s", step, error)
                 damaged[step] = str(error)
                 continue
@@ -236,11 +224,11 @@ class Checkpoints:
         try:
             recorded = self._read_progress(step)[0][item]
             self._check_shapes(step, recorded, abstract)
-            with _any_error_is_damage(item):
+            with any_error_is_damage(item):
                 args = ocp.args.Composite(**{item: _restore_args(abstract)})
                 params = self._manager.restore(step, args=args)[item]
-            _verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
-        except _Damaged as error:
+            verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
+        except Damaged as error:
             raise self._damage(step, error) from error
         return params
 
@@ -252,7 +240,7 @@ class Checkpoints:
         """
         try:
             return {path: array.checksum for path, array in self._read_progress(step)[0][item].items()}
-        except _Damaged as error:
+        except Damaged as error:
             raise self._damage(step, error) from error
 
     def instead_of(self, step: int) -> str:
@@ -271,34 +259,25 @@ class Checkpoints:
         items = _items(abstract)
         for name in _ARRAYS:
             self._check_shapes(step, recorded[name], items[name])
-        with self._damage_on_all(step), _any_error_is_damage("its arrays"):
+        with self._damage_on_all(step), any_error_is_damage("its arrays"):
             args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in _ARRAYS}
         checksums = iter(np.asarray(self._checksums(restored)).tolist())
         for name in sorted(restored):
-            _verify(name, recorded[name], restored[name], checksums)
+            verify(name, recorded[name], restored[name], checksums)
         counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
         return dataclasses.replace(abstract, step=counter, **restored), progress
 
-    def _read_progress(self, step: int) -> tuple[dict[str, dict[str, _Array]], dict[str, Any]]:
+    def _read_progress(self, step: int) -> tuple[dict[str, Recorded], dict[str, Any]]:
         """What a checkpoint says about the arrays of each item, and the progress saved with it."""
-        with _any_error_is_damage("progress"):
+        with any_error_is_damage("progress"):
             contents = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
             if not {"crc32", "arrays"} & contents.keys():
                 logging.warning("the checkpoint of step %d is from before checksums; damage may go unnoticed", step)
                 metadata = self._manager.item_metadata(step)
-                return {
-                    name: {path: _Array(tuple(leaf.shape), "", None) for path, leaf in _flat(metadata[name]).items()}
-                    for name in _ARRAYS
-                }, contents
-            if contents.pop("crc32") != _crc32(contents):
-                raise _Damaged("progress: its text is not what was saved")
-            arrays = {
-                name: {path: _Array(tuple(shape), *rest) for path, (shape, *rest) in item.items()}
-                for name, item in contents["arrays"].items()
-            }
-            return arrays, contents["progress"]
+                return {name: recorded_shapes(metadata[name]) for name in _ARRAYS}, contents
+            return read_contents(contents)
 
     @contextmanager
     def _damage_on_all(self, step: int):
@@ -309,27 +288,20 @@ class Checkpoints:
         begin = time.monotonic()
         try:
             yield
-        except _Damaged as error:
+        except Damaged as error:
             patience = _OTHERS_READ + time.monotonic() - begin
             if client() is not None and absent(patience, f"damage/{step}"):
                 raise self._damage(step, error) from error
             raise
 
-    def _damage(self, step: int, error: _Damaged) -> InputError:
+    def _damage(self, step: int, error: Damaged) -> InputError:
         return InputError(f"the checkpoint {self.directory / str(step)} is damaged: {error}; {self.instead_of(step)}")
 
-    def _check_shapes(self, step: int, recorded: dict[str, _Array], abstract) -> None:
+    def _check_shapes(self, step: int, recorded: Recorded, abstract) -> None:
         """Raises InputError unless the stored item has exactly `abstract`'s paths and shapes."""
-        stored = {path: array.shape for path, array in recorded.items()}
-        wanted = {path: tuple(leaf.shape) for path, leaf in _flat(abstract).items()}
-        if stored == wanted:
+        rows = shape_differences(recorded, abstract)
+        if not rows:
             return
-        missing = "no such parameter"
-        rows = [
-            f"{path}: checkpoint {stored.get(path, missing)}, model {wanted.get(path, missing)}"
-            for path in sorted(stored.keys() | wanted.keys())
-            if stored.get(path) != wanted.get(path)
-        ]
         raise InputError(
             f"{self.directory / str(step)} holds another model than the config describes; resume with the config it "
             "was trained with (config.json in the workdir), or name another workdir:\n  " + "\n  ".join(rows)
@@ -350,32 +322,6 @@ class Checkpoints:
         self._manager = self._open_manager()
 
 
-@contextmanager
-def _any_error_is_damage(what: str):
-    """Turns what Orbax and TensorStore raise into _Damaged: damage makes them raise almost anything.
-
-    But not what says that the devices or the host fail, or have too little memory.
-    """
-    try:
-        yield
-    except (_Damaged, MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        raise _Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
-
-
-def _verify(item: str, recorded: dict[str, _Array], tree, checksums: Iterable[int]) -> None:
-    """Raises _Damaged unless the leaves have the recorded checksums; takes one from `checksums` for each of them."""
-    changed = []
-    for (path, leaf), checksum in zip(_flat(tree).items(), checksums, strict=False):
-        array = recorded[path]
-        if array.checksum not in (None, checksum) and array.dtype == str(leaf.dtype):
-            changed.append(path)
-    if changed:
-        more = f" and {len(changed) - 1} other arrays" if len(changed) > 1 else ""
-        raise _Damaged(f"{item}: the numbers of {changed[0]}{more} are not those that were saved")
-
-
 def _restore_args(abstract) -> ocp.args.PyTreeRestore:
     """To restore an item with the shapes, dtypes and shardings of `abstract`."""
     return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
@@ -390,17 +336,6 @@ def compile_checksums(state: TrainState) -> jax.stages.Compiled:
 
 def _items(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _ARRAYS}
-
-
-def _flat(tree) -> dict[str, Any]:
-    """'/'-joined path to leaf, in the order of the leaves."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path_name(path): leaf for path, leaf in leaves}
-
-
-def _crc32(contents: dict[str, Any]) -> int:
-    """Of what JSON makes of it."""
-    return zlib.crc32(json.dumps(json.loads(json.dumps(contents)), sort_keys=True).encode())
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

@@ -4,73 +4,63 @@ from __future__ import annotations
 
 import functools
 import math
-import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.config.defaults import ConfigDict, default_config
+from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
 from pixart_jax.config.settings import flatten, require_setting
-from pixart_jax.config.typed import architecture, eval_timesteps, mesh_spec, position_base
+from pixart_jax.config.typed import architecture, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
-from pixart_jax.models.attention import IMPLEMENTATIONS, unmet_needs
-from pixart_jax.models.pixart import SIZES
-from pixart_jax.models.remat import REMAT_POLICIES
-from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES, lr_scale
-from pixart_jax.samplers import SAMPLERS
+from pixart_jax.models.attention import unmet_needs
+from pixart_jax.optimizers import lr_scale
 from pixart_jax.tokens import DOWNSAMPLE
+
+# (ok, key, cure): see `require_setting`.
+Require = Callable[[bool, str, str], None]
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for the first setting that cannot work; names the key, the value and the cure."""
-
     require = functools.partial(require_setting, config)
-    for key, choices in {
-        "dtype": ("float32", "bfloat16"),
-        "model.size": SIZES,
-        "model.adaln": ("single", "full"),
-        "model.remat": REMAT_POLICIES,
-        "model.attention": IMPLEMENTATIONS,
-        "optimizer.name": OPTIMIZERS,
-        "optimizer.lr_scaling": LR_SCALINGS,
-        "optimizer.schedule": SCHEDULES,
-        "init.weights": ("auto", "ema", "raw"),
-        "init.unconditional": ("null", "none"),
-        "init.kv_compress": ("reference", "preserve"),
-        "sample.sampler": SAMPLERS,
-    }.items():
-        require(flatten(config)[key] in choices, key, f"must be one of {', '.join(choices)}")
+    values = flatten(config)
+    for key, setting in flatten(SETTINGS).items():
+        require(setting.range.holds(values[key]), key, setting.range.cure)
+    for check in (
+        _optimizer_heeds_what_is_set,
+        _schedule_has_where_to_end,
+        _width_can_be_split,
+        _resolution_is_whole_tokens,
+        _keys_can_be_compressed,
+        _mesh_can_split_attention,
+        _sampler_has_its_variance,
+        _prompts_are_read,
+    ):
+        check(config, require)
+
+
+def _optimizer_heeds_what_is_set(config: ConfigDict, require: Require) -> None:
+    name, values, defaults = config.optimizer.name, flatten(config), flatten(default_config())
+    foreign = ["optimizer.eps"] if name == "came" else [key for key in defaults if key.startswith("optimizer.came.")]
+    for key in foreign:
+        cure = f"config.optimizer.name={name!r} does not heed it; leave it at {defaults[key]!r}"
+        require(values[key] == defaults[key], key, cure)
+
+
+def _schedule_has_where_to_end(config: ConfigDict, require: Require) -> None:
     require(
-        re.fullmatch(r"none|mean|t\d{1,3}", config.init.reparameterize) is not None,
-        "init.reparameterize",
-        "must be none, mean, or t and a timestep of 0..999, as in t500",
+        config.optimizer.schedule != "cosine_decay_to_constant"
+        or lr_scale(config.optimizer.lr_scaling, config.data.batch_size) > 1,
+        "optimizer.schedule",
+        "ends at the rate before lr_scaling, so it needs config.optimizer.lr_scaling to raise that: 'sqrt' or 'linear' "
+        "with config.data.batch_size above 256",
     )
-    for key in (
-        "data.batch_size", "train.num_steps", "train.accumulation_steps", "train.log_every", "train.checkpoint_every",
-        "train.keep_checkpoints", "model.latent_channels", "model.text_dim", "model.max_text_tokens",
-        "sample.num_images", "sample.num_steps", "model.kv_compress_ratio", "model.scan_unroll",
-        "eval.every", "eval.num_samples", "mesh.fsdp", "mesh.tensor", "mesh.context",
-    ):  # fmt: skip
-        require(flatten(config)[key] >= 1, key, "must be at least 1")
-    for key in (
-        "data.num_workers", "sample.every", "sample.retrieval_captions", "optimizer.warmup_steps", "train.hang_timeout",
-        "train.checkpoint_wait", "optimizer.weight_decay", "seed", "eval.seed",
-    ):  # fmt: skip
-        require(flatten(config)[key] >= 0, key, "must not be negative")
-    for key in (
-        "optimizer.learning_rate", "optimizer.grad_clip", "optimizer.eps", "optimizer.came.eps1", "optimizer.came.eps2",
-        "optimizer.came.clip_threshold", "model.position_scale",
-    ):  # fmt: skip
-        require(flatten(config)[key] > 0, key, "must be positive")
-    for key in ("optimizer.b1", "optimizer.b2", "optimizer.came.b3"):
-        require(0 <= flatten(config)[key] < 1, key, "must lie in [0, 1)")
-    for key in ("data.text_drop_prob", "train.ema_decay"):
-        require(0 <= flatten(config)[key] <= 1, key, "must lie in [0, 1]")
-    require(config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", "must be at least 1, or -1 for the rest")
-    _check_optimizer(config, require)
-    model = architecture(config)
-    hidden, heads, patch = (model[name] for name in ("hidden_size", "num_heads", "patch_size"))
+
+
+def _width_can_be_split(config: ConfigDict, require: Require) -> None:
+    hidden, heads = (architecture(config)[name] for name in ("hidden_size", "num_heads"))
     require(hidden % heads == 0, "model.hidden_size", f"must be a multiple of the {heads} heads")
     require(hidden % 4 == 0, "model.hidden_size", "must be a multiple of 4 for the 2-D position table")
     require(
@@ -78,16 +68,28 @@ def check_config(config: ConfigDict) -> None:
         "model.hidden_size",
         "must be a multiple of 3 with micro_condition, which splits it between height, width and aspect ratio",
     )
+
+
+def _resolution_is_whole_tokens(config: ConfigDict, require: Require) -> None:
+    side = DOWNSAMPLE * architecture(config)["patch_size"]
     require(
-        config.model.resolution > 0 and config.model.resolution % (DOWNSAMPLE * patch) == 0,
+        config.model.resolution > 0 and config.model.resolution % side == 0,
         "model.resolution",
-        f"must be a multiple of {DOWNSAMPLE * patch} pixels, the side of one token",
+        f"must be a multiple of {side} pixels, the side of one token",
     )
+
+
+def _keys_can_be_compressed(config: ConfigDict, require: Require) -> None:
+    side = position_base(config)
     require(
-        (config.model.resolution // (DOWNSAMPLE * patch)) % config.model.kv_compress_ratio == 0,
+        side % config.model.kv_compress_ratio == 0,
         "model.kv_compress_ratio",
-        f"must divide the {config.model.resolution // (DOWNSAMPLE * patch)} tokens along a side",
+        f"must divide the {side} tokens along a side",
     )
+
+
+def _mesh_can_split_attention(config: ConfigDict, require: Require) -> None:
+    heads = architecture(config)["num_heads"]
     require(heads % config.mesh.tensor == 0, "mesh.tensor", f"must divide the {heads} heads")
     num_keys = position_base(config) ** 2 // config.model.kv_compress_ratio**2
     require(
@@ -95,34 +97,21 @@ def check_config(config: ConfigDict) -> None:
         "mesh.context",
         f"must divide the {num_keys} keys that config.model.resolution and config.model.kv_compress_ratio leave",
     )
+
+
+def _sampler_has_its_variance(config: ConfigDict, require: Require) -> None:
     require(
         config.sample.sampler != "iddpm" or config.model.learn_sigma,
         "sample.sampler",
         "needs the learned variance: set config.model.learn_sigma=True or another sampler",
     )
+
+
+def _prompts_are_read(config: ConfigDict, require: Require) -> None:
     require(
         not (config.sample.prompts and config.model.num_classes),
         "sample.prompts",
         f"a model of {config.model.num_classes} classes reads no captions; set it to ''",
-    )
-    eval_timesteps(config)
-
-
-def _check_optimizer(config: ConfigDict, require) -> None:
-    name, defaults = config.optimizer.name, flatten(default_config())
-    foreign = ["optimizer.eps"] if name == "came" else [key for key in defaults if key.startswith("optimizer.came.")]
-    for key in foreign:
-        require(
-            flatten(config)[key] == defaults[key],
-            key,
-            f"config.optimizer.name={name!r} does not heed it; leave it at {defaults[key]!r}",
-        )
-    require(
-        config.optimizer.schedule != "cosine_decay_to_constant"
-        or lr_scale(config.optimizer.lr_scaling, config.data.batch_size) > 1,
-        "optimizer.schedule",
-        "ends at the rate before lr_scaling, so it needs config.optimizer.lr_scaling to raise that: 'sqrt' or 'linear' "
-        "with config.data.batch_size above 256",
     )
 
 

@@ -181,5 +181,5 @@ _block_order = functools.lru_cache(maxsize=128)(block_order)
 
 
 def stack_examples(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Conditions of several pictures side by side: everything of `data.pipeline.make_example` but the tokens."""
+    """Conditions of several pictures side by side: everything of `make_example` but the tokens."""
     return {name: np.stack([e[name] for e in examples]) for name in examples[0] if name != "tokens"}

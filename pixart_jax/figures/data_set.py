@@ -50,7 +50,7 @@ def data_png(path: str | os.PathLike, title: str, figures: DataFigures) -> None:
     Raises:
       InputError: no samples.
     """
-    # As in images.loss_curve_png: importing takes a second, and Figure without pyplot keeps no global state.
+    # As in curves.loss_curve_png: importing takes a second, and Figure without pyplot keeps no global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

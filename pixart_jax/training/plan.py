@@ -18,7 +18,6 @@ from pixart_jax.config import (
     check_batch,
     check_config,
     check_offload,
-    eval_timesteps,
     flatten,
     mesh_spec,
 )
@@ -86,7 +85,6 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, parts: Parts) -> 
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
         check_offload(config, jax.local_devices()[0])
-        eval_timesteps(config)
         program = Program(config, make_mesh(mesh_spec(config)), parts)
         share, num_shares = batch_share(program.mesh)
         spec = batch_spec(config, num_shares)

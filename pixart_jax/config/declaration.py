@@ -1,0 +1,58 @@
+"""How a setting is declared: its default, and the values that can work whatever the other settings say."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pixart_jax.diffusion.schedule import linear_schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Values of a setting.
+
+    Attributes:
+      holds: whether a value is one of them; called with values of the default's type only.
+      cure: what the error for another value says.
+    """
+
+    holds: Callable[[Any], bool]
+    cure: str
+
+
+ANY = Range(lambda value: True, "")
+POSITIVE = Range(lambda value: value > 0, "must be positive")
+NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
+AT_LEAST_ONE = Range(lambda value: value >= 1, "must be at least 1")
+SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+DECAY_RATE = Range(lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def one_of(*choices: str) -> Range:
+    """One of a few names."""
+    return Range(lambda value: value in choices, f"must be one of {', '.join(choices)}")
+
+
+def matching(pattern: str, cure: str) -> Range:
+    """All that a regular expression fits from end to end."""
+    return Range(lambda value: re.fullmatch(pattern, value) is not None, cure)
+
+
+def _are_rising_timesteps(text: str) -> bool:
+    timesteps = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    return all(low < high for low, high in itertools.pairwise([-1, *timesteps, linear_schedule().num_steps]))
+
+
+RISING_TIMESTEPS = Range(_are_rising_timesteps, "must be rising timesteps from 0 to 999 with commas between them")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting. Its value always is of the default's type."""
+
+    default: bool | int | float | str
+    range: Range = ANY
