@@ -15,7 +15,7 @@ from clu import metric_writers, parameter_overview
 from pixart_jax.checkpoints.checkpoints import Checkpoints, has_checkpoint
 from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
 from pixart_jax.cluster.agreement import agree, check_shared, gather, together
-from pixart_jax.cluster.ending import end_with_the_others
+from pixart_jax.cluster.ending import Ending, end_with_the_others
 from pixart_jax.cluster.preemption import exit_code, stop_requests
 from pixart_jax.cluster.watchdog import Watchdog, watched
 from pixart_jax.config import (
@@ -57,11 +57,14 @@ from pixart_jax.warm_start.start import WarmStart, open_warm_start
 from pixart_jax.warm_start.transitions import Choices
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
+def train_and_evaluate(config: ConfigDict, workdir: str, ending: Ending | None = None) -> TrainState:
     """Trains until `config.train.num_steps`, going on from the workdir's newest sound checkpoint if it has one.
 
     Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, eval.jsonl, eval.png,
     samples/step_*.png, and at the end samples.png and loss.png.
+
+    Args:
+      ending: of the process, where other threads may end it too.
 
     Returns:
       The final state.
@@ -72,6 +75,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
       SaveFailed: a checkpoint could not be written; those before are untouched.
       SystemExit: one of preemption.STOP_SIGNALS came; a checkpoint was written.
     """
+    ending = ending or Ending()
     # ------------------------------------------------------------------------------ What can be refused is refused now.
     with together("checking what the run needs"):
         check_config(config)
@@ -90,7 +94,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         agree("what the run is", run_facts(settings, sources, iterator.get_state(), initial, prompts))
-        check_shared(workdir)
+        check_shared(workdir, ending.waits.file)
 
     # -------------------------------------------------------------------------------------------------------- Assembly.
     model, schedule = build_model(config, mesh), linear_schedule()
@@ -129,8 +133,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     # --------------------------------------------------------------------------------------------- Birth or resumption.
     batch_shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
     abstract = abstract_state(model, tx, mesh, offload=config.train.offload_optimizer)
-    with watched(workdir, config.train.hang_timeout, "the birth of the state, or its return"), end_with_the_others():
-        checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+    doing = "the birth of the state, or its return"
+    with watched(workdir, config.train.hang_timeout, doing, ending=ending), end_with_the_others(ending=ending):
+        checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints, damage_wait=ending.waits.damage)
         agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
         if checkpoints.latest_step is None:
             state = (
@@ -184,7 +189,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
     if held_out:
         begin = time.perf_counter()
-        with end_with_the_others():
+        with end_with_the_others(ending=ending):
             validation = Validation(
                 held_out,
                 make_eval_step(model.apply, schedule, timesteps, seed=config.eval.seed),
@@ -197,7 +202,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
             )
         logging.info("evaluation compiled in %s", format_duration(time.perf_counter() - begin))
 
-    watchdog = Watchdog(workdir, config.train.hang_timeout)
+    watchdog = Watchdog(workdir, config.train.hang_timeout, ending=ending)
 
     def save_checkpoint(step: int, *, required: bool) -> None:
         watchdog.beat(step, "saving a checkpoint")
@@ -259,8 +264,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     try:
         stopwatch = Stopwatch(start)
         with (
-            end_with_the_others(TrainingDiverged, SystemExit),
-            stop_requests() as requested,
+            end_with_the_others(TrainingDiverged, SystemExit, ending=ending),
+            stop_requests(ending) as requested,
             # Nothing in the loop may make the host wait for the devices by accident.
             jax.transfer_guard("disallow"),
         ):
@@ -289,7 +294,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
                     with aside(stopwatch):
                         draw(step)
         # ----------------------------------------------------------------------------------------------------- The end.
-        with end_with_the_others():
+        with end_with_the_others(ending=ending):
             watchdog.beat(last, "saving a checkpoint")
             checkpoints.wait()
             if held_out:
