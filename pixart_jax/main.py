@@ -5,10 +5,7 @@ Where several processes train together, each runs the same command; see "Several
 
 from __future__ import annotations
 
-import os
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the TensorBoard files.
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -44,7 +41,7 @@ def main(argv: list[str], ending: Ending) -> None:
     )
     if process > 0:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
-    # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
+    # Here and not above: bad flags should fail before all that training needs has loaded.
     from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
 
@@ -63,9 +60,7 @@ def log_the_run() -> None:
     """Shows what a run says of itself; what JAX and Orbax say on the way is not about the run."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > 20 or "pixart_jax" in record.pathname or "clu" in record.pathname
-    )
+    logging.get_absl_handler().addFilter(lambda record: record.levelno > 20 or "pixart_jax" in record.pathname)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

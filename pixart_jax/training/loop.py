@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import jax
 from absl import logging
-from clu import metric_writers, parameter_overview
+from clu import parameter_overview
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints, has_checkpoint
 from pixart_jax.checkpoints.state import TrainState, abstract_state, create_state, start_state
@@ -43,6 +43,7 @@ from pixart_jax.figures.images import save_png
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.samplers.program import make_sample_fn
+from pixart_jax.training.events import Events
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.flops import step_flops
 from pixart_jax.training.history import History
@@ -164,7 +165,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, ending: Ending | None =
             record_config(workdir, config)
             if warm_start:
                 warm_start.write_record(workdir)
-    writer = metric_writers.create_default_writer(str(workdir), just_logging=not first_process)
+    writer = Events(workdir if first_process else None)
     history = History(workdir / "metrics.jsonl", start) if first_process else None
     # An evaluation comes after its step's checkpoint: a run may have been killed between the two.
     evaluate_first = held_out is not None and (start % config.eval.every == 0 or start == last)
@@ -256,7 +257,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, ending: Ending | None =
     def draw(step: int) -> None:
         watchdog.beat(step, "drawing samples")
         picture = grids.grid(state.ema_params, num_shown)
-        writer.write_images(step, {"samples": picture[None]})
+        writer.write_images(step, {"samples": picture})
         if first_process:
             save_png(workdir / "samples" / f"step_{step:07d}.png", picture)
 
