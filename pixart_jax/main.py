@@ -5,15 +5,13 @@ Where several processes train together, each runs the same command; see "Several
 
 from __future__ import annotations
 
-import os
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow only writes the TensorBoard files.
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pixart_jax.cluster.processes import all_fail, join, leave
+from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_others
+from pixart_jax.cluster.processes import all_fail, join
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
@@ -30,7 +28,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], ending: Ending) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
     log_the_run()
@@ -43,19 +41,18 @@ def main(argv: list[str]) -> None:
     )
     if process > 0:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
-    # Here and not above: bad flags should fail before JAX and TensorFlow have loaded.
-    from pixart_jax.cluster.ending import end_with_the_others, hear_of_the_others
+    # Here and not above: bad flags should fail before all that training needs has loaded.
     from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
 
-    hear_of_the_others(_HEARTBEAT_TIMEOUT.value)
+    hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending)
     try:
-        with end_with_the_others(InputError, TrainingDiverged, SystemExit):
-            train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
+            train_and_evaluate(_CONFIG.value, _WORKDIR.value, ending)
     except (InputError, TrainingDiverged, SaveFailed) as error:
         code = _print_error(error)
-        if not all_fail():
-            leave(code)  # An orderly end would wait for the others, and they for this process.
+        if not all_fail(ending.waits.failure):
+            ending.leave(code)  # An orderly end would wait for the others, and they for this process.
         sys.exit(code)
 
 
@@ -63,9 +60,7 @@ def log_the_run() -> None:
     """Shows what a run says of itself; what JAX and Orbax say on the way is not about the run."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno > 20 or "pixart_jax" in record.pathname or "clu" in record.pathname
-    )
+    logging.get_absl_handler().addFilter(lambda record: record.levelno > 20 or "pixart_jax" in record.pathname)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -90,10 +85,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise InputError(error) from error
 
 
-def run() -> None:
-    """Entry point: an InputError becomes one line and exit status 2."""
+def run(ending: Ending | None = None) -> None:
+    """Entry point: an InputError becomes one line and exit status 2.
+
+    Args:
+      ending: with other waits than the usual ones.
+    """
+    ending = ending or Ending()
     try:
-        app.run(main, flags_parser=parse_flags)
+        app.run(lambda argv: main(argv, ending), flags_parser=parse_flags)
     except InputError as error:
         sys.exit(_print_error(error))
 

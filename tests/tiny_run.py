@@ -114,9 +114,10 @@ def run_python(*arguments, devices: int) -> str:
 
 def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devices: int = 1) -> subprocess.Popen:
     """`python -m pixart_jax.main` in a process of its own, on that many simulated CPU devices."""
-    env = simulated(devices) | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "pixart_jax.main", f"--config={config}", f"--workdir={workdir}", *settings]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=simulated(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 240) -> str:

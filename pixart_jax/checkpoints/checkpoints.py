@@ -39,8 +39,6 @@ from pixart_jax.cluster.processes import absent, client
 from pixart_jax.errors import InputError
 
 _ARRAYS = ("params", "ema_params", "opt_state")
-# Seconds within which processes find the same damage, beside those that the first one took to find it.
-_OTHERS_READ = 10
 # Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
 # costs it a copy of that in its memory, and the first save a compilation for each device and shape.
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
@@ -63,11 +61,15 @@ class Checkpoints:
 
     Half-written ones, which a killed run has left, are no checkpoints, and are deleted unless `read_only`. All
     processes of a run make the same calls; what is `read_only` each opens for itself.
+
+    Args:
+      keep: that many of the newest.
+      damage_wait: seconds within which processes find the same damage, beside those that the first one took to find it.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False):
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False, damage_wait: float = 10):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._keep, self._read_only = keep, read_only
+        self._keep, self._read_only, self._damage_wait = keep, read_only, damage_wait
         if not read_only and jax.process_index() == 0:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path)
@@ -289,7 +291,7 @@ class Checkpoints:
         try:
             yield
         except Damaged as error:
-            patience = _OTHERS_READ + time.monotonic() - begin
+            patience = self._damage_wait + time.monotonic() - begin
             if client() is not None and absent(patience, f"damage/{step}"):
                 raise self._damage(step, error) from error
             raise

@@ -19,13 +19,14 @@ import jax
 from pixart_jax.cluster.processes import client, this_host
 from pixart_jax.errors import InputError
 
-# Seconds that processes may be apart, e.g. because one reads weights from a slower disk. One that died is noticed by
-# its heartbeat, far sooner.
-_PATIENCE = 3600
 
+def gather(topic: str, text: str, *, patience: float = 3600) -> list[str]:
+    """Every process's text, in the order of processes, each of which must call this as often with the topic.
 
-def gather(topic: str, text: str) -> list[str]:
-    """Every process's text, in the order of processes, each of which must call this as often with the topic."""
+    Args:
+      patience: seconds that processes may be apart, e.g. because one reads weights from a slower disk. One that died is
+        noticed by its heartbeat, far sooner.
+    """
     if jax.process_count() == 1:
         return [text]
     store, index = client(), jax.process_index()
@@ -33,7 +34,7 @@ def gather(topic: str, text: str) -> list[str]:
     number = store.key_value_increment(f"pixart_jax/rounds/{index}/{topic}", 1)
     folder = f"pixart_jax/gathered/{topic}/{number}"
     store.key_value_set(f"{folder}/{index:06d}", json.dumps(text))
-    store.wait_at_barrier(folder, _PATIENCE * 1000)
+    store.wait_at_barrier(folder, int(patience * 1000))
     return [json.loads(value) for _, value in sorted(store.key_value_dir_get(folder))]
 
 
@@ -88,7 +89,7 @@ def _names(processes: list[int], hosts: list[str]) -> str:
     return f"process{'es' if len(processes) > 1 else ''} {shown}{more}"
 
 
-def check_shared(workdir: pathlib.Path, patience: float = 5.0) -> None:
+def check_shared(workdir: pathlib.Path, patience: float) -> None:
     """Raises InputError on every process unless all of them see the same folder.
 
     Args:

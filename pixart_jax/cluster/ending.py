@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -16,7 +17,6 @@ from pixart_jax.cluster.processes import (
     absent,
     announce,
     client,
-    ending,
     leave,
     process_number,
     show_life,
@@ -27,44 +27,101 @@ from pixart_jax.cluster.processes import (
 from pixart_jax.errors import InputError, SaveFailed
 
 _ERROR = "error"
-# Seconds that a process which ends waits for the others, so that all of them have heard why.
-_GRACE = 5
-# Signs of life that a process may miss. They are counted, and not seconds: who was suspended together is alive.
-_MISSED = 20
 
 
-def hear_of_the_others(heartbeat_timeout: float) -> None:
+@dataclasses.dataclass(frozen=True)
+class Waits:
+    """Seconds that the processes of a run wait for one another at its end.
+
+    Attributes:
+      grace: of a process that ends, for the others, so that all of them have heard why.
+      linger: of the first one after that, see `leave`.
+      failure: until all have met the same error.
+      file: until a network file system shows a new file, see `check_shared`.
+      damage: until all have found the same damage to a checkpoint, beside the time that the first one took to find it.
+    """
+
+    grace: float = 5
+    linger: float = 1
+    failure: float = 10
+    file: float = 5
+    damage: float = 10
+
+
+class Ending:
+    """The end of this process, for one reason. One object, for all its threads that may end it."""
+
+    def __init__(self, waits: Waits = Waits()):
+        self.waits = waits
+        self._lock = threading.Lock()
+
+    def claim(self, timeout: float = -1) -> None:
+        """From here on this thread ends the process; others that want to wait here for ever, or for so many seconds."""
+        self._lock.acquire(timeout=timeout)
+
+    def leave(self, code: int) -> None:
+        """Ends the process; nothing is waited for. To be called after `claim`, or where no thread is left that may."""
+        leave(code, self.waits.linger)
+
+    def tell(self, code: int, message: str, error: BaseException | None = None) -> None:
+        """Ends the process, and by `hear_of_the_others` all others.
+
+        Args:
+          error: shown with its stack.
+        """
+        self.claim()
+        with suppress(RuntimeError):  # Where the coordinator is gone.
+            announce(_ERROR, json.dumps([code, message]))
+        with suppress(OSError):  # What one cannot print is no reason to stay.
+            if error:
+                traceback.print_exception(error)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+        if gone := absent(self.waits.grace):
+            who = "another process" if gone == [-1] else f"process {', '.join(map(str, gone))}"
+            what = f"{who} gave no answer and may have died"
+            cure = "start all processes again: the run goes on from its newest checkpoint"
+            with suppress(OSError):
+                print(f"error: {this_process()}: {what}; {cure}", file=sys.stderr, flush=True)
+        self.leave(code)
+
+
+def hear_of_the_others(heartbeat_timeout: float, ending: Ending, *, signs: int = 20) -> None:
     """From here on what ends another process by `end_with_the_others` ends this one too, with the same message.
 
     Without that it would notice once the other is gone, and not why. One that gives no sign of life for so many seconds
     counts as dead, and ends all as well: what waits for it would wait until JAX aborts.
+
+    Args:
+      signs: of life that a process gives, and may miss, within the timeout. They are counted, and not seconds: who was
+        suspended together is alive.
     """
     if client() is not None:
-        threading.Thread(target=_listen, name="errors of others", daemon=True).start()
-        threading.Thread(target=_live, args=[heartbeat_timeout], name="signs of life", daemon=True).start()
+        threading.Thread(target=_listen, args=[ending], name="errors of others", daemon=True).start()
+        arguments = [heartbeat_timeout, ending, signs]
+        threading.Thread(target=_live, args=arguments, name="signs of life", daemon=True).start()
 
 
-def _listen() -> None:
+def _listen(ending: Ending) -> None:
     if announced := wait_for_announcement(_ERROR):
         code, message = json.loads(announced)
-        _end(code, message)
+        ending.tell(code, message)
 
 
-def _live(timeout: float) -> None:
+def _live(timeout: float, ending: Ending, signs: int) -> None:
     """Shows that this process lives; the first process also looks whether the others do."""
-    interval, watched = timeout / _MISSED, {}
+    interval, watched = timeout / signs, {}
     for count in itertools.count():
         if client() is None:  # The run is over.
             return
         with suppress(RuntimeError):  # One call that fails is a sign that is missed, and not yet a death.
             show_life(f"{this_process()}: {count}")
-            if process_number() == 0 and (silent := _silent(watched)):
-                _end(1, f"{', '.join(silent)} gave no sign of life for {timeout:g} s")
+            if process_number() == 0 and (silent := _silent(watched, signs)):
+                ending.tell(1, f"{', '.join(silent)} gave no sign of life for {timeout:g} s")
         time.sleep(interval)
 
 
-def _silent(watched: dict[int, tuple[str, int]]) -> list[str]:
-    """Those that have given no new sign of life in the last _MISSED calls, in words.
+def _silent(watched: dict[int, tuple[str, int]], signs: int) -> list[str]:
+    """Those that have given no new sign of life in the last calls, of that number, in words.
 
     Args:
       watched: the last sign of each process, and how many calls ago it came; kept from call to call.
@@ -72,11 +129,11 @@ def _silent(watched: dict[int, tuple[str, int]]) -> list[str]:
     for number, sign in signs_of_life().items():
         last, missed = watched.get(number, ("", 0))
         watched[number] = (sign, missed + 1 if sign == last else 0)
-    return [sign.rpartition(":")[0] for sign, missed in watched.values() if missed >= _MISSED]
+    return [sign.rpartition(":")[0] for sign, missed in watched.values() if missed >= signs]
 
 
 @contextmanager
-def end_with_the_others(*shared: type[BaseException]):
+def end_with_the_others(*shared: type[BaseException], ending: Ending | None = None):
     """An error inside, but for those that all processes meet at the same step, ends all processes at once.
 
     An orderly end would wait for them for ever: in a collective operation, or for a checkpoint that they have begun. A
@@ -84,6 +141,7 @@ def end_with_the_others(*shared: type[BaseException]):
 
     Args:
       shared: what all processes raise.
+      ending: of the process; one of its own only where no other thread may end it.
     """
     try:
         yield
@@ -92,32 +150,11 @@ def end_with_the_others(*shared: type[BaseException]):
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        _give_up(error)
+        _give_up(error, ending or Ending())
 
 
-def _give_up(error: BaseException) -> None:
+def _give_up(error: BaseException, ending: Ending) -> None:
     expected = isinstance(error, InputError | SaveFailed)
     reason = str(error) if expected else f"{type(error).__name__}: {str(error)[:500]}"
-    _end(2 if isinstance(error, InputError) else 1, f"{this_process()} stops: {reason}", None if expected else error)
-
-
-def _end(code: int, message: str, error: BaseException | None = None) -> None:
-    """Ends this process.
-
-    Args:
-      error: shown with its stack.
-    """
-    ending.acquire()
-    with suppress(RuntimeError):  # Where the coordinator is gone.
-        announce(_ERROR, json.dumps([code, message]))
-    with suppress(OSError):  # What one cannot print is no reason to stay.
-        if error:
-            traceback.print_exception(error)
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    if gone := absent(_GRACE):
-        who = "another process" if gone == [-1] else f"process {', '.join(map(str, gone))}"
-        what = f"{who} gave no answer and may have died"
-        cure = "start all processes again: the run goes on from its newest checkpoint"
-        with suppress(OSError):
-            print(f"error: {this_process()}: {what}; {cure}", file=sys.stderr, flush=True)
-    leave(code)
+    code = 2 if isinstance(error, InputError) else 1
+    ending.tell(code, f"{this_process()} stops: {reason}", None if expected else error)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import jax
 
 from pixart_jax.cluster.agreement import gather
-from pixart_jax.cluster.ending import end_with_the_others
+from pixart_jax.cluster.ending import Ending, end_with_the_others
 from pixart_jax.cluster.processes import announce, wait_for_announcement
 
 # What asks a run to save and to end: schedulers ahead of a preemption or of a time limit (Slurm's --signal=USR1@300),
@@ -20,13 +20,16 @@ _STOP = "stop"
 
 
 @contextmanager
-def stop_requests():
+def stop_requests(ending: Ending | None = None):
     """Yields a function to be asked after every step: which of STOP_SIGNALS asks to stop now, or None.
 
     They do not kill, but the second SIGINT is a KeyboardInterrupt: Ctrl-C twice ends a run at once. A signal that is
     ignored, as nohup and shells have it, stays ignored.
 
     With several processes it gives the same signal on all of them after the same step, soon after one has heard it.
+
+    Args:
+      ending: of the process, for a thread that listens; see `end_with_the_others`.
     """
     received: list[signal.Signals] = []
 
@@ -39,7 +42,7 @@ def stop_requests():
     previous = {number: signal.signal(number, receive) for number in heard}
     try:
         if jax.process_count() > 1:
-            yield _StopTogether(received)
+            yield _StopTogether(received, ending)
         else:
             yield lambda: received[0] if received else None
     finally:
@@ -58,8 +61,9 @@ class _StopTogether:
     # the step's own, so that a resumed run that is asked before its first step never stops; and Orbax calls it too, at
     # times with a step long past.
 
-    def __init__(self, received: list[signal.Signals]):
+    def __init__(self, received: list[signal.Signals], ending: Ending | None):
         self._received, self._announced = received, False
+        self._ending = ending
         self._signal: signal.Signals | None = None
         self._count, self._last = 0, -1
         self._between_steps = threading.Lock()
@@ -77,7 +81,7 @@ class _StopTogether:
         name = wait_for_announcement(_STOP)
         if name is None:
             return
-        with self._between_steps, end_with_the_others():
+        with self._between_steps, end_with_the_others(ending=self._ending):
             self._signal = signal.Signals[name]
             self._last = max(int(count) for count in gather(_STOP, str(self._count))) + 1
 

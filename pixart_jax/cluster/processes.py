@@ -25,10 +25,6 @@ from pixart_jax.errors import InputError
 
 # What a launcher sets for each process where there are several, beside the number that says so.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-# Held by the thread that ends this process, so that no other gives another reason.
-ending = threading.Lock()
-# Seconds after which a wait without an end is begun again.
-_ANNOUNCEMENT_TIMEOUT = 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,12 +243,16 @@ def announce(topic: str, text: str) -> None:
             raise
 
 
-def wait_for_announcement(topic: str) -> str | None:
+def wait_for_announcement(topic: str, timeout: float = 3600) -> str | None:
     """What a process announces, as soon as it does; None if the run ends before. For a thread that may be left behind
-    in it."""
+    in it.
+
+    Args:
+      timeout: seconds after which the wait, which has no end, is begun again.
+    """
     while True:
         try:
-            return client().blocking_key_value_get(f"pixart_jax/announced/{topic}", _ANNOUNCEMENT_TIMEOUT * 1000)
+            return client().blocking_key_value_get(f"pixart_jax/announced/{topic}", int(timeout * 1000))
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 return None
@@ -268,15 +268,18 @@ def signs_of_life() -> dict[int, str]:
     return {int(name.rpartition("/")[2]): sign for name, sign in client().key_value_dir_get("pixart_jax/alive")}
 
 
-def leave(code: int) -> None:
-    """Ends this process at once: nothing is waited for."""
-    # JAX aborts those that lose their coordinator.
+def leave(code: int, linger: float) -> None:
+    """Ends this process: nothing is waited for.
+
+    Args:
+      linger: seconds that the first process stays, as JAX aborts those that lose their coordinator.
+    """
     if client() is not None and process_number() == 0:
-        time.sleep(1)
+        time.sleep(linger)
     os._exit(code)
 
 
-def all_fail(seconds: float = 10) -> bool:
+def all_fail(seconds: float) -> bool:
     """Whether all processes call this within some seconds of the first: none of them is left behind."""
     return client() is None or not absent(seconds)
 

@@ -12,14 +12,11 @@ import time
 from contextlib import contextmanager
 from typing import TextIO
 
-from pixart_jax.cluster.processes import all_fail, ending, leave, process_number, this_process
+from pixart_jax.cluster.ending import Ending
+from pixart_jax.cluster.processes import all_fail, process_number, this_process
 
 # "Temporary failure, try again" of sysexits.h.
 HANG_EXIT_CODE = os.EX_TEMPFAIL
-# Looks per timeout. Looks are counted and not seconds: a run that was suspended for hours does not hang.
-_LOOKS = 20
-# Seconds that the report may take to be written: the workdir's file system may be what hangs.
-_REPORT_TIMEOUT = 30
 
 
 class Watchdog:
@@ -32,10 +29,22 @@ class Watchdog:
     Args:
       workdir: of the run; exists.
       timeout: 0 never ends it.
+      ending: of the process; one of its own only where no other thread may end it.
+      looks: per timeout. Looks are counted and not seconds: a run that was suspended for hours does not hang.
+      report_timeout: seconds that the report may take to be written: the workdir's file system may be what hangs.
     """
 
-    def __init__(self, workdir: pathlib.Path, timeout: float):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        timeout: float,
+        *,
+        ending: Ending | None = None,
+        looks: int = 20,
+        report_timeout: float = 30,
+    ):
         self._workdir, self._timeout = workdir, timeout
+        self._ending, self._looks, self._report_timeout = ending or Ending(), looks, report_timeout
         self._beat: tuple[int, str] = (0, "")
         self._stopped = threading.Event()
         if timeout:
@@ -56,32 +65,32 @@ class Watchdog:
 
     def _watch(self) -> None:
         seen, looks = self._beat, 0
-        while not self._stopped.wait(self._timeout / _LOOKS):
+        while not self._stopped.wait(self._timeout / self._looks):
             # By identity: two evaluations of one step are two beats.
             seen, looks = self._beat, looks + 1 if self._beat is seen else 0
-            if looks == _LOOKS:
+            if looks == self._looks:
                 self._end_process()
 
     def _end_process(self) -> None:
-        ending.acquire(timeout=_REPORT_TIMEOUT)
+        self._ending.claim(self._report_timeout)
         step, doing = self._beat
         what = f"{this_process()} hangs: nothing has happened for {self._timeout:g} s, after step {step}, in {doing}"
         path = self._workdir / time.strftime(f"hang_%Y%m%d-%H%M%S_{process_number()}.txt")
         _report(sys.stderr, f"{what}; exit status {HANG_EXIT_CODE}; the stacks are also in {path}")
         writer = threading.Thread(target=_write_report, args=(path, what), daemon=True)
         writer.start()
-        writer.join(_REPORT_TIMEOUT)
+        writer.join(self._report_timeout)
         # Others look at other times, and would go down with this one before they have said where they are.
-        all_fail(self._timeout / _LOOKS * 2)
+        all_fail(self._timeout / self._looks * 2)
         for child in multiprocessing.active_children():
             child.kill()
-        leave(HANG_EXIT_CODE)
+        self._ending.leave(HANG_EXIT_CODE)
 
 
 @contextmanager
-def watched(workdir: pathlib.Path, timeout: float, doing: str):
+def watched(workdir: pathlib.Path, timeout: float, doing: str, *, ending: Ending | None = None):
     """A Watchdog over what is done before there are steps."""
-    watchdog = Watchdog(workdir, timeout)
+    watchdog = Watchdog(workdir, timeout, ending=ending)
     watchdog.beat(0, doing)
     try:
         yield

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 from absl import logging
-from clu import metric_writers
 
 from pixart_jax.cluster.agreement import together
 from pixart_jax.data.shards.manifest import ENCODERS
 from pixart_jax.evaluators.evaluator import Evaluator, Report
 from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.figures.images import save_png
+from pixart_jax.training.events import Events
 from pixart_jax.training.history import History
 from pixart_jax.training.plan import Plan
 from pixart_jax.training.record import record_config, record_run, write_json
@@ -37,7 +37,7 @@ class Journal:
                 record_config(plan.workdir, plan.config)
                 if plan.warm_start:
                     plan.warm_start.write_record(plan.workdir)
-        self._writer = metric_writers.create_default_writer(str(plan.workdir), just_logging=not self._writes)
+        self._events = Events(plan.workdir if self._writes else None)
         self._history = self._reports = None
         if self._writes:
             self._history = History(plan.workdir / "metrics.jsonl", start)
@@ -57,7 +57,7 @@ class Journal:
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """The scalars of a log step."""
-        self._writer.write_scalars(step, scalars)
+        self._events.write_scalars(step, scalars)
         if self._history:
             self._history.append(step, scalars)
 
@@ -65,9 +65,9 @@ class Journal:
         """What an evaluator of that name found after that step."""
         last = self._plan.last
         if report.scalars:
-            self._writer.write_scalars(step, report.scalars)
+            self._events.write_scalars(step, report.scalars)
         for picture, pixels in report.pictures.items():
-            self._writer.write_images(step, {picture: pixels[None]})
+            self._events.write_images(step, {picture: pixels})
         if not report.pictures:
             logging.info("step %d/%d, %s", step, last, report.about)
         if not self._writes:
@@ -99,7 +99,7 @@ class Journal:
         logging.info("%.0f images/s over the whole run; all results: %s", rate, workdir / RESULTS_FILE)
 
     def close(self) -> None:
-        self._writer.close()
+        self._events.close()
         for history in (self._history, *(self._reports or {}).values()):
             if history:
                 history.close()

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from pixart_jax.checkpoints.state import TrainState
+from pixart_jax.cluster.ending import Ending
 from pixart_jax.config import ConfigDict
 from pixart_jax.devices.sharding import put_batch
 from pixart_jax.evaluators.evaluator import Evaluator
@@ -18,6 +19,8 @@ from pixart_jax.training.run import open_run
 def train_and_evaluate(
     config: ConfigDict,
     workdir: str | pathlib.Path,
+    ending: Ending | None = None,
+    *,
     parts: Parts = FROM_CONFIG,
     evaluators: Callable[[Plan], Sequence[Evaluator]] = open_evaluators,
 ) -> TrainState:
@@ -27,7 +30,11 @@ def train_and_evaluate(
     samples/step_*.png, and at the end samples.png, loss.png and results.json.
 
     Args:
+      ending: of the process, where other threads may end it too.
       parts, evaluators: adapter, objective, optimizer and evaluators, where they are not to be the config's.
+
+    Args:
+      ending: of the process, where other threads may end it too.
 
     Returns:
       The final state.
@@ -38,7 +45,7 @@ def train_and_evaluate(
       SaveFailed: a checkpoint could not be written; those before are untouched.
       SystemExit: one of preemption.STOP_SIGNALS came; a checkpoint was written.
     """
-    plan = open_plan(config, workdir, parts)
+    plan = open_plan(config, workdir, ending or Ending(), parts)
     with open_run(plan, evaluators(plan)) as run:
         with run.stepping() as steps:
             for step in steps:

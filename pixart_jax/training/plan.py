@@ -12,6 +12,7 @@ from absl import logging
 
 from pixart_jax.checkpoints.checkpoints import has_checkpoint
 from pixart_jax.cluster.agreement import agree, check_shared, together
+from pixart_jax.cluster.ending import Ending
 from pixart_jax.config import (
     ConfigDict,
     check_attention,
@@ -44,6 +45,7 @@ class Plan:
 
     Attributes:
       workdir: exists, and can be written to.
+      ending: of the process.
       program: what it computes.
       spec: the shapes of this process's part of a batch.
       data: what it trains on.
@@ -55,6 +57,7 @@ class Plan:
 
     config: ConfigDict
     workdir: pathlib.Path
+    ending: Ending
     program: Program
     spec: BatchSpec
     data: TrainingData
@@ -74,7 +77,7 @@ class Plan:
         return abstract_batch(self.data, self.spec, self.program.mesh, self.config.data.batch_size)
 
 
-def open_plan(config: ConfigDict, workdir: str | pathlib.Path, parts: Parts) -> Plan:
+def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts) -> Plan:
     """Checks what a run needs, on all its processes.
 
     Raises:
@@ -98,8 +101,8 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, parts: Parts) -> 
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
-        check_shared(path)
-    return Plan(config, path, program, spec, data, held_out, share, num_shares, warm_start, weights)
+        check_shared(path, ending.waits.file)
+    return Plan(config, path, ending, program, spec, data, held_out, share, num_shares, warm_start, weights)
 
 
 def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:

@@ -54,8 +54,8 @@ class Run:
         """Yields the numbers of the steps to make. Inside, signals ask to stop, and nothing waits for the devices."""
         self._stopwatch = Stopwatch(self._start)
         with (
-            end_with_the_others(TrainingDiverged, SystemExit),
-            stop_requests() as self._requested,
+            end_with_the_others(TrainingDiverged, SystemExit, ending=self._plan.ending),
+            stop_requests(self._plan.ending) as self._requested,
             # Nothing in the loop may make the host wait for the devices by accident.
             jax.transfer_guard("disallow"),
         ):
@@ -150,7 +150,7 @@ class Run:
 
     def finish(self) -> TrainState:
         """Waits for the last checkpoint, and lets the evaluators have their last look; returns the final state."""
-        with end_with_the_others():
+        with end_with_the_others(ending=self._plan.ending):
             self._watchdog.beat(self._last, "saving a checkpoint")
             self._checkpoints.wait()
             self.look(self._last)
@@ -171,10 +171,10 @@ class Run:
 @contextmanager
 def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
     """Begins a run, or goes on with the one in the workdir; closes, in order, whatever it opened."""
-    patience = plan.config.train.hang_timeout
+    train, ending, birth = plan.config.train, plan.ending, "the birth of the state, or its return"
     with ExitStack() as closing:
-        with watched(plan.workdir, patience, "the birth of the state, or its return"), end_with_the_others():
-            checkpoints = Checkpoints(plan.workdir, keep=plan.config.train.keep_checkpoints)
+        with watched(plan.workdir, train.hang_timeout, birth, ending=ending), end_with_the_others(ending=ending):
+            checkpoints = Checkpoints(plan.workdir, keep=train.keep_checkpoints, damage_wait=ending.waits.damage)
             closing.callback(checkpoints.close)
             beginning = begin(plan, checkpoints)
         closing.callback(plan.data.batches.close)
@@ -184,7 +184,7 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
         compiled = compile_step(plan) if start < plan.last else None
         if compiled:
             journal.compiled(compiled.step)
-        watchdog = Watchdog(plan.workdir, patience)
+        watchdog = Watchdog(plan.workdir, train.hang_timeout, ending=ending)
         closing.callback(watchdog.stop)
         run = Run(plan, evaluators, beginning, checkpoints, journal, watchdog, compiled)
         try:

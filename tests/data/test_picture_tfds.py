@@ -25,16 +25,22 @@ def tfds_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
     features = tfds.features
 
-    def store(name, fields, items):
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=name,
-            version="1.0.0",
-            features=features.FeaturesDict(fields),
-            split_datasets={"train": list(enumerate(items))},
-            data_dir=str(directory),
-            file_format="array_record",
-            disable_shuffling=True,
-        )
+    def store(dataset, fields, items):
+        # Not `store_as_tfds_dataset`, which needs TensorFlow.
+        class Stored(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+            name, VERSION = dataset, tfds.core.Version("1.0.0")
+
+            def _info(self):
+                fields_of = features.FeaturesDict(fields)
+                return tfds.core.DatasetInfo(builder=self, features=fields_of, disable_shuffling=True)
+
+            def _split_generators(self, _):
+                return {"train": enumerate(items)}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+        Stored(data_dir=str(directory), file_format="array_record").download_and_prepare()
 
     texts = [["a", "b"], ["c", " "], [""], []]
     captions = features.Sequence({"id": features.Scalar(np.int64), "text": features.Text()})

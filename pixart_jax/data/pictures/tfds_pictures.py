@@ -25,7 +25,8 @@ class TfdsPictures:
     Needs a feature `image`, whose stored bytes are handed on as they are (a plain uint8 tensor becomes PNG), and
     captions in `captions`, `caption` or `text` (a text, a sequence of texts or of {"text"}) or a ClassLabel in `label`
     or `labels`. Several captions of a picture have equal weights. The key is the name of the dataset, the split and
-    the number of the item. Nothing is downloaded or prepared. Opening reads the dataset's description alone.
+    the number of the item. Nothing is downloaded or prepared, and TensorFlow is not needed. Opening reads the dataset's
+    description alone.
 
     Args:
       name: NAME[/CONFIG][:VERSION][:SPLIT]; the split is "train" when not given, and may be a slice, "train[:10%]".
@@ -145,6 +146,7 @@ def _how_to_prepare(name: str, split: str, data_dir: str | None, error: Exceptio
     where = "" if data_dir is None else f", data_dir={data_dir!r}"
     problem = str(error).partition("\n")[0][:300].removesuffix(" Possible root causes:").rstrip(".")
     return (
-        f"tfds:{name}:{split} cannot be read at random: {problem}. To prepare a dataset that the library knows: "
+        f"tfds:{name}:{split} cannot be read at random: {problem}. To prepare a dataset that the library knows "
+        "(pip install tensorflow-cpu, which many of them need for that alone): "
         f"tfds.builder({name!r}{where}, file_format='array_record').download_and_prepare(); else name its data_dir"
     )
