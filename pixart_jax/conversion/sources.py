@@ -44,7 +44,7 @@ class Source:
       path: the file or the folder that holds them.
       kind: "pixart" or "dit" (their own checkpoints), "controlnet" (a PixArt and its ControlNet), "diffusers", or
         "orbax": a directory of `conversion.stored`.
-      arrays: name to array, in float32 or less, each read when it is asked for; None for "orbax".
+      arrays: name to array, in float32 or less, each read when it is asked for; none for "orbax".
       shapes: name to shape.
       weights: which of several sets of weights these are, as the file calls it; "" where there is one set.
       config: diffusers' config.json, or None.
@@ -54,7 +54,7 @@ class Source:
 
     path: pathlib.Path
     kind: str
-    arrays: Mapping[str, np.ndarray] | None
+    arrays: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
     weights: str = ""
     config: dict[str, Any] | None = None
@@ -90,7 +90,7 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
     if (path / "model.json").exists():
         if ema is not None:
             raise InputError(f"{path} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
-        return Source(path, "orbax", None, {})
+        return Source(path, "orbax", {}, {})
     folder = path / "transformer" if (path / "model_index.json").exists() else path
     forms = ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
     for weights in (f"{WEIGHTS}.{form}" for form in forms):
