@@ -88,8 +88,9 @@ def figures_of(case: Case, args: argparse.Namespace) -> dict:
     """The figures of `tools.aot_compile`; with --fit of the first number of accumulation steps that fits, else of the
     last that was tried."""
     for attempt in attempts(case, fit=args.fit and case.program == "train"):
-        result = known_result(args.out, attempt)
-        if result is None:
+        if (known := known_result(args.out, attempt)) is not None:
+            result = known
+        else:
             result = compile_in_child(attempt, args.timeout)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             with args.out.open("a") as file:
@@ -106,7 +107,7 @@ def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
         yield case
         return
     whole = case_config(case)
-    settings = [()]
+    settings: list[tuple[str, ...]] = [()]
     if whole.mesh.context == 1 and parse_topology(case.topology).chips % MAX_CONTEXT == 0:
         settings += [(f"--config.mesh.context={2**n}",) for n in range(1, MAX_CONTEXT.bit_length())]
     for extra in settings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 # What is handed to the network between slices of TPUs; within a slice the program has collectives of its own.
 BETWEEN_SLICES = "between-slices"
@@ -29,6 +29,7 @@ _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations)=(?:\{([^}]*)\}|(%[\w.\-]+))")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
+_CONDITION = re.compile(r"\bcondition=%([\w.\-]+)")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 
 
@@ -83,7 +84,9 @@ def count_traffic(text: str, num_devices: int) -> Traffic:
       ValueError: the text is not HLO, or has a collective whose devices cannot be read.
     """
     module, entry = parse(text)
-    memory, sent, counts, unknown = 0.0, Counter(), Counter(), 0
+    memory, unknown = 0.0, 0
+    sent: defaultdict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
 
     def visit(name: str, times: int, fused: bool, channels: set[str]) -> None:
         nonlocal memory, unknown
@@ -191,7 +194,7 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> i
     has taken the first pass out of the loop."""
     if noted := _TRIPS.search(loop.attributes):
         return int(noted[1])
-    condition, body = module[re.search(r"\bcondition=%([\w.\-]+)", loop.attributes)[1]], module[loop.called()[0]]
+    condition, body = module[_found(_CONDITION, loop.attributes)], module[loop.called()[0]]
     compare = condition.instructions[condition.root]
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
         return None
@@ -199,11 +202,18 @@ def trip_count(loop: Instruction, computation: Computation, module: Module) -> i
     start, end = _behind_copies(computation, loop.operands[0]), body.instructions[body.root]
     if (counter.opcode, limit.opcode, start.opcode, end.opcode) != ("get-tuple-element", "constant", "tuple", "tuple"):
         return None
-    index = int(_INDEX.search(counter.attributes)[1])
+    index = int(_found(_INDEX, counter.attributes))
     first, step = _behind_copies(computation, start.operands[index]), _behind_copies(body, end.operands[index])
     steps = [_behind_copies(body, name) for name in step.operands] if step.opcode == "add" else []
     by_one = any(part.opcode == "constant" and part.operands == ("1",) for part in steps)
     return int(limit.operands[0]) - int(first.operands[0]) if first.opcode == "constant" and by_one else None
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    if match is None:
+        raise ValueError(f"no {pattern.pattern} in the attributes of an HLO instruction: {text}")
+    return match[1]
 
 
 def _behind_copies(computation: Computation, name: str) -> Instruction:

@@ -147,7 +147,12 @@ def render(
     black, red = (_draw(font, character, fill) for fill in ("black", "red"))
     missing = _draw(font, NOT_A_CHARACTER, "black")
     # A coloured glyph ignores the fill colour; a monochrome one takes it.
-    if black is None or black.tobytes() != red.tobytes() or (missing and missing.tobytes() == black.tobytes()):
+    if (
+        black is None
+        or red is None
+        or black.tobytes() != red.tobytes()
+        or (missing and missing.tobytes() == black.tobytes())
+    ):
         return None
     side = max(*black.size, round(font.getlength(character)))
     canvas = Image.new("RGBA", (side, side), ground)

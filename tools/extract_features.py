@@ -180,7 +180,8 @@ class ProgressLines:
     """Prints, unit by unit, how fast it goes and when it will be done."""
 
     def __init__(self, prefix: str):
-        self._prefix, self._first = prefix, None
+        self._prefix = prefix
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, tally: Tally) -> None:
         now = time.perf_counter()

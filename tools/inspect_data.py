@@ -181,8 +181,8 @@ def caption_of(directory: pathlib.Path, survey: Survey, number: int) -> str:
     return next(text.caption for text in sample.texts if text_hash(text.caption) == survey.captions[number])
 
 
-def skipped_reasons(path: pathlib.Path) -> collections.Counter:
-    reasons = collections.Counter()
+def skipped_reasons(path: pathlib.Path) -> collections.Counter[str]:
+    reasons: collections.Counter[str] = collections.Counter()
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:

@@ -99,7 +99,10 @@ def _picture(font, glyph: Glyph, index: int, ground: str, bucket: tuple[int, int
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = colour
     top, left = ((extent - side) * place // 2 for extent in bucket)
-    pixels[top : top + side, left : left + side] = render(font, glyph.character, side, colour)
+    drawn = render(font, glyph.character, side, colour)
+    if drawn is None:
+        raise InputError(f"the font has {glyph.caption} in colour, but not at {side} pixels; pass another --font")
+    pixels[top : top + side, left : left + side] = drawn
     names = ("left", "middle", "right") if width > height else ("top", "middle", "bottom")
     where = "" if height == width else f" at the {names[place]}"
     return Picture(

@@ -71,7 +71,7 @@ def report(runs: Sequence[Any], data: pathlib.Path, workdir: pathlib.Path) -> No
       runs: `tools.recipe.Run`, all finished.
       data: what `tools.make_recipe_data` made.
     """
-    flops = {}
+    flops: dict[str, float] = {}
     for run in runs:
         flops[run.arm.name] = run.flops + (flops[run.arm.after] if run.arm.after else 0.0)
     results = [result(run, flops[run.arm.name], data) for run in runs]
@@ -137,7 +137,7 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
     pictures = drawings.draw(params, np.arange(len(held_out)))
 
     gallery = [reader[i] for reader in (held_out, training) for i in range(len(reader))]
-    right = {"retrieval": [], "right_emoji": [], "right_ground": []}
+    right: dict[str, list[bool]] = {"retrieval": [], "right_emoji": [], "right_ground": []}
     for bucket in {sample.bucket for sample in gallery}:
         own = [i for i in range(len(held_out)) if held_out[i].bucket == bucket]
         if not own:

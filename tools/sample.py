@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
@@ -147,8 +147,8 @@ def read_text(path: pathlib.Path) -> dict[str, str] | None:
     try:
         with Image.open(path) as image:
             image.load()
-            return dict(image.text)
-    except (OSError, SyntaxError, AttributeError):
+            return dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else None
+    except (OSError, SyntaxError):
         return None
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.errors import InputError
@@ -25,6 +26,8 @@ def read_config_file(path: str, settings: Iterable[str] = ()) -> ConfigDict:
     if not pathlib.Path(path).is_file():
         raise InputError(f"--config={path}: no such file; see configs/")
     module_spec = importlib.util.spec_from_file_location("run_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config={path}: not a Python file (*.py); see configs/")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -59,7 +62,7 @@ def _merged(defaults, values: dict) -> dict:
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict:
     """{"model.depth": 28, ...}: every key of a config by its dotted name."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
     return flat
@@ -89,7 +92,7 @@ def override(config: ConfigDict, setting: str) -> None:
     known = flatten(config)
     if key not in known:
         raise unknown_key_error(key, config)
-    value = text
+    value: Any = text
     if not isinstance(known[key], str):
         try:
             value = ast.literal_eval(text)

@@ -12,7 +12,7 @@ from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.params import apply_of
-from pixart_jax.models.pixart import SIZES, PixArt
+from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.objective import Gradients, descend
 from pixart_jax.optimizers import OptimizerSpec
@@ -20,10 +20,15 @@ from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.tokens import DOWNSAMPLE
 
 
-def architecture(config: ConfigDict) -> dict[str, int]:
-    """hidden_size, depth, num_heads and patch_size: those of the named size, with the config's own where it sets
-    them."""
-    return {name: config.model[name] or value for name, value in SIZES[config.model.size].items()}
+def architecture(config: ConfigDict) -> Size:
+    """Those of the named size, with the config's own where it sets them."""
+    size = SIZES[config.model.size]
+    return Size(
+        hidden_size=config.model.hidden_size or size["hidden_size"],
+        depth=config.model.depth or size["depth"],
+        num_heads=config.model.num_heads or size["num_heads"],
+        patch_size=config.model.patch_size or size["patch_size"],
+    )
 
 
 def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -17,9 +17,23 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import SIZES, PixArt
 from pixart_jax.tokens import DOWNSAMPLE
 
-# What α and Σ differ in that no transformer's file tells: the fields of StoredModel of these names, and, in diffusers'
-# files, the tokens of a caption.
-FAMILIES = {
+
+class Conventions(TypedDict):
+    """What no transformer's file tells: the fields of StoredModel of these names."""
+
+    latent_scale: float
+    caption_cleaning: str
+    sampler: str
+
+
+class Family(Conventions):
+    """Likewise, and the tokens of a caption, which diffusers' files do not tell."""
+
+    max_text_tokens: int
+
+
+# What α and Σ differ in.
+FAMILIES: dict[str, Family] = {
     "alpha": {
         "latent_scale": 0.18215,
         "max_text_tokens": 120,
@@ -28,8 +42,8 @@ FAMILIES = {
     },
     "sigma": {"latent_scale": 0.13025, "max_text_tokens": 300, "caption_cleaning": "sigma", "sampler": "dpm-solver"},
 }
-# Likewise. The scale is that of the autoencoder that DiT was trained with, which α took over.
-DIT = {"latent_scale": 0.18215, "caption_cleaning": "none", "sampler": "iddpm"}
+# The scale is that of the autoencoder that DiT was trained with, which α took over.
+DIT: Conventions = {"latent_scale": 0.18215, "caption_cleaning": "none", "sampler": "iddpm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +101,9 @@ def describe(source: Source, hints: Hints = NO_HINTS, fallback: Hints = NO_HINTS
             "table and the micro-conditions split it into"
         )
     provenance = {"source": source.path.name, "format": source.kind, "weights": source.weights}
+    conventions: Conventions
     if source.kind == "dit":
-        family, null_text = DIT, "none"
+        conventions, null_text = DIT, "none"
     else:
         name = _family(source, hints, fields["micro_condition"], fields.get("max_text_tokens"))
         if name is None and fallback.family:
@@ -98,18 +113,18 @@ def describe(source: Source, hints: Hints = NO_HINTS, fallback: Hints = NO_HINTS
                 f"{source.path}: nothing in it tells whether this is a PixArt-α or a PixArt-Σ, which differ in the "
                 "latent scale and the length of captions; pass --family alpha or --family sigma"
             )
-        family = FAMILIES[name]
-        fields = {"max_text_tokens": family["max_text_tokens"]} | fields
+        conventions = FAMILIES[name]
+        fields = {"max_text_tokens": FAMILIES[name]["max_text_tokens"]} | fields
         null_names = {"y_embedder.y_embedding", NULL_NAME}
         null_text = "stored" if null_names & source.shapes.keys() else "missing"
     return StoredModel(
         model=PixArt(**fields),
         position_base=base,
         position_scale=scale,
-        latent_scale=source.pipeline.get("latent_scale", family["latent_scale"]),
+        latent_scale=source.pipeline.get("latent_scale", conventions["latent_scale"]),
         null_text=null_text,
-        caption_cleaning=family["caption_cleaning"],
-        sampler=family["sampler"],
+        caption_cleaning=conventions["caption_cleaning"],
+        sampler=conventions["sampler"],
         provenance={key: value for key, value in provenance.items() if value},
     )
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
 from pixart_jax.conversion.names.vae import convert_vae, revert_vae
-from pixart_jax.conversion.sources import WEIGHTS, open_arrays, read_json
+from pixart_jax.conversion.sources import WEIGHTS, FileArrays, open_arrays, read_json
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
@@ -50,8 +50,7 @@ class EncoderSource:
       kind: a key of STEMS.
       config: its config.json.
       model: what the config describes.
-      ours: whether it is a directory of ours.
-      arrays: PyTorch's names, or our '/'-joined paths, to arrays, each read when it is asked for.
+      arrays: PyTorch's names, or in a directory of ours '/'-joined paths, to arrays, each read when it is asked for.
       tokenizer: the folder that holds a text encoder's tokenizer, perhaps among other files; None where there is none.
     """
 
@@ -59,8 +58,7 @@ class EncoderSource:
     kind: str
     config: dict[str, Any]
     model: nn.Module
-    ours: bool
-    arrays: Mapping[str, np.ndarray]
+    arrays: FileArrays | StoredArrays
     tokenizer: pathlib.Path | None
 
     @property
@@ -96,14 +94,14 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     model = _build(kind, config, path, jnp.float32)
     tokenizer = find_tokenizer(path) if kind == "text_encoder" else None
     if (path / "params").is_dir():
-        return EncoderSource(path, kind, config, model, True, StoredArrays(path / "params", _paths(model)), tokenizer)
+        return EncoderSource(path, kind, config, model, StoredArrays(path / "params", _paths(model)), tokenizer)
     stem = STEMS[kind]
     names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", "pytorch_model.bin", f"{WEIGHTS}.bin"]
     names += [f"{name}.index.json" for name in names[2:]]
     file = next((path / name for name in names if (path / name).exists()), None)
     if file is None:
         raise InputError(f"{path} has no weights; one of these should be there: {', '.join(names)}")
-    return EncoderSource(path, kind, config, model, False, open_arrays(file), tokenizer)
+    return EncoderSource(path, kind, config, model, open_arrays(file), tokenizer)
 
 
 def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
@@ -172,7 +170,7 @@ def _revert(source: EncoderSource) -> Iterator[tuple[str, np.ndarray]]:
 
 def _read(source: EncoderSource) -> dict[str, np.ndarray]:
     """Our parameters of an encoder."""
-    if source.ours:
+    if isinstance(source.arrays, StoredArrays):
         return source.arrays.read_all()
     expected = _paths(source.model)
     try:

@@ -7,7 +7,7 @@ import json
 import math
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pixart_jax.conversion.describe import FAMILIES
@@ -71,6 +71,7 @@ SCHEDULER: dict[str, Any] = {
 def check_fit(stored: StoredModel, encoders: Sequence[EncoderSource]) -> None:
     """Raises InputError, which names both sides, where the encoders that go beside a model are another one's."""
     model = stored.model
+    pairs: list[tuple[str, float, str, Any, Callable[[Any, Any], bool]]]
     for encoder in encoders:
         config, where = encoder.config, encoder.path / "config.json"
         if encoder.kind == "text_encoder":

@@ -44,7 +44,7 @@ class Source:
       path: the file or the folder that holds them.
       kind: "pixart" or "dit" (their own checkpoints), "controlnet" (a PixArt and its ControlNet), "diffusers", or
         "orbax": a directory of `conversion.stored`.
-      arrays: name to array, in float32 or less, each read when it is asked for; None for "orbax".
+      arrays: name to array, in float32 or less, each read when it is asked for; none for "orbax".
       shapes: name to shape.
       weights: which of several sets of weights these are, as the file calls it; "" where there is one set.
       config: diffusers' config.json, or None.
@@ -54,7 +54,7 @@ class Source:
 
     path: pathlib.Path
     kind: str
-    arrays: Mapping[str, np.ndarray] | None
+    arrays: Mapping[str, np.ndarray]
     shapes: Mapping[str, tuple[int, ...]]
     weights: str = ""
     config: dict[str, Any] | None = None
@@ -90,7 +90,7 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
     if (path / "model.json").exists():
         if ema is not None:
             raise InputError(f"{path} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
-        return Source(path, "orbax", None, {})
+        return Source(path, "orbax", {}, {})
     folder = path / "transformer" if (path / "model_index.json").exists() else path
     forms = ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
     for weights in (f"{WEIGHTS}.{form}" for form in forms):
@@ -119,14 +119,23 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
     )
 
 
-def open_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
+class FileArrays(Mapping[str, np.ndarray]):
+    """The arrays of a checkpoint's files, each read when it is asked for.
+
+    Attributes:
+      shapes: of each.
+      bfloat16: whether all of them come as that.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    bfloat16: bool
+
+
+def open_arrays(file: pathlib.Path) -> FileArrays:
     """Any model's names to arrays, each read when it is asked for.
 
     Args:
       file: safetensors or PyTorch's, or the index of several of them.
-
-    Returns:
-      A mapping with two attributes: `shapes`, and `bfloat16`, whether all arrays come as that.
 
     Raises:
       InputError: it is damaged, or a file that it names is not there.
@@ -134,9 +143,9 @@ def open_arrays(file: pathlib.Path) -> Mapping[str, np.ndarray]:
     return _open_arrays(file, None)[0]
 
 
-def _open_arrays(file: pathlib.Path, ema: bool | None) -> tuple[_Safetensors | _Tensors, str]:
+def _open_arrays(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, str]:
     if file.name.endswith(".bin.index.json"):
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for part in _sharded(file):
             tensors |= _open_torch(part, None)[0].tensors
         return _Tensors(tensors), ""
@@ -149,7 +158,7 @@ def _open_arrays(file: pathlib.Path, ema: bool | None) -> tuple[_Safetensors | _
 
 def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
     """What the pipeline that a `transformer/` folder may be part of tells of it."""
-    found = {}
+    found: dict[str, Any] = {}
     index, vae = (folder.resolve().parent / name for name in ("model_index.json", "vae/config.json"))
     if folder.resolve().name == "transformer" and index.exists():
         families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
@@ -185,13 +194,13 @@ def _sharded(index: pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
-class _Safetensors(Mapping[str, np.ndarray]):
-    """The arrays of safetensors files, each read when it is asked for."""
+class _Safetensors(FileArrays):
+    """Those of safetensors files."""
 
     def __init__(self, paths: list[pathlib.Path]):
-        self._files = {}
+        self._files: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        dtypes = set()
+        dtypes: set[str] = set()
         for path in paths:
             try:
                 file = safetensors.safe_open(path, "numpy")
@@ -227,7 +236,7 @@ def _check_kinds(path: pathlib.Path, odd: set[str]) -> None:
         )
 
 
-class _Tensors(Mapping[str, np.ndarray]):
+class _Tensors(FileArrays):
     """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32."""
 
     bfloat16 = False

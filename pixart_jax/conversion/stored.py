@@ -87,12 +87,13 @@ class StoredModel:
             raise InputError(f"{where} is not JSON: {error}") from error
         if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
             raise InputError(f"{where} is not of format_version {FORMAT_VERSION}, the only one this version reads")
-        model = fields.get("model") if isinstance(fields.get("model"), dict) else {}
+        given = fields.get("model")
+        model: dict[str, Any] = given if isinstance(given, dict) else {}
         wanted = {field.name for field in dataclasses.fields(cls)} | {f"model.{name}" for name in ARCHITECTURE}
         if odd := sorted(wanted ^ (fields.keys() | {f"model.{name}" for name in model})):
             raise InputError(f"{where}: missing or unknown fields: {', '.join(odd)}; convert the weights again")
-        kv_compress = tuple(model["kv_compress"])
-        stored = cls(**fields | {"model": PixArt(**model | {"kv_compress": kv_compress})})
+        fields["model"] = PixArt(**model | {"kv_compress": tuple(model["kv_compress"])})
+        stored = cls(**fields)
         for name, choices in CHOICES.items():
             if getattr(stored, name) not in choices:
                 raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")

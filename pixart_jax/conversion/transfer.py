@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -67,9 +68,10 @@ def load_weights(
     model = stored.model
     expected = parameter_shapes(model)
     control = None
+    read: Callable[[str], np.ndarray]
     if source.kind == "orbax":
-        params, control = StoredParams(source.path / "params", model), open_control(source.path, model)
-        paths, read = list(params), params.__getitem__
+        kept, control = StoredParams(source.path / "params", model), open_control(source.path, model)
+        paths, read = list(kept), kept.__getitem__
     else:
         try:
             if source.kind == "diffusers":
@@ -121,7 +123,7 @@ def read_null_text(path: pathlib.Path) -> np.ndarray:
             raise InputError(f"{path} is damaged, or no .npy: {error}") from error
     else:
         found = load_torch(path)
-        tensor = found.get("uncond_prompt_embeds") if isinstance(found, dict) else found
+        tensor: Any = found.get("uncond_prompt_embeds") if isinstance(found, dict) else found
         if not hasattr(tensor, "numpy"):
             raise InputError(f"{path} holds neither a tensor nor `uncond_prompt_embeds`")
         array = tensor.float().numpy()

@@ -8,7 +8,7 @@ import io
 import re
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.errors import InputError
@@ -155,7 +155,8 @@ def _open(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning where those are errors
         raise BadImage("too-large", str(error)) from error
     except Exception as error:
-        if any(Image.OPEN[name][1](data[:16]) for name in formats):
+        recognise = (Image.OPEN[name][1] for name in formats)
+        if any(accept(data[:16]) for accept in recognise if accept is not None):
             raise BadImage("damaged", f"broken header of a file of {len(data)} bytes: {_words(error)}") from error
         raise BadImage(
             "not-an-image", f"{len(data)} bytes beginning with {data[:16]!r}, none of {', '.join(formats)}"
@@ -170,7 +171,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _has_known_meaning(image: Image.Image) -> bool:
-    if image.mode in _SIXTEEN_BIT_MODES and image.format == "TIFF":
+    if image.mode in _SIXTEEN_BIT_MODES and isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow neither scales 12 bits to 16 nor turns round what counts up from white.
         tags = image.tag_v2
         return tags.get(ExifTags.Base.BitsPerSample) == (16,) and (
@@ -203,7 +204,7 @@ def _to_srgb(colour: Image.Image, icc_profile: bytes | None) -> Image.Image:
             transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), colour.mode, "RGB")
             # Most profiles on the web are sRGB's own, and applying one takes longer than decoding a JPEG.
             if not _changes_nothing(transform, colour.mode):
-                return ImageCms.applyTransform(colour, transform)
+                return transform.apply(colour)
         except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
             pass
     return colour.convert("RGB")
@@ -230,6 +231,6 @@ def _samples(mode: str) -> Image.Image:
 
 def _to_upright(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Broken EXIF raises as many kinds of exceptions as broken pixels, and the picture may be whole.
         return None

@@ -159,8 +159,9 @@ def pack(examples: Sequence[Example], spec: BatchSpec) -> dict[str, np.ndarray]:
     if not spec.num_classes:
         ends = np.cumsum(batch["text_length"])
         batch["text"] = np.empty((ends[-1], spec.text_dim), _TEXT_DTYPES[spec.text_dtype])
-        for example, rows in zip(examples, np.split(batch["text"], ends[:-1]), strict=True):
-            example.text.decode_into(rows)
+        texts = (example.text for example in examples if example.text is not None)
+        for text, out in zip(texts, np.split(batch["text"], ends[:-1]), strict=True):
+            text.decode_into(out)
     return batch
 
 

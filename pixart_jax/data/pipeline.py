@@ -27,7 +27,7 @@ from pixart_jax.data.examples import BatchSpec, MakeExample, make_example, pack,
 from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, check_shards, read_buckets, read_manifest
-from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.shards.records import Samples
 from pixart_jax.errors import InputError
 
 __all__ = ["BatchSpec", "SampleSet", "check_sources", "make_example", "make_iterator", "mix_samples"]
@@ -106,7 +106,7 @@ class SampleSet:
       weight: its share of the samples drawn beside the other sets', above 0.
     """
 
-    samples: Sequence[Sample]
+    samples: Samples
     manifest: Manifest
     read_buckets: Callable[[], np.ndarray]
     weight: float = 1.0
@@ -247,6 +247,7 @@ def _live_with_parent(*_) -> None:
     """In a worker: it ends when the process that reads from it does, however that ends, and not by Ctrl-C before it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None  # Grain calls this in its workers alone
 
     def follow() -> None:
         parent.join()
@@ -283,12 +284,14 @@ class _BatchIterator(grain.DatasetIterator):
         self._reading: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        self.start_prefetch()
-        batch = next(self._reading)
+        batch = next(self._started())
         self._next_sample += self._spec.batch_size * self._process_count
         return batch
 
     def start_prefetch(self) -> None:
+        self._started()
+
+    def _started(self) -> grain.DatasetIterator:
         self._assert_not_closed()
         if self._reading is None:
             if self._num_workers and not flags.FLAGS.is_parsed():
@@ -307,6 +310,7 @@ class _BatchIterator(grain.DatasetIterator):
                 batches = batches.map(pad).to_iter_dataset(read_options)
             self._reading = iter(batches)
             self._reading.start_prefetch()
+        return self._reading
 
     def get_state(self) -> dict[str, Any]:
         return {"next_sample": self._next_sample, **self._identity}

@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeGuard
 
 import numpy as np
 
@@ -104,12 +104,14 @@ class ReferenceFeatureSource:
         """
         index = checked_index(index, len(self))
         record = self._records.read(index)
-        path, size = record.get("path"), (record.get("height"), record.get("width"))
+        path, height, width = record.get("path"), record.get("height"), record.get("width")
         if not isinstance(path, str) or not path:
             raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {path!r:.60}")
         key = printable(path)
-        if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size):
-            raise BadItem(key, "bad-record", f"height and width must be positive whole numbers, not {size!r:.60}")
+        if not (_is_side(height) and _is_side(width)):
+            raise BadItem(
+                key, "bad-record", f"height and width must be positive whole numbers, not {(height, width)!r:.60}"
+            )
         caption = record.get(self._caption_field)
         caption = "" if caption is None else caption
         if not isinstance(caption, str):
@@ -120,7 +122,7 @@ class ReferenceFeatureSource:
         return ReferenceFeatures(
             key=key,
             caption=printable(caption),
-            image_size=size,
+            image_size=(height, width),
             bucket=(mean.shape[0] * _DOWNSAMPLE, mean.shape[1] * _DOWNSAMPLE),
             latent_mean=mean,
             latent_std=std,
@@ -220,6 +222,10 @@ def open_reference_features(
     )
 
 
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _joined(path: str) -> str:
     """a/b/c.d.png -> a/b_c.d"""
     return os.path.splitext("_".join(path.rsplit("/", 1)))[0]
@@ -254,7 +260,7 @@ class _Folder:
                 f"{printable(tried)}; name the folder that holds the files themselves"
             )
         # The first of equals: where paths have no folder and no dots, all names are one.
-        self.naming = max(found, key=found.get)
+        self.naming = max(found, key=lambda naming: found[naming])
         owner: dict[str, str] = {}
         ambiguous = set()
         for path in all_paths:

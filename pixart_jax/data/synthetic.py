@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +23,7 @@ _WORDS = "a the red green blue small large old round bright cat dog house tree b
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticSamples(Sequence[Sample]):
+class SyntheticSamples:
     """`NUM_SAMPLES` samples of noise in every aspect-ratio bucket of a resolution, made when they are asked for.
 
     Latents are of unit variance. Captions are random words, of every length up to the batch's limit, with the features

@@ -51,8 +51,12 @@ class Units(Protocol):
 
     num_items: int
     items_per_unit: int
-    manifests: Mapping[str, Manifest]
-    recipe: Mapping[str, Any]
+
+    @property
+    def manifests(self) -> Mapping[str, Manifest]: ...
+
+    @property
+    def recipe(self) -> Mapping[str, Any]: ...
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """Samples of each set in the order of `items`, and the items that are in none."""

@@ -15,7 +15,7 @@ import collections
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -70,15 +70,15 @@ class OnlineItems:
         """Reads, decodes and crops one item; threads may call it."""
         return self._encoder.prepare(index)
 
-    def keeps(self, index: int, result: Prepared | Skipped) -> bool:
-        """Whether what `prepare` gave can be used; else notes and logs why not.
+    def kept(self, index: int, result: Prepared | Skipped) -> Prepared | None:
+        """What `prepare` gave where it can be used; else None, and notes and logs why not.
 
         Raises:
           InputError: so it is with all items.
         """
         if not isinstance(result, Skipped):
             self._good.add(index)
-            return True
+            return result
         if index not in self._left_out:
             self._left_out[index] = result.reason
             count = len(self._left_out)
@@ -87,7 +87,7 @@ class OnlineItems:
             elif count.bit_count() == 1:  # A long list of bad items takes few lines.
                 logging.warning("left out so far: %d of %d items: %s", count, len(self), self._reasons())
         self.check_any()
-        return False
+        return None
 
     def check_any(self) -> None:
         """Raises InputError once all items are left out."""
@@ -113,15 +113,15 @@ class OnlineItems:
         for index in itertools.chain(wanted, (i for i in range(len(self)) if i not in set(wanted))):
             if len(found) == len(wanted):
                 break
-            if self.keeps(index, result := self.prepare(index)):
-                found[index] = result
+            if (prepared := self.kept(index, self.prepare(index))) is not None:
+                found[index] = prepared
         return self.encode(found[index] for index in sorted(found))
 
     def _reasons(self) -> str:
         return ", ".join(f"{n} {reason}" for reason, n in collections.Counter(self._left_out.values()).most_common())
 
 
-class SpreadSamples(Sequence[Sample]):
+class SpreadSamples:
     """`OnlineItems.spread`, encoded when the first of them is asked for."""
 
     def __init__(self, items: OnlineItems, count: int):
@@ -134,7 +134,7 @@ class SpreadSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Sample:
         return self._samples[index]
 
 
@@ -222,11 +222,12 @@ class OnlineBatches(Iterator[dict[str, np.ndarray]]):
         """The next batch, and the place in the order behind it."""
         if self._turns is None:
             self._turns = self._take_turns(self._making_from)
+        turns = self._turns
         places, after = [], self._making_from
 
         def mine() -> Iterator[Prepared]:
             nonlocal after
-            for place, prepared in itertools.islice(self._turns, self._spec.batch_size * self._process_count):
+            for place, prepared in itertools.islice(turns, self._spec.batch_size * self._process_count):
                 after = place + 1
                 if prepared is not None:
                     places.append(place)
@@ -268,10 +269,11 @@ class OnlineBatches(Iterator[dict[str, np.ndarray]]):
             if is_mine(count) and result is None:
                 # Something left out before it has moved the turns.
                 result = items.prepare(index)
-            if result is not None and not items.keeps(index, result):
+            prepared = None if result is None else items.kept(index, result)
+            if result is not None and prepared is None:
                 sent -= 1
                 continue
-            yield place, result if is_mine(count) else None
+            yield place, prepared if is_mine(count) else None
             count += 1
 
     def _item(self, place: int) -> int:

@@ -107,6 +107,7 @@ class EncodedPictures:
     def encode(self, items: Iterable[Prepared | Skipped]) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """Samples of each set, and what was skipped, of items that `prepare` gave, in their order."""
         kept: list[Prepared] = []
+        buckets: list[dict[str, Bucket]] = []
         skipped: list[Skipped] = []
         # (place among those kept, pixels) that wait for their batch to be full, by set and bucket; what is encoded, by
         # set and place.
@@ -128,7 +129,8 @@ class EncodedPictures:
                 batch.append((len(kept), pixels))
                 if len(batch) == self._batch_size:
                     encode_batch(name, batch)
-            kept.append(result._replace(pixels={name: (bucket, None) for name, (bucket, _) in result.pixels.items()}))
+            buckets.append({name: bucket for name, (bucket, _) in result.pixels.items()})
+            kept.append(result._replace(pixels={}))  # Pixels are needed no longer than until their batch is encoded.
         for (name, _), batch in waiting.items():
             if batch:
                 encode_batch(name, batch)
@@ -139,7 +141,7 @@ class EncodedPictures:
                     key=item.key,
                     texts=texts[place],
                     image_size=item.image_size,
-                    bucket=(item.pixels[name][0].height, item.pixels[name][0].width),
+                    bucket=(buckets[place][name].height, buckets[place][name].width),
                     latent_mean=latents[name, place][0],
                     latent_std=latents[name, place][1],
                     label=item.label,

@@ -100,7 +100,10 @@ class ReferenceUnits:
         skipped: list[Skipped] = []
         with ThreadPoolExecutor(self._num_threads) as pool:
             for result in bounded_map(pool, self._sample, items, ahead=4 * self._num_threads):
-                (skipped if isinstance(result, Skipped) else kept).append(result)
+                if isinstance(result, Skipped):
+                    skipped.append(result)
+                else:
+                    kept.append(result)
         return {ONLY: kept}, skipped
 
     def _sample(self, index: int) -> Sample | Skipped:

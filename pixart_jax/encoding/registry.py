@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import pathlib
 
@@ -49,7 +50,7 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
     target.mkdir(parents=True, exist_ok=True)
     for file in (*files, MANIFEST_FILE):
         content = (data_dir / file).read_bytes()
-        write_atomically(target / file, lambda copy, content=content: copy.write(content))
+        write_atomically(target / file, operator.methodcaller("write", content))
 
 
 def record_encoders(manifest: Manifest, target: str | os.PathLike) -> None:

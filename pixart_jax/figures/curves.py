@@ -92,6 +92,5 @@ def _write_losses(path: str | os.PathLike, axes) -> None:
 
 def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
     """Mean of each value and up to width − 1 before it: f64[n]. The first points average what there is."""
-    values = np.asarray(values, np.float64)
-    total = np.convolve(values, np.ones(width))[: len(values)]
+    total = np.convolve(np.asarray(values, np.float64), np.ones(width))[: len(values)]
     return total / np.minimum(np.arange(1, len(values) + 1), width)

@@ -7,6 +7,8 @@ is added to the input of the base model's block j + 1.
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -108,4 +110,7 @@ def apply_with_control(
     first = {"params": jax.tree.map(lambda stack: stack[0], base_params["blocks_0"])}
     x, _ = block.apply(first, bound.embed_tokens(tokens, positions), None, cond)
     residuals = controlnet.apply(variables, bound.embed_tokens(control, positions), x, cond)
-    return base.apply({"params": base_params}, tokens, t, positions=positions, block_residuals=residuals, **conditions)
+    output = base.apply(
+        {"params": base_params}, tokens, t, positions=positions, block_residuals=residuals, **conditions
+    )
+    return cast(ModelOutput, output)  # Flax's type is that of calls that also return variables.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import flax
 import flax.linen as nn
@@ -35,8 +35,18 @@ from pixart_jax.models.layers import (
 )
 from pixart_jax.models.remat import REMAT_POLICIES
 
+
+class Size(TypedDict):
+    """What sizes of PixArt differ in: fields of `PixArt`."""
+
+    hidden_size: int
+    depth: int
+    num_heads: int
+    patch_size: int
+
+
 # Architectures by name; the number after the slash is the patch size. XL/2 is the only size the authors released.
-SIZES = {
+SIZES: dict[str, Size] = {
     "XL/2": {"hidden_size": 1152, "depth": 28, "num_heads": 16, "patch_size": 2},
     "L/2": {"hidden_size": 1024, "depth": 24, "num_heads": 16, "patch_size": 2},
     "B/2": {"hidden_size": 768, "depth": 12, "num_heads": 12, "patch_size": 2},
@@ -81,6 +91,7 @@ class Block(nn.Module):
         scan."""
         features, mesh = x.shape[-1], self.attention.mesh
         if self.adaln == "single":
+            assert cond.t0 is not None  # `PixArt.embed_conditions` gives it to such blocks
             table = self.param("scale_shift_table", table_init, (6, features), jnp.float32)
             modulation = table + cond.t0.reshape(-1, 6, features).astype(jnp.float32)
         else:
@@ -195,6 +206,7 @@ class PixArt(nn.Module):
         if self.micro_condition:
             self.csize_embedder = ScalarEmbedder(self.hidden_size // 3, self.dtype)
             self.ar_embedder = ScalarEmbedder(self.hidden_size // 3, self.dtype)
+        self.y_embedder: LabelEmbedder | CaptionEmbedder
         if self.num_classes:
             self.y_embedder = LabelEmbedder(self.num_classes, self.hidden_size)
         else:
@@ -288,9 +300,11 @@ class PixArt(nn.Module):
         else:
             y = self.y_embedder(text, text_drop)
         t0 = self.t_block(nn.silu(temb)) if self.adaln == "single" else None
-        temb, t0, y = (
-            leaf if leaf is None else constrain(leaf, self.attention.mesh, ROWS, WHOLE) for leaf in (temb, t0, y)
-        )
+
+        def by_rows(leaf):
+            return constrain(leaf, self.attention.mesh, ROWS, WHOLE)
+
+        temb, t0, y = by_rows(temb), None if t0 is None else by_rows(t0), None if y is None else by_rows(y)
         return BlockConditions(t=temb, t0=t0, text=y, text_length=text_length, num_tokens=num_tokens)
 
     @nn.nowrap

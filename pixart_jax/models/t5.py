@@ -198,7 +198,7 @@ def encoder_from_config(
       InputError: not a T5 v1.1 (another model type, or the ungated or differently activated layers of other T5s), or
         sizes that are missing or make no sense; lists all that is wrong.
     """
-    sizes = {name: config.get(name) for name in XXL}
+    sizes: dict[str, Any] = {name: config.get(name) for name in XXL}
     # Older files leave these out.
     buckets = config.get("relative_attention_num_buckets", 32)
     max_distance = config.get("relative_attention_max_distance", 128)

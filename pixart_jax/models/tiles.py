@@ -79,7 +79,9 @@ def _apply_tiled(apply: Callable, inputs: np.ndarray, tile: int, overlap: float,
     grid = [side // downsample for side in inputs.shape[1:3]]
     sizes = [min(tile, side) for side in grid]
     starts = [_tile_starts(side, tile, blend) for side in grid]
-    outputs = weights = upsample = None
+    outputs: np.ndarray | None = None
+    weights: list[np.ndarray] = []
+    upsample = 0
     for image, i, j in itertools.product(range(len(inputs)), range(len(starts[0])), range(len(starts[1]))):
         corner = starts[0][i], starts[1][j]
         output = np.asarray(apply(inputs[image : image + 1][_window(corner, sizes, downsample)]), np.float32)
@@ -89,6 +91,8 @@ def _apply_tiled(apply: Callable, inputs: np.ndarray, tile: int, overlap: float,
             outputs = np.zeros((len(inputs), *(side * upsample for side in grid), output.shape[-1]), np.float32)
         weight = weights[0][i][:, None, None] * weights[1][j][:, None]
         outputs[image : image + 1][_window(corner, sizes, upsample)] += weight * output
+    if outputs is None:
+        raise InputError(f"inputs of {inputs.shape} hold no picture; give at least one")
     return outputs
 
 

@@ -8,7 +8,8 @@ VAE: one architecture, two sets of weights, two scaling factors. Submodule names
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -35,10 +36,18 @@ _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block",
 _SWITCHES = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 
 
-def conv(features: int, dtype: Dtype, *, name: str | None = None, size: int = 3, **options) -> nn.Conv:
-    """A size×size convolution that keeps height and width, unless `options` say otherwise."""
-    options = {"padding": size // 2, "dtype": dtype} | options
-    return nn.Conv(features, (size, size), name=name, **options)
+def conv(
+    features: int,
+    dtype: Dtype,
+    *,
+    name: str | None = None,
+    size: int = 3,
+    strides: int = 1,
+    padding: Sequence[tuple[int, int]] | None = None,
+) -> nn.Conv:
+    """A size×size convolution that keeps height and width, unless `strides` and `padding` say otherwise."""
+    padded = size // 2 if padding is None else padding
+    return nn.Conv(features, (size, size), strides, padded, dtype=dtype, name=name)
 
 
 def group_norm(groups: int, dtype: Dtype, name: str) -> nn.GroupNorm:
@@ -277,7 +286,7 @@ class AutoencoderKL(nn.Module):
         return 2 ** (len(self.block_out_channels) - 1)
 
     def setup(self):
-        options = {
+        options: dict[str, Any] = {
             "block_out_channels": self.block_out_channels,
             "layers_per_block": self.layers_per_block,
             "groups": self.norm_num_groups,

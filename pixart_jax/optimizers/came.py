@@ -104,7 +104,8 @@ def scale_by_came(spec: CameSpec, *, b1: float, b2: float, patch_size: int) -> o
 
     def update_fn(updates, state, params=None):
         del params
-        grads, treedef = jax.tree_util.tree_flatten_with_path(updates)
+        grads = jax.tree_util.tree_leaves_with_path(updates)
+        treedef: Any = jax.tree.structure(updates)  # jaxlib ships no types
         new = [
             _update(_view(path, grad, patch_size), grad, mu, statistics, spec, b1, b2)
             for (path, grad), mu, statistics in zip(

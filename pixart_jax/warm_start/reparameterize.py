@@ -99,7 +99,7 @@ def reparameterize(
     params = {path: target[path] if path.startswith(FRESH) else dit[path] for path in target.keys() - _COMPUTED}
     params["t_embedder/mlp_2/bias"] = dit["t_embedder/mlp_2/bias"] + no_class(dit, unconditional)
     for name in ("kernel", "bias"):
-        params[f"t_block/{name}"] = np.mean(dit[f"blocks_0/adaLN_modulation/{name}"], axis=0, dtype=np.float64)
+        params[f"t_block/{name}"] = dit[f"blocks_0/adaLN_modulation/{name}"].mean(axis=0, dtype=np.float64)
     params = {path: array.astype(np.float32, copy=False) for path, array in params.items()}
 
     # The shared parameters are rounded by now, as the model will see them: the tables make up for it.
@@ -144,8 +144,8 @@ def modulation_error(
     """
     dit, params = _flatten(dit), _flatten(params)
     _check(dit, params, fresh=False)
-    timesteps = np.asarray(timesteps)
-    dit_c, c = embed(dit, timesteps) + no_class(dit, unconditional), embed(params, timesteps)
+    t = np.asarray(timesteps)
+    dit_c, c = embed(dit, t) + no_class(dit, unconditional), embed(params, t)
 
     shared = _dense(params, "t_block", _silu(c))
     squares = [
@@ -155,7 +155,7 @@ def modulation_error(
     final = c[:, None] + params["final_layer/scale_shift_table"]
     dit_final = _dense(dit, "final_layer/adaLN_modulation", _silu(dit_c))
     final = _relative(final.reshape(dit_final.shape), dit_final)
-    return ModulationError(timesteps, np.sqrt(np.mean(squares, axis=0)), final)
+    return ModulationError(t, np.sqrt(np.mean(squares, axis=0)), final)
 
 
 def format_error_table(errors: Mapping[str, ModulationError]) -> str:
@@ -186,7 +186,7 @@ def _timesteps(method: str) -> np.ndarray:
 
 def _flatten(tree: Params, prefix: str = "") -> Flat:
     """'/'-joined path to f32 array."""
-    flat = {}
+    flat: Flat = {}
     for name, value in tree.items():
         path = prefix + name
         flat |= _flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: np.asarray(value, np.float32)}

@@ -255,7 +255,7 @@ def _add_micro_conditions(draft: _Draft, choices: Choices) -> None:
 
 def _remove_micro_conditions(draft: _Draft, resolution: int) -> None:
     def step(arrays: Arrays) -> None:
-        size, ratio = embed(arrays, np.float64([resolution] * 2), _MICRO[0]), embed(arrays, np.ones(1), _MICRO[1])
+        size, ratio = embed(arrays, np.full(2, resolution, np.float64), _MICRO[0]), embed(arrays, np.ones(1), _MICRO[1])
         _add_to(arrays, "t_embedder/mlp_2/bias", np.concatenate([size.ravel(), ratio.ravel()]))
         for path in [path for path in arrays if path.startswith(_MICRO)]:
             del arrays[path]
@@ -325,10 +325,10 @@ def _restack(draft: _Draft, ours: PixArt, choices: Choices) -> None:
             continue
         first, length, ratio = next(segment for segment in ours.segments() if stack == f"blocks_{segment[0]}")
         is_new = any(old_ratio != ratio for *_, old_ratio in pieces(first, length))
-        origin = next((row for old, *_ in pieces(first, length) if (row := draft.rows.get(f"{old}/{name}"))), None)
         if is_new and (why := INSERTED[choices.kv_compress].get(name)):
             rows[path] = Row("made", path, why)
         else:
-            rows[path] = origin._replace(path=path)
+            origins = (draft.rows.get(f"{old}/{name}") for old, *_ in pieces(first, length))
+            rows[path] = next(row for row in origins if row is not None)._replace(path=path)
     draft.rows, draft.model = rows, ours
     draft.steps.append(step)

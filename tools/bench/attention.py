@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
         for resolution, ratio, backward in itertools.product(resolutions, ratios, (False, True)):
             queries = (resolution // (DOWNSAMPLE * PATCH_SIZE)) ** 2
             shape = (args.batch_size, queries, queries // ratio**2, args.heads, args.head_dim)
-            about = {"resolution": resolution, "kv_compress": ratio, "backward": backward}
+            about: dict[str, object] = {"resolution": resolution, "kv_compress": ratio, "backward": backward}
             about |= dict(zip(("batch_size", "queries", "keys", "heads", "head_dim"), shape, strict=True))
             about |= {"dtype": dtype} | absence
             for implementation in implementations(device, dtype, args.head_dim):

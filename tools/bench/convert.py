@@ -46,7 +46,8 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
 
 def random_weights(size: str) -> ModelWeights:
     """Of a PixArt-Σ at 1024 px."""
-    model = PixArt(**SIZES[size], max_text_tokens=300)
+    family = FAMILIES["sigma"]
+    model = PixArt(**SIZES[size], max_text_tokens=family["max_text_tokens"])
     shapes, rng = parameter_shapes(model), np.random.default_rng(0)
     stored = StoredModel(
         model=model,
@@ -54,7 +55,9 @@ def random_weights(size: str) -> ModelWeights:
         position_scale=2.0,
         null_text="stored",
         provenance={"source": "tools.bench"},
-        **{name: value for name, value in FAMILIES["sigma"].items() if name != "max_text_tokens"},
+        latent_scale=family["latent_scale"],
+        caption_cleaning=family["caption_cleaning"],
+        sampler=family["sampler"],
     )
     return ModelWeights(stored, list(shapes), lambda path: rng.standard_normal(shapes[path], dtype=np.float32))
 

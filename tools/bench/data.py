@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -98,7 +99,9 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
 # --- the samples
 
 
-def random_samples(resolution: int, count: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def random_samples(
+    resolution: int, count: int, seed: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     """Mean and std float32[h, w, C] of the latents, text float32[120, 4096] and its length.
 
     The text's numbers have bfloat16's precision: the reference runs T5 in it, and half of each stored float32 is zeros,
@@ -196,7 +199,8 @@ def read_pytorch(folder: pathlib.Path, resolution: int, batch_size: int, workers
     """Batches of the reference's tensors. Endless, as if an epoch were long: starting workers anew is not its work."""
     import torch
 
-    dataset = ReferenceFiles(folder, resolution)
+    # PyTorch takes any object with a length and items, and says that it takes its own class alone.
+    dataset: Any = ReferenceFiles(folder, resolution)
     return iter(
         torch.utils.data.DataLoader(
             dataset,

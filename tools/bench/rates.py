@@ -52,7 +52,8 @@ def peak_bytes(compiled: jax.stages.Compiled, device: jax.Device) -> dict[str, o
 
 def where() -> dict[str, object]:
     """The machine and the versions of what runs on it."""
-    device, versions = jax.devices()[0], {}
+    device = jax.devices()[0]
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

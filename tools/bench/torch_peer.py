@@ -111,7 +111,7 @@ def null_text(spec: PeerSpec, text: torch.Tensor) -> torch.Tensor:
 
 def apply(transformer: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, inputs: Tensors) -> torch.Tensor:
     """Its output [B, C or 2C, H, W]."""
-    micro = {"resolution": None, "aspect_ratio": None}
+    micro: dict[str, torch.Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if transformer.config.use_additional_conditions:
         micro = {"resolution": inputs["image_size"], "aspect_ratio": inputs["aspect_ratio"]}
     return transformer(
@@ -132,10 +132,10 @@ class Forward:
         self._spec = spec
         self._transformer = build_transformer(spec).to(getattr(torch, spec.dtype)).eval()
         self._x = as_tensor(to_latents(batch["tokens"], spec), spec.device).to(getattr(torch, spec.dtype))
-        inputs, t = model_inputs(batch, spec), as_tensor(t, spec.device)
+        inputs, timesteps = model_inputs(batch, spec), as_tensor(t, spec.device)
         inputs["text"] = inputs["text"].to(getattr(torch, spec.dtype))
         run = torch.compile(apply) if compiled else apply
-        self._call = lambda: run(self._transformer, self._x, t, inputs)
+        self._call = lambda: run(self._transformer, self._x, timesteps, inputs)
 
     @torch.no_grad()
     def output(self) -> np.ndarray:

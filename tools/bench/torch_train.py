@@ -10,6 +10,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,10 +89,10 @@ def diffusion_loss(predict: Callable, tables: Tensors, x0: torch.Tensor, t: torc
 class Train:
     """The training step. Between turns it gives its memory back."""
 
-    def __init__(self, compiled: bool, spec: PeerSpec, training: dict[str, object], batch: Batch):
-        """`training`: the fields of a TrainingSpec."""
+    def __init__(self, compiled: bool, spec: PeerSpec, fields: dict[str, Any], batch: Batch):
+        """`fields`: of a TrainingSpec."""
         prepare(spec.device)
-        training = TrainingSpec(**training)
+        training = TrainingSpec(**fields)
         self._spec, self._training = spec, training
         self._transformer = build_transformer(spec).train()
         if training.rematerialise:
@@ -105,7 +106,7 @@ class Train:
         self._x0 = as_tensor(to_latents(batch["tokens"], spec), spec.device)
         self._inputs = model_inputs(batch, spec)
         self._null_text = null_text(spec, self._inputs["text"])
-        self._params = list(self._transformer.parameters())
+        self._params: list[torch.Tensor] = list(self._transformer.parameters())
         self._ema = [parameter.detach().clone() for parameter in self._params]
         self._optimizer = torch.optim.AdamW(
             self._params,
@@ -131,8 +132,8 @@ class Train:
 
     def loss(self, t: np.ndarray, noise: np.ndarray) -> float:
         """Of the first batch's images at these timesteps i[B] and noises, tokens f32[B, N, p·p·C]."""
-        noise = as_tensor(to_latents(noise, self._spec), self._spec.device)
-        return self._compiled_loss(as_tensor(t, self._spec.device).long(), noise).item()
+        latents = as_tensor(to_latents(noise, self._spec), self._spec.device)
+        return self._compiled_loss(as_tensor(t, self._spec.device).long(), latents).item()
 
     def step(self) -> torch.Tensor:
         """One optimizer step at random timesteps and noises; returns the loss."""

@@ -7,7 +7,7 @@ Source: PixArt-alpha, PixArt-sigma and DiT, what their modules call their parame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -65,7 +65,7 @@ _BLOCK = r"blocks\.(\d+)\.(.+)"
 DROPPED = {"pos_embed"}
 
 # (first block, number of blocks, kv ratio) of each stack: `PixArt.segments()`.
-Segments = list[tuple[int, int, int]]
+Segments = Sequence[tuple[int, int, int]]
 
 
 def stacks(segments: Segments) -> dict[str, range]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,17 +43,18 @@ TRANSPOSE = Layout(lambda weight: weight.T, lambda kernel, _: kernel.T)
 # (the reference's name as a pattern, our path as a template, how the array changes), after the block's prefix where
 # there is one. A rule whose layout is a plain function converts to ours only; to be read in both directions, its groups
 # must all be plain (…) and in the template.
-Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray]]
+Rule = tuple[str, str, Layout | Callable[[np.ndarray], np.ndarray]]
+TwoWayRule = tuple[str, str, Layout]
 _GROUP = re.compile(r"\((?!\?)[^()]*\)")
 _LOOKAHEAD = re.compile(r"\(\?[=!][^()]*\)")
 
 
-def linear(source: str, target: str) -> list[Rule]:
+def linear(source: str, target: str) -> list[TwoWayRule]:
     """Of a Linear."""
     return [(rf"{source}\.weight", f"{target}/kernel", TRANSPOSE), (rf"{source}\.bias", f"{target}/bias", COPY)]
 
 
-def fused_linear(sources: Iterable[str], target: str) -> list[Rule]:
+def fused_linear(sources: Iterable[str], target: str) -> list[TwoWayRule]:
     """Of Linears of one size that are one Dense of ours, side by side."""
     sources = list(sources)
     return [
@@ -63,21 +64,21 @@ def fused_linear(sources: Iterable[str], target: str) -> list[Rule]:
     ]
 
 
-def norm(source: str, target: str) -> list[Rule]:
+def norm(source: str, target: str) -> list[TwoWayRule]:
     """Of a LayerNorm with scale and bias."""
     return [(rf"{source}\.weight", f"{target}/scale", COPY), (rf"{source}\.bias", f"{target}/bias", COPY)]
 
 
-def other_names(rules: list[Rule]) -> list[Rule]:
+def other_names(rules: Sequence[Rule]) -> list[Rule]:
     """The same rules, which then only convert to ours: for names that files have had and that we do not write."""
     return [(source, target, getattr(layout, "ours", layout)) for source, target, layout in rules]
 
 
 def convert(
     state_dict: Mapping[str, np.ndarray],
-    rules: list[Rule],
+    rules: Sequence[Rule],
     block_pattern: str,
-    block_rules: list[Rule],
+    block_rules: Sequence[Rule],
     stacks: Mapping[str, range],
     expected: Mapping[str, tuple[int, ...]],
     *,
@@ -121,10 +122,10 @@ def convert(
             problems.append(f"no parameter takes: {path} {shape}")
         elif missing := [key for key in wanted if key not in sources]:
             if parts == 1:
-                where = f"is there only for blocks {sorted(block for block, _ in sources)}"
+                where = f"is there only for blocks {sorted(block for block, _ in sources if block is not None)}"
             else:
-                names = _sources(path, rules, block_pattern, block_rules, stacks)
-                where = f"lacks {', '.join(name for block, name, layout in names if (block, layout.part) in missing)}"
+                whole = _sources(path, rules, block_pattern, block_rules, stacks)
+                where = f"lacks {', '.join(name for block, name, layout in whole if (block, layout.part) in missing)}"
             problems.append(f"incomplete: {path} {where}")
         else:
             params[path] = np.empty(expected[path], dtype)
@@ -158,7 +159,7 @@ def _assign(names, rules, block_pattern, block_rules, stacks) -> tuple[_Slots, l
     return slots, problems
 
 
-def _apply(rules: list[Rule], name: str) -> tuple[str, Callable] | None:
+def _apply(rules: Sequence[Rule], name: str) -> tuple[str, Callable] | None:
     for pattern, target, layout in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(target), layout
@@ -201,9 +202,9 @@ def _fill(param, path, state_dict, sources, blocks) -> list[str]:
 def revert(
     paths: Iterable[str],
     read: Callable[[str], np.ndarray],
-    rules: list[Rule],
+    rules: Sequence[Rule],
     block_pattern: str,
-    block_rules: list[Rule],
+    block_rules: Sequence[Rule],
     stacks: Mapping[str, range],
     *,
     patch_size: int = 1,
@@ -230,7 +231,7 @@ def revert(
     def generate():
         for path, names in plan.items():
             array = read(path)
-            first = names[0][0]
+            first = names[0][0] or 0
             for block, name, layout in names:
                 ours = layout.cut(array if block is None else array[block - first])
                 yield name, np.ascontiguousarray(layout.reference(ours, patch_size))
@@ -251,17 +252,19 @@ def _sources(path, rules, block_pattern, block_rules, stacks) -> list[tuple[int 
     ]
 
 
-def _flip_all(rules: list[Rule], path: str) -> list[tuple[str, Layout]]:
-    both_ways = (rule for rule in rules if isinstance(rule[2], Layout))
-    found = [(name, rule[2]) for rule in both_ways if (name := _flip(rule, path)) is not None]
+def _flip_all(rules: Sequence[Rule], path: str) -> list[tuple[str, Layout]]:
+    found = [
+        (name, layout)
+        for source, target, layout in rules
+        if isinstance(layout, Layout) and (name := _flip(source, target, path)) is not None
+    ]
     # All parts of the parameter, each once.
     complete = found and sorted(layout.part for _, layout in found) == list(range(found[0][1].parts))
     return found if complete else []
 
 
-def _flip(rule: Rule, path: str) -> str | None:
+def _flip(source: str, target: str, path: str) -> str | None:
     """The reference's name of our path by one rule, or None: pattern and template with their roles exchanged."""
-    source, target, _ = rule
     groups = _GROUP.findall(source)
     # Literal text and numbers of groups take turns.
     literals, numbers = (re.split(r"\\(\d)", target)[i::2] for i in (0, 1))

@@ -155,7 +155,8 @@ def printable(name: str | os.PathLike) -> str:
 
 def clashing(short: Sequence[str], long: Sequence[str]) -> frozenset[int]:
     """Indices of the items that must go by their long name so that no two names are equal; long names are unique."""
-    names, clashes = list(short), set()
+    names = list(short)
+    clashes: set[int] = set()
     while True:
         counts = collections.Counter(names)
         found = {index for index, name in enumerate(names) if counts[name] > 1} - clashes

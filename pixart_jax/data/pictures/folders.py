@@ -70,7 +70,7 @@ class FolderPictures:
             if not slash:
                 raise BadItem(key, "class-missing", f"{printable(path)} is in no class folder; move it into one")
             label = self._labels[folder]
-        captions = ()
+        captions: tuple[tuple[str, float], ...] = ()
         try:
             captions = weighed([(caption_text(read_file(self._root / f"{_stem(path)}.txt", key), key), 1.0)], key)
         except BadItem as error:
@@ -102,7 +102,7 @@ def _stem(path: str) -> str:
 
 def _images_below(root: pathlib.Path) -> Iterator[str]:
     """Paths relative to `root`, in no particular order."""
-    folders = [("", ())]
+    folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # each with the (device, inode) of those above
     while folders:
         folder, ancestors = folders.pop()
         entries = list(_entries(root / folder))

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class JsonRecords:
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read the list {path}: {error}") from error
         self.digest = hashlib.sha256(data).hexdigest()
-        spans = []
+        spans: list[tuple[int, int]] = []
         scan = _scan_lines if self.path.suffix.lower() == ".jsonl" else _scan_array
         for start, end, record in scan(data, self.path):
             if isinstance(record, dict):
@@ -105,7 +106,7 @@ def record_captions(record: Mapping, weights: Mapping[str, float], key: str) -> 
       BadItem: "bad-record" for a caption or a weight of the wrong type.
     """
 
-    def fail(field: str, problem: str):
+    def fail(field: str, problem: str) -> NoReturn:
         raise BadItem(key, "bad-record", f"{field} {problem}")
 
     if record.get("captions") is None:
@@ -143,8 +144,9 @@ _WEIGHTS = f"a number from {LEAST_WEIGHT} to {GREATEST_WEIGHT:.0f}"
 
 
 def _is_weight(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and LEAST_WEIGHT <= value <= GREATEST_WEIGHT
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return LEAST_WEIGHT <= value <= GREATEST_WEIGHT
 
 
 def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, object]]:
@@ -156,7 +158,7 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
         raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the list as UTF-8") from error
     position = _skip_space(text, 1 if text.startswith("\ufeff") else 0)
 
-    def fail(position: int, problem: object, cause: Exception | None = None):
+    def fail(position: int, problem: object, cause: Exception | None = None) -> NoReturn:
         line = text.count("\n", 0, position) + 1
         raise InputError(f"{path}: line {line}: {problem}; the list must be one JSON array of records") from cause
 

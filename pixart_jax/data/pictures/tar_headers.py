@@ -41,7 +41,9 @@ def members(descriptor: int) -> Iterator[Member]:
       DamagedTar: after the last whole member, where the tar is damaged or ends without its end mark.
     """
     total = os.fstat(descriptor).st_size
-    position, long_name, pax = 0, None, {}
+    position = 0
+    long_name: bytes | None = None
+    pax: dict[bytes, bytes] = {}
     while True:
         header = os.pread(descriptor, _BLOCK, position)
         if header == bytes(_BLOCK):

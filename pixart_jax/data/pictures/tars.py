@@ -138,8 +138,8 @@ class TarPictures:
             raise InputError(f"cannot read {tar}: {error}") from error
         for key, group in groups.items():
             image = next((group[extension] for extension in group if extension in IMAGE_EXTENSIONS), (-1, 0))
-            extension = next((extension for extension in _CAPTION_KINDS if extension in group), None)
-            caption, kind = group.get(extension, (-1, 0)), _CAPTION_KINDS.get(extension, _NO_CAPTION)
+            captions = ((group[extension], kind) for extension, kind in _CAPTION_KINDS.items() if extension in group)
+            caption, kind = next(captions, ((-1, 0), _NO_CAPTION))
             keys.append(key)
             rows.append((number, *image, *caption, kind, labels.get(key, _NO_LABEL)))
         if number in self._damage:

@@ -117,8 +117,12 @@ class TfdsPictures:
 
     def _check_image(self, tfds: Any, features: dict) -> None:
         image = features.get("image")
-        fine = isinstance(image, tfds.features.Tensor) and image.np_dtype == np.uint8
-        fine = fine and len(image.shape) == 3 and image.shape[-1] in (1, 3, 4)
+        fine = (
+            isinstance(image, tfds.features.Tensor)
+            and image.np_dtype == np.uint8
+            and len(image.shape) == 3
+            and image.shape[-1] in (1, 3, 4)
+        )
         if isinstance(image, tfds.features.Image):
             fine = image.np_dtype in (np.uint8, np.uint16)  # floats are stored as the bytes of a PNG that shows noise
         if not fine:

@@ -105,7 +105,7 @@ class FeatureShardWriter:
         check_target(self._target)
         self.path = self._target.with_name(f".{self._target.name}.incomplete")
         """The hidden directory: files put here before the context ends appear in the target, beside the shards."""
-        self._lock: int | None = None
+        self._lock: int  # on the hidden directory, from entering to leaving the context
         self._shard: ShardFile | None = None
         self._parts: list[Part] = []
         self._keys: set[str] = set()

@@ -119,8 +119,8 @@ class Manifest:
     @property
     def buckets(self) -> dict[tuple[int, int], int]:
         """Number of samples per bucket (height, width) in pixels, by rising height, then width."""
-        sizes = {tuple(int(n) for n in name.split("x")): count for name, count in self.bucket_histogram.items()}
-        return dict(sorted(sizes.items()))
+        sizes = ((name.split("x"), count) for name, count in self.bucket_histogram.items())
+        return dict(sorted(((int(height), int(width)), count) for (height, width), count in sizes))
 
     def latent_grid(self, bucket: tuple[int, int]) -> tuple[int, int]:
         """Latent rows and columns of a bucket (height, width) in pixels."""

@@ -8,6 +8,7 @@ import math
 import numbers
 import struct
 import zlib
+from typing import Any, NoReturn, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -61,9 +62,9 @@ class Text:
         owner = f"text {self.caption[:60]!r}:"
         _check_array(owner, "features", self.features, rank=2, dtypes=TEXT_DTYPES)
         if self.features.dtype == np.int8:
-            _check_array(owner, "scale", self.scale, rank=1, dtypes=("float32",))
-            if len(self.scale) != len(self.features):
-                raise InputError(f"{owner} scale has {len(self.scale)} numbers, features {len(self.features)} tokens")
+            scale = _check_array(owner, "scale", self.scale, rank=1, dtypes=("float32",))
+            if len(scale) != len(self.features):
+                raise InputError(f"{owner} scale has {len(scale)} numbers, features {len(self.features)} tokens")
         elif self.scale is not None:
             raise InputError(f"{owner} scale belongs to int8 features, but these are {self.features.dtype.name}")
         if not (_is_real(self.weight) and math.isfinite(self.weight) and self.weight > 0):
@@ -171,8 +172,16 @@ class Sample:
         ends = np.cumsum(np.divide([text.weight for text in self.texts], max(text.weight for text in self.texts)))
         return self.texts[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))]
 
-    def _fail(self, field: str, problem: str) -> None:
+    def _fail(self, field: str, problem: str) -> NoReturn:
         raise InputError(f"sample {self.key!r}: {field} {problem}")
+
+
+class Samples(Protocol):
+    """Random access to samples, 0 <= index < len: a Grain data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def encode_sample(sample: Sample) -> bytes:
@@ -181,8 +190,9 @@ def encode_sample(sample: Sample) -> bytes:
     Returns:
       bytes that `decode_sample` turns back into an equal sample, bit for bit.
     """
-    latents = {"latent_mean": sample.latent_mean, "latent_std": sample.latent_std}
-    latents = {name: array for name, array in latents.items() if array is not None}
+    latents = {"latent_mean": sample.latent_mean}
+    if sample.latent_std is not None:
+        latents["latent_std"] = sample.latent_std
     header = {
         "key": sample.key,
         "image_size": [int(n) for n in sample.image_size],
@@ -229,7 +239,8 @@ def decode_sample(record: bytes) -> Sample:
         header_end = _PREFIX.size + header_size
         header = json.loads(record[_PREFIX.size : header_end])
         arrays = _Arrays(record, header_end)
-        latents = {name: arrays.take(described) for name, described in header["latents"].items()}
+        latents: dict[str, Any] = {"latent_std": None}
+        latents |= {name: arrays.take(described) for name, described in header["latents"].items()}
         texts = tuple(_decode_text(described, arrays) for described in header["texts"])
         arrays.finish()
         return Sample(
@@ -238,7 +249,7 @@ def decode_sample(record: bytes) -> Sample:
             bucket=tuple(header["bucket"]),
             label=header["label"],
             texts=texts,
-            **{"latent_std": None} | latents,
+            **latents,
         )
     except InputError:
         raise
@@ -279,7 +290,7 @@ def _described(array: np.ndarray) -> dict:
     return {"dtype": array.dtype.name, "shape": list(array.shape)}
 
 
-def _check_array(owner: str, field: str, array: object, *, rank: int, dtypes: tuple[str, ...]) -> None:
+def _check_array(owner: str, field: str, array: object, *, rank: int, dtypes: tuple[str, ...]) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{owner} {field} must be a numpy array, not {type(array).__name__}")
     if array.ndim != rank or 0 in array.shape:
@@ -288,6 +299,7 @@ def _check_array(owner: str, field: str, array: object, *, rank: int, dtypes: tu
         )
     if array.dtype.name not in dtypes:
         raise InputError(f"{owner} {field} has dtype {array.dtype.name}; store it as {' or '.join(dtypes)}")
+    return array
 
 
 def _is_real(value: object) -> bool:

@@ -60,9 +60,9 @@ class Survey:
     places: np.ndarray
     captions_of: np.ndarray
     record_bytes: np.ndarray
-    lengths: collections.Counter
-    captions_per_picture: collections.Counter
-    buckets: collections.Counter
+    lengths: collections.Counter[int]
+    captions_per_picture: collections.Counter[int]
+    buckets: collections.Counter[tuple[int, int]]
     cells: int
     latents: np.ndarray
     problems: list[Problem]
@@ -100,7 +100,9 @@ def survey_set(
       manifest: of the set, from `read_manifest`.
       report: told from time to time how many records have been read, of how many that can be.
     """
-    directory, problems, work, first = pathlib.Path(directory), [], [], 0
+    directory, first = pathlib.Path(directory), 0
+    problems: list[Problem] = []
+    work: list[tuple[int, Shard, range]] = []
     try:
         places = read_buckets(directory, manifest)
     except InputError as error:
@@ -116,10 +118,14 @@ def survey_set(
         first += shard.num_records
     done, total = 0, sum(len(records) for *_, records in work)
     parts = [_survey_records(directory, manifest, 0, manifest.shards[0], range(0), None)]
+
+    def survey_chunk(chunk: tuple[int, Shard, range]) -> Survey:
+        return _survey_records(directory, manifest, *chunk, places)
+
     # Threads, because over a network reading is mostly waiting; processes would take seconds to start.
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
-        for part in pool.map(lambda item: _survey_records(directory, manifest, *item, places), work):
+        for part in pool.map(survey_chunk, work):
             parts.append(part)
             done += len(part.places) + len(part.problems)
             report(done, total)
@@ -144,12 +150,16 @@ def _survey_records(
     Args:
       places: the bucket that `buckets.npy` says for every sample of the set; None where it cannot be read.
     """
-    reader = _open_shard(directory / shard.file) if records else None
+    reader = None
     sizes = list(manifest.buckets)
     keys, captions, numbers, captions_of, record_bytes = [], [], [], [], []
-    lengths, per_picture, buckets = collections.Counter(), collections.Counter(), collections.Counter()
+    lengths: collections.Counter[int] = collections.Counter()
+    per_picture: collections.Counter[int] = collections.Counter()
+    buckets: collections.Counter[tuple[int, int]] = collections.Counter()
     cells, latents, problems = 0, np.zeros((3, manifest.latent_channels)), []
     for position in records:
+        if reader is None:
+            reader = _open_shard(directory / shard.file)
         try:
             record = reader.read([position])[0]
             sample = decode_sample(record)
@@ -161,7 +171,7 @@ def _survey_records(
                 raise InputError(f"has bucket {bucket_name(sample.bucket)}, buckets.npy says {listed}")
         except (InputError, RuntimeError, IndexError) as error:
             problems.append(Problem(shard.file, position, _one_line(error)))
-            reader = _open_shard(directory / shard.file)
+            reader = None  # opened again for the next
             continue
         keys.append(text_hash(sample.key))
         numbers.append(first + position)
@@ -220,7 +230,8 @@ def _repeated_keys(directory: pathlib.Path, manifest: Manifest, survey: Survey) 
     order = np.argsort(survey.keys, kind="stable")
     same = np.flatnonzero(survey.keys[order][1:] == survey.keys[order][:-1])
     ends = list(itertools.accumulate(shard.num_records for shard in manifest.shards))
-    reader, problems = ShardReader(directory), []
+    reader = ShardReader(directory)
+    problems: list[Problem] = []
     for before, after in zip(survey.places[order[same]], survey.places[order[same + 1]], strict=True):
         number = int(np.searchsorted(ends, after, side="right"))
         shard = manifest.shards[number]
