@@ -16,6 +16,8 @@ import math
 import re
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +125,7 @@ def compile_case(case: Case) -> dict:
     """
     topology, config = parse_topology(case.topology), case_config(case)
     slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    devices: Sequence[Any]  # jaxlib ships no types
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -256,7 +259,10 @@ def out_of_memory(message: str) -> str:
 
 def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -> dict:
     """Memory, traffic, and the time below which the step cannot come on hardware as fast as published."""
-    memory, text, hardware = compiled.memory_analysis(), compiled.as_text(), topology.hardware
+    hardware = topology.hardware
+    memory, text, cost = compiled.memory_analysis(), compiled.as_text(), compiled.cost_analysis()
+    if memory is None or text is None or cost is None:
+        raise RuntimeError("the compiler tells nothing of what it has compiled: libtpu and jax do not fit together")
     arguments, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
@@ -270,7 +276,7 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
         "total_bytes": total,
         "memory_bytes": traffic.memory_bytes,
         # XLA's own count: the body of every loop once, and what stays in the chip's vector memory too.
-        "xla_bytes_accessed": compiled.cost_analysis()["bytes accessed"],
+        "xla_bytes_accessed": cost["bytes accessed"],
         "collective_bytes": traffic.collective_bytes,
         "collective_counts": traffic.collective_counts,
         "unknown_loops": traffic.unknown_loops,
@@ -289,8 +295,9 @@ def lower_bounds(
     bounds = {
         "arithmetic": flops / hardware.peak_flops,
         "memory": memory_bytes / hardware.bandwidth,
-        "collectives": within_slice / hardware.interconnect,
     }
+    if hardware.interconnect:
+        bounds["collectives"] = within_slice / hardware.interconnect
     if BETWEEN_SLICES in collective_bytes and hardware.network:
         bounds["network"] = collective_bytes[BETWEEN_SLICES] / hardware.network
     return bounds

@@ -34,7 +34,14 @@ from tools.bench.train import synthetic_batch
 
 DAY = 86400
 # The autoencoders of Stable Diffusion and SDXL, which are equal but for their weights and the latents' scale.
-VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+VAE = AutoencoderKL(
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
+    mid_block_add_attention=False,
+    dtype=jnp.bfloat16,
+)
 # Averages, for want of better: of data centres in 2023 (Uptime Institute), of the world's grids in 2023 (Ember).
 PUE, GRID = 1.58, 0.481
 
@@ -103,7 +110,7 @@ def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigD
             raise InputError(f"--utilisation of what? Give --hardware, one of {', '.join(HARDWARE)}")
     text = not config.model.num_classes
     if stage.pictures and (
-        config.model.latent_channels != VAE["latent_channels"] or (text and config.model.text_dim != XXL["d_model"])
+        config.model.latent_channels != VAE.latent_channels or (text and config.model.text_dim != XXL["d_model"])
     ):
         raise InputError(f"--pictures: {stage.config} trains on other features than T5-XXL's and the 4-channel VAE's")
     return config
@@ -139,19 +146,17 @@ def image_flops(config: ConfigDict) -> float:
 @functools.cache
 def vae_flops(side: int) -> float:
     """The autoencoder's forward pass over one square picture."""
-    # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
-    vae = AutoencoderKL(**VAE, mid_block_add_attention=False, dtype=jnp.bfloat16)
-    positions, width = (side // vae.downsample) ** 2, VAE["block_out_channels"][-1]
+    positions, width = (side // VAE.downsample) ** 2, VAE.block_out_channels[-1]
     attention = 2 * positions * width * (4 * width + 2 * positions)
-    picture = jax.ShapeDtypeStruct((1, side, side, vae.in_channels), jnp.float32)
-    params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method="encode"), picture)
-    return attention + require_count(count_flops(lambda p, x: vae.apply(p, x, method="encode"), params, picture))
+    picture = jax.ShapeDtypeStruct((1, side, side, VAE.in_channels), jnp.float32)
+    params = jax.eval_shape(lambda x: VAE.init(jax.random.key(0), x, method="encode"), picture)
+    return attention + require_count(count_flops(lambda p, x: VAE.apply(p, x, method="encode"), params, picture))
 
 
 @functools.cache
 def t5_flops(length: int) -> float:
     """T5-XXL's forward pass over one caption."""
-    block = T5Encoder(**XXL | {"num_layers": 1}, dtype=jnp.bfloat16)
+    block = T5Encoder(**XXL, dtype=jnp.bfloat16).clone(num_layers=1)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x), tokens)
     return XXL["num_layers"] * require_count(count_flops(block.apply, params, tokens))
@@ -198,7 +203,7 @@ def priced(name: str, images: float, flops_per_image: float, device_days: float,
 def power(args: argparse.Namespace) -> float | None:
     """Watts per device: as stated, else the most that the hardware draws."""
     hardware = HARDWARE.get(args.hardware)
-    return args.power or (hardware and hardware.watts)
+    return args.power or (hardware.watts if hardware else None)
 
 
 def implied_utilisation(flops: float, device_days: float, hardware: Hardware | None) -> float | None:
@@ -206,13 +211,24 @@ def implied_utilisation(flops: float, device_days: float, hardware: Hardware | N
 
 
 def sum_costs(costs: Sequence[Cost], hardware: Hardware | None) -> Cost:
-    def add(field: str) -> float | None:
-        values = [getattr(cost, field) for cost in costs]
-        return None if None in values else math.fsum(values)
+    def add_known(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) if len(known) == len(values) else None
 
-    sums = {name: add(name) for name in ("images", "flops", "device_days", "days", "money", "kwh", "co2_kg")}
-    utilisation = implied_utilisation(sums["flops"], sums["device_days"], hardware)
-    return Cost(name="total", flops_per_image=None, images_per_second=None, utilisation=utilisation, **sums)
+    flops, device_days = math.fsum(cost.flops for cost in costs), math.fsum(cost.device_days for cost in costs)
+    return Cost(
+        name="total",
+        images=math.fsum(cost.images for cost in costs),
+        flops_per_image=None,
+        flops=flops,
+        device_days=device_days,
+        days=math.fsum(cost.days for cost in costs),
+        utilisation=implied_utilisation(flops, device_days, hardware),
+        images_per_second=None,
+        money=add_known([cost.money for cost in costs]),
+        kwh=add_known([cost.kwh for cost in costs]),
+        co2_kg=add_known([cost.co2_kg for cost in costs]),
+    )
 
 
 # --- words

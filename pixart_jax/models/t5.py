@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import einops
 import flax.linen as nn
@@ -20,8 +20,20 @@ import numpy as np
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 
+
+class Sizes(TypedDict):
+    """What T5s differ in: fields of `T5Encoder`, as transformers calls them."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    num_heads: int
+    d_ff: int
+    num_layers: int
+
+
 # The fields of google/t5-v1_1-xxl, the encoder of every released PixArt: 4.76 billion parameters.
-XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 24}
+XXL: Sizes = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "num_heads": 64, "d_ff": 10240, "num_layers": 24}
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
