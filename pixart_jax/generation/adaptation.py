@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
-from pixart_jax.adapters.adapter import Adapter, Parameters, Params, bind
+from pixart_jax.adapters.adapter import Adapter, Parameters, Params
 from pixart_jax.samplers.steps import Apply
 
 
@@ -14,8 +14,8 @@ class Adaptation:
     """An adapter and what was trained of it.
 
     Attributes:
-      adapt: the adapter of a model, or of one that is adapted already.
-      load: its trained half, on the devices. What differs between two of the same shapes compiles nothing anew.
+      adapt: the adapter of a model, or of one that is adapted already; its frozen half is the model's parameters.
+      load: its trained half, on the devices. Another one of the same shapes compiles nothing anew.
     """
 
     adapt: Callable[[Apply], Adapter]
@@ -23,18 +23,23 @@ class Adaptation:
 
 
 def adapted(
-    apply: Apply, weights: Callable[[], Params], adaptations: Iterable[Adaptation]
+    model: Apply, weights: Callable[[], Params], adaptations: Sequence[Adaptation]
 ) -> tuple[Apply, Callable[[], Params]]:
     """A model and what gives its parameters, with adapters laid over it, one after the other."""
-    for adaptation in adaptations:
-        apply, weights = bind(adaptation.adapt(apply)), _Both(adaptation.load, weights)
-    return apply, weights
+    if not adaptations:
+        return model, weights
+
+    def apply(params: Parameters, tokens, t, **conditions):
+        called = model
+        for adaptation, trained in zip(adaptations, params.trained, strict=True):
+            called = _with(adaptation.adapt(called), trained)
+        return called(params.frozen, tokens, t, **conditions)
+
+    return apply, lambda: Parameters([adaptation.load() for adaptation in adaptations], weights())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Both:
-    trained: Callable[[], Params]
-    frozen: Callable[[], Params]
+def _with(adapter: Adapter, trained: Params) -> Apply:
+    def apply(frozen, tokens, t, **conditions):
+        return adapter.apply(trained, frozen, tokens, t, **conditions)
 
-    def __call__(self) -> Parameters:
-        return Parameters(self.trained(), self.frozen())
+    return apply

@@ -6,42 +6,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import tiny_config
+from tiny_words import CAPTIONS, write_words_data
 
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import read_manifest
-from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import WordEncoder
-from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
+from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
-from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.loop import train_and_evaluate
 from tools import sample
-
-CAPTIONS = ["red square", "blue square", "green circle", "small red circle"]
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of a few steps on pictures with a real autoencoder and text encoder."""
     root = tmp_path_factory.mktemp("generate")
-    images = np.random.default_rng(0).uniform(-1, 1, (len(CAPTIONS), 32, 32, 3)).astype(np.float32)
-    autoencoder = LinearAutoencoder.fit(images, channels=4)
-    encoder = WordEncoder.train(CAPTIONS, dim=8, max_tokens=5)
-    text, length = encoder.encode(CAPTIONS)
-    fields = {
-        "latent_channels": 4, "latent_scale": float(autoencoder.latent_scale), "latent_kind": "plain", "downsample": 8,
-        "patch_size": 2, "autoencoder": "linear", "text_encoder": "words", "text_dim": 8, "max_text_tokens": 5,
-        "text_dtype": "float32", "resolution": 32, "caption_cleaning": "none", "num_classes": 0, "records_per_shard": 4,
-    }  # fmt: skip
-    with FeatureShardWriter(root / "data", **fields) as writer:
-        for i, latent in enumerate(autoencoder.encode(images)):
-            texts = (Text(CAPTIONS[i], text[i, : length[i]]),)
-            writer.write(Sample(str(i), (32, 32), (32, 32), latent, None, texts))
-        autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
-        encoder.save(writer.path)
-    config = tiny_config(root / "data")
+    config = tiny_config(write_words_data(root / "data"))
     config.model.update({"kv_compress_ratio": 2, "kv_compress_from": 1})
     config.sample.retrieval_captions = 4
     train_and_evaluate(config, str(root / "run"))
