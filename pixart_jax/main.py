@@ -16,7 +16,7 @@ from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config(), e.g. configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go; resumed if it has any.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and pictures go; resumed if it has any.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where Slurm, Cloud TPU, Open MPI or Kubernetes do not tell it."
 )

@@ -19,6 +19,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,7 @@ from tools.bench.train import synthetic_batch
 
 DAY = 86400
 # The autoencoders of Stable Diffusion and SDXL, which are equal but for their weights and the latents' scale.
-VAE = AutoencoderKL(
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    latent_channels=4,
-    # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
-    mid_block_add_attention=False,
-    dtype=jnp.bfloat16,
-)
+VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 # Averages, for want of better: of data centres in 2023 (Uptime Institute), of the world's grids in 2023 (Ember).
 PUE, GRID = 1.58, 0.481
 
@@ -110,7 +104,7 @@ def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigD
             raise InputError(f"--utilisation of what? Give --hardware, one of {', '.join(HARDWARE)}")
     text = not config.model.num_classes
     if stage.pictures and (
-        config.model.latent_channels != VAE.latent_channels or (text and config.model.text_dim != XXL["d_model"])
+        config.model.latent_channels != VAE["latent_channels"] or (text and config.model.text_dim != XXL["d_model"])
     ):
         raise InputError(f"--pictures: {stage.config} trains on other features than T5-XXL's and the 4-channel VAE's")
     return config
@@ -146,11 +140,13 @@ def image_flops(config: ConfigDict) -> float:
 @functools.cache
 def vae_flops(side: int) -> float:
     """The autoencoder's forward pass over one square picture."""
-    positions, width = (side // VAE.downsample) ** 2, VAE.block_out_channels[-1]
+    # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
+    vae = AutoencoderKL(**VAE, mid_block_add_attention=False, dtype=jnp.bfloat16)
+    positions, width = (side // vae.downsample) ** 2, VAE["block_out_channels"][-1]
     attention = 2 * positions * width * (4 * width + 2 * positions)
-    picture = jax.ShapeDtypeStruct((1, side, side, VAE.in_channels), jnp.float32)
-    params = jax.eval_shape(lambda x: VAE.init(jax.random.key(0), x, method="encode"), picture)
-    return attention + require_count(count_flops(lambda p, x: VAE.apply(p, x, method="encode"), params, picture))
+    picture = jax.ShapeDtypeStruct((1, side, side, vae.in_channels), jnp.float32)
+    params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method="encode"), picture)
+    return attention + require_count(count_flops(lambda p, x: vae.apply(p, x, method="encode"), params, picture))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_batch
+from tools.cost import require_count
 from tools.recipe_report import report
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,7 +109,7 @@ def read_config(stage: str, settings: Sequence[str]):
 
 def config_step_flops(config) -> float:
     """Model FLOPs of one training step of a config, by the compiler's count."""
-    return Program(config, None).flops(synthetic_batch(config))
+    return require_count(Program(config, None).flops(synthetic_batch(config)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

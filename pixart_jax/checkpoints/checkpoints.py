@@ -120,6 +120,11 @@ class Checkpoints:
         """Compiles the checksums of such a state, which the first `save` would do otherwise."""
         self._checksums = compile_checksums(abstract)
 
+    def _checksums_of(self, state: TrainState) -> jax.stages.Compiled:
+        if self._checksums is None:
+            self._checksums = compile_checksums(state)
+        return self._checksums
+
     def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Starts writing a checkpoint of `state.step`; returns once the arrays are copied off the devices.
 
@@ -135,10 +140,8 @@ class Checkpoints:
         begin = time.monotonic()
         self.wait()
         started = time.monotonic()
-        if self._checksums is None:
-            self.prepare(state)
         items = _items(state)
-        checksums = np.asarray(self._checksums(items)).tolist()
+        checksums = np.asarray(self._checksums_of(state)(items)).tolist()
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["progress"] = ocp.args.JsonSave(write_contents(items, checksums, progress))
         step = int(state.step)
@@ -265,7 +268,7 @@ class Checkpoints:
             args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in _ARRAYS}
-        checksums = iter(np.asarray(self._checksums(restored)).tolist())
+        checksums = iter(np.asarray(self._checksums_of(abstract)(restored)).tolist())
         for name in sorted(restored):
             verify(name, recorded[name], restored[name], checksums)
         counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)

@@ -29,7 +29,7 @@ try:
     from ml_collections import ConfigDict
 except ImportError:  # Accelerator images often lack it; a config file needs no more than attributes.
 
-    class ConfigDict(dict):  # type: ignore[no-redef]
+    class ConfigDict(dict):  # type: ignore[no-redef] # stands in for the one above
         """Nested dict with attribute access."""
 
         def __init__(self, values):

@@ -12,7 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from pixart_jax.data.shards.records import Sample, Samples
+from pixart_jax.data.shards.records import Sample, SampleSource
 
 # Below this, one pass is shuffled as a whole: Grain's index shuffle takes 4 ms per index of 3, 6 µs of many thousands.
 _SMALL = 4096
@@ -104,7 +104,7 @@ class BucketOrder:
 class InOrder:
     """The samples of a set in an endless order: a Grain data source."""
 
-    samples: Samples
+    samples: SampleSource
     order: BucketOrder
 
     def __len__(self) -> int:

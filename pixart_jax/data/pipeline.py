@@ -27,7 +27,7 @@ from pixart_jax.data.examples import BatchSpec, MakeExample, make_example, pack,
 from pixart_jax.data.grouping import BucketOrder, InOrder, MixBatches
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, check_shards, read_buckets, read_manifest
-from pixart_jax.data.shards.records import Samples
+from pixart_jax.data.shards.records import SampleSource
 from pixart_jax.errors import InputError
 
 __all__ = ["BatchSpec", "SampleSet", "check_sources", "make_example", "make_iterator", "mix_samples"]
@@ -106,7 +106,7 @@ class SampleSet:
       weight: its share of the samples drawn beside the other sets', above 0.
     """
 
-    samples: Samples
+    samples: SampleSource
     manifest: Manifest
     read_buckets: Callable[[], np.ndarray]
     weight: float = 1.0

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.data.examples import BatchSpec, make_example, stack_examples
 from pixart_jax.data.shards.manifest import Manifest
-from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.shards.records import SampleSource
 from pixart_jax.devices.sharding import batch_sharding, fetch_whole, put_whole
 from pixart_jax.figures.images import labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
@@ -22,10 +22,11 @@ from pixart_jax.tokens import tokens_to_latents
 class _Kept:
     """Pictures by sample, of the weights that were looked at last."""
 
-    def __init__(self):
-        self._weights, self._pictures = None, {}
+    def __init__(self) -> None:
+        self._weights: object = None
+        self._pictures: dict[int, np.ndarray] = {}
 
-    def of(self, weights) -> dict[int, np.ndarray]:
+    def of(self, weights: object) -> dict[int, np.ndarray]:
         if weights is not self._weights:
             self._weights, self._pictures = weights, {}
         return self._pictures
@@ -49,7 +50,7 @@ class Drawings:
       has_pictures: False for prompts, which have none to show beside what is generated.
     """
 
-    samples: Sequence[Sample]
+    samples: SampleSource
     manifest: Manifest
     decode: Callable[[np.ndarray], np.ndarray]
     spec: BatchSpec

@@ -39,7 +39,8 @@ class Evaluator(Protocol):
       name: of its file; no two of a run have the same.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def due(self, step: int, last: int) -> bool:
         """Whether it looks after that step; 0 is before the first. A run that goes on after `step` asks again."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from pixart_jax.adapters.adapter import Parameters
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.drawings import Drawings
 from pixart_jax.evaluators.evaluator import Report
@@ -68,10 +70,10 @@ class Retrieval:
     count: int
     name: str = "retrieval"
 
-    def due(self, step, last):
+    def due(self, step: int, last: int) -> bool:
         return step == last
 
-    def __call__(self, weights, beat):
+    def __call__(self, weights: Parameters, beat: Callable[[], None]) -> Report:
         indices = self.drawings.spread(self.count)
         generated = self.drawings.draw(weights, indices, beat)
         beat()

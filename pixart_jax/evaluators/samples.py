@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+from pixart_jax.adapters.adapter import Parameters
 from pixart_jax.evaluators.drawings import Drawings
 from pixart_jax.evaluators.evaluator import Report
 
@@ -17,9 +19,9 @@ class Samples:
     every: int
     name: str = "samples"
 
-    def due(self, step, last):
+    def due(self, step: int, last: int) -> bool:
         return step == last or (step > 0 and step % self.every == 0)
 
-    def __call__(self, weights, beat):
+    def __call__(self, weights: Parameters, beat: Callable[[], None]) -> Report:
         about = "real beside generated" if self.drawings.has_pictures else "prompts"
         return Report(about, pictures={"samples": self.drawings.grid(weights, self.count, beat)})

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.data.examples import BatchSpec, make_example
 from pixart_jax.data.shards.manifest import Manifest
-from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.shards.records import SampleSource
 from pixart_jax.devices.sharding import put_batch, replicated
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
@@ -51,7 +51,7 @@ class HeldOut:
       indices: i64[n], the numbers of the selected, rising.
     """
 
-    def __init__(self, sources: Sequence[tuple[Sequence[Sample], Manifest]], spec: BatchSpec, count: int):
+    def __init__(self, sources: Sequence[tuple[SampleSource, Manifest]], spec: BatchSpec, count: int):
         self._sources, self._spec = sources, spec
         self._starts = np.cumsum([0, *(len(samples) for samples, _ in sources)])
         total = self._starts[-1]

@@ -48,13 +48,16 @@ def choose_canvas(
     size = resolution if size is None else size
     if size not in (*RESOLUTIONS, resolution):
         raise InputError(f"size {size}: must be one of {', '.join(map(str, RESOLUTIONS))}, or the model's {resolution}")
-    if (height is None) != (width is None):
+    if height is None and width is None:
+        ratio = parse_aspect_ratio(aspect_ratio or "1:1")
+    elif height is None or width is None:
         raise InputError("height and width go together; give both, or an aspect ratio")
-    if height is not None and aspect_ratio is not None:
+    elif aspect_ratio is not None:
         raise InputError("give an aspect ratio, or height and width, not both")
-    if height is not None and min(height, width) < 1:
+    elif min(height, width) < 1:
         raise InputError(f"height and width must be positive, not {height} and {width}")
-    ratio = height / width if height is not None else parse_aspect_ratio(aspect_ratio or "1:1")
+    else:
+        ratio = height / width
     if size in RESOLUTIONS:
         bucket = nearest_bucket(sampling_buckets(size), ratio)
     elif ratio == 1:

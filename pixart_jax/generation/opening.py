@@ -49,16 +49,17 @@ def open_parts(
     model: PixArt = fields["model"]
     if model.num_classes:
         raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
-    parts = {"dtype": dtype, "keep": keep_loaded}
     if text_encoder:
-        encoder = T5TextEncoder(text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), **parts)
+        encoder = T5TextEncoder(
+            text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), dtype=dtype, keep=keep_loaded
+        )
         fields["encode_text"] = encoder.encode
         if encoder.dim != model.text_dim:
             raise InputError(
                 f"{text_encoder} gives features {encoder.dim} wide, the model of {directory} takes {model.text_dim}"
             )
     if vae:
-        autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, **parts)
+        autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
         fields["decode_latents"] = autoencoder.decode
         if autoencoder.latent_channels != model.latent_channels:
             raise InputError(

@@ -171,7 +171,8 @@ class TextToImage:
             place=lambda arrays: jax.device_put(arrays, batch_sharding(self.mesh)),
             progress=lambda done: progress("drawing", done, count),
         )
-        grid = tuple(side // patch_size for side in self._latent_shape(canvas)[:2])
+        rows, columns, _ = self._latent_shape(canvas)
+        grid = (rows // patch_size, columns // patch_size)
         latents = tokens_to_latents(tokens, grid, patch_size, self.latent_scale, block_ratio)
         pictures = to_uint8(self.decode_latents(latents, lambda done: progress("decoding", done, count)))
         if (canvas.height, canvas.width) == pictures.shape[1:3]:
@@ -235,7 +236,7 @@ class TextToImage:
         return {
             "positions": np.tile(padded, (count, 1, 1)),
             "num_tokens": np.full(count, len(positions), np.int32),
-            "image_size": np.tile(np.float32([bucket.height, bucket.width]), (count, 1)),
+            "image_size": np.tile(np.array([bucket.height, bucket.width], np.float32), (count, 1)),
             # The label, which the reference trains on and samples with; diffusers takes the quotient of the sides.
             "aspect_ratio": np.full((count, 1), bucket.label, np.float32),
         }

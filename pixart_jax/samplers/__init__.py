@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from pixart_jax.diffusion.schedule import DiffusionSchedule, respace
@@ -9,10 +10,10 @@ from pixart_jax.errors import InputError
 from pixart_jax.samplers.ddim import ddim_table
 from pixart_jax.samplers.dpm_solver import diffusers_table, reference_table
 from pixart_jax.samplers.iddpm import sample_iddpm
-from pixart_jax.samplers.multistep import sample_multistep
+from pixart_jax.samplers.multistep import MultistepTable, sample_multistep
 from pixart_jax.samplers.steps import Sampler
 
-_TABLES = {
+_TABLES: dict[str, Callable[[DiffusionSchedule, int], MultistepTable]] = {
     "dpm-solver": reference_table,
     "dpm-solver-alpha": partial(reference_table, always_lower_final=False),
     "dpm-solver-diffusers": diffusers_table,

@@ -27,9 +27,11 @@ SampleFn = Callable[..., jax.Array]
 GUIDANCES = ("cfg", "none")
 
 
-def make_sample_fn(apply: Apply, schedule: DiffusionSchedule, sampler: Sampler, *, guidance: str = "cfg") -> SampleFn:
-    """The sampling program: one compilation per batch shape serves all prompts, seeds, guidance scales and aspect
-    ratios.
+def make_sample_fn(
+    apply: Apply, schedule: DiffusionSchedule, sampler: Sampler, *, guidance: str = "cfg"
+) -> jax.stages.Wrapped:
+    """The sampling program, a `SampleFn`: one compilation per batch shape serves all prompts, seeds, guidance scales
+    and aspect ratios.
 
     Its conditions are the model's keyword arguments, with `text_drop` False; its null conditions are those that differ
     in guidance's other branch. Where it is given start tokens, clean ones, it draws from these with the noise of the

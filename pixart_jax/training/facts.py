@@ -35,7 +35,7 @@ def run_facts(
     """
     checksum = 0
     for path in sorted(weights):
-        checksum = zlib.crc32(np.ascontiguousarray(weights[path]).view(np.uint8), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(weights[path]).view(np.uint8).data, checksum)
     return {
         **{name: str(version) for name, version in versions().items()},
         "code (pixart_jax/**/*.py)": code_digest(),

@@ -30,7 +30,8 @@ def count_flops(function: Callable, *arguments) -> float | None:
         return None
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
     with jax.default_device(cpu):
-        return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+        analysis = jax.jit(function).lower(*shapes).cost_analysis()
+    return None if analysis is None else analysis["flops"]
 
 
 def forward_flops(model: PixArt, tokens, t, conditions: Mapping) -> float | None:

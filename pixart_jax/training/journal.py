@@ -38,7 +38,8 @@ class Journal:
                 if plan.warm_start:
                     plan.warm_start.write_record(plan.workdir)
         self._events = Events(plan.workdir if self._writes else None)
-        self._history = self._reports = None
+        self._history: History | None = None
+        self._reports: dict[str, History] = {}
         if self._writes:
             self._history = History(plan.workdir / "metrics.jsonl", start)
             # Evaluators look after their step's checkpoint: a run may have been killed between the two.
@@ -85,11 +86,11 @@ class Journal:
 
     def finish(self) -> None:
         """Writes the loss curve and `results.json`: the last of all that was measured."""
-        if not self._writes or not self._history.rows:
+        if self._history is None or not self._history.rows:
             return
         rows, workdir = self._history.rows, self._plan.workdir
         names = [name for name in ("loss", "mse", "vb") if name in rows[0]]
-        curves = {name: [row[name] for row in rows] for name in names}
+        curves: dict[str, list[float]] = {name: [row[name] for row in rows] for name in names}
         loss_curve_png(workdir / "loss.png", [row["step"] for row in rows], curves)
         rate = len(rows) / sum(1 / row["images_per_second"] for row in rows)
         results = rows[-1] | {"images_per_second": rate}
@@ -100,6 +101,6 @@ class Journal:
 
     def close(self) -> None:
         self._events.close()
-        for history in (self._history, *(self._reports or {}).values()):
+        for history in (self._history, *self._reports.values()):
             if history:
                 history.close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from pixart_jax.cluster.agreement import together
 from pixart_jax.config import eval_timesteps
+from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.evaluators.drawings import Drawings
@@ -30,7 +32,7 @@ def open_evaluators(plan: Plan) -> list[Evaluator]:
         evaluators.append(_validation(plan, plan.held_out))
     captions = _captions(plan)
     if sample.every:
-        shown, count = _prompts(plan, captions) if plan.data.prompts else (captions, sample.num_images)
+        shown, count = _prompts(plan.data.prompts, captions) if plan.data.prompts else (captions, sample.num_images)
         evaluators.append(Samples(shown, count, sample.every))
     if sample.retrieval_captions:
         evaluators.append(Retrieval(captions, sample.retrieval_captions))
@@ -38,7 +40,7 @@ def open_evaluators(plan: Plan) -> list[Evaluator]:
 
 
 def _validation(plan: Plan, held_out: HeldOut) -> Validation:
-    config, mesh, timesteps = plan.config, plan.program.mesh, eval_timesteps(plan.config)
+    config, mesh, timesteps = plan.config, plan.mesh, eval_timesteps(plan.config)
     return Validation(
         held_out,
         make_eval_step(plan.program.apply, linear_schedule(), timesteps, seed=config.eval.seed),
@@ -64,12 +66,12 @@ def _captions(plan: Plan) -> Drawings:
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,
-        mesh=plan.program.mesh,
+        mesh=plan.mesh,
     )
 
 
-def _prompts(plan: Plan, captions: Drawings) -> tuple[Drawings, int]:
+def _prompts(encode: Callable[[], list[Sample]], captions: Drawings) -> tuple[Drawings, int]:
     """config.sample.prompts, and their number; drawn by the program that draws captions."""
     with together("encoding the prompts"):
-        samples = plan.data.prompts()
+        samples = encode()
     return dataclasses.replace(captions, samples=samples, has_pictures=False), len(samples)

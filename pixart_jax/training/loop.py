@@ -33,9 +33,6 @@ def train_and_evaluate(
       ending: of the process, where other threads may end it too.
       parts, evaluators: adapter, objective, optimizer and evaluators, where they are not to be the config's.
 
-    Args:
-      ending: of the process, where other threads may end it too.
-
     Returns:
       The final state.
 
@@ -49,6 +46,6 @@ def train_and_evaluate(
     with open_run(plan, evaluators(plan)) as run:
         with run.stepping() as steps:
             for step in steps:
-                batch = put_batch(next(plan.data.batches), plan.program.mesh)
+                batch = put_batch(next(plan.data.batches), plan.mesh)
                 run.after(step, run.step(step, batch))
         return run.finish()

@@ -9,6 +9,7 @@ import tempfile
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from pixart_jax.checkpoints.checkpoints import has_checkpoint
 from pixart_jax.cluster.agreement import agree, check_shared, together
@@ -46,7 +47,8 @@ class Plan:
     Attributes:
       workdir: exists, and can be written to.
       ending: of the process.
-      program: what it computes.
+      mesh: devices that it is laid over.
+      program: what it computes there.
       spec: the shapes of this process's part of a batch.
       data: what it trains on.
       held_out: what it is evaluated on, if anything.
@@ -58,6 +60,7 @@ class Plan:
     config: ConfigDict
     workdir: pathlib.Path
     ending: Ending
+    mesh: Mesh
     program: Program
     spec: BatchSpec
     data: TrainingData
@@ -74,7 +77,7 @@ class Plan:
 
     def batch_shapes(self) -> BatchShapes:
         """Of a global batch."""
-        return abstract_batch(self.data, self.spec, self.program.mesh, self.config.data.batch_size)
+        return abstract_batch(self.data, self.spec, self.mesh, self.config.data.batch_size)
 
 
 def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts) -> Plan:
@@ -88,8 +91,9 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
         check_offload(config, jax.local_devices()[0])
-        program = Program(config, make_mesh(mesh_spec(config)), parts)
-        share, num_shares = batch_share(program.mesh)
+        mesh = make_mesh(mesh_spec(config))
+        program = Program(config, mesh, parts)
+        share, num_shares = batch_share(mesh)
         spec = batch_spec(config, num_shares)
         data = open_data(config, spec, process_index=share, process_count=num_shares)
         held_out = open_held_out(config, spec, data.manifest)
@@ -102,7 +106,7 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
         check_shared(path, ending.waits.file)
-    return Plan(config, path, ending, program, spec, data, held_out, share, num_shares, warm_start, weights)
+    return Plan(config, path, ending, mesh, program, spec, data, held_out, share, num_shares, warm_start, weights)
 
 
 def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:

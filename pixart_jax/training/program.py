@@ -69,6 +69,8 @@ class Program:
     def birth(self) -> Birth:
         """How its state comes to be."""
         config, tx = self.config, self.parts.optimizer(self.config)
+        if self.mesh is None:
+            raise ValueError("a program without a mesh has no state: only its FLOPs can be counted")
         return Birth(self.model, self.adapter, tx, self.mesh, config.seed, config.train.offload_optimizer)
 
     @property

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: its settings, what it runs on and with, what its step needs, and its curves."""
+"""What a run writes down about itself: its settings, what it runs on and with, and what its step needs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from absl import logging
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
-from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.files import write_atomically
-from pixart_jax.training.history import History
 
 RUN_FILE = "run.json"
 # Whose versions decide what a run computes.
@@ -110,14 +108,6 @@ def code_commit(file: pathlib.Path = pathlib.Path(__file__)) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return output.strip()
-
-
-def draw_loss_curve(workdir: pathlib.Path, history: History) -> None:
-    """workdir/loss.png from every row logged so far."""
-    names = [name for name in ("loss", "mse", "vb") if name in history.rows[0]]
-    curves = {name: [row[name] for row in history.rows] for name in names}
-    loss_curve_png(workdir / "loss.png", [row["step"] for row in history.rows], curves)
-    logging.info("%s: the loss curve", workdir / "loss.png")
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:

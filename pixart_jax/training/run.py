@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -66,8 +67,13 @@ class Run:
     def step(self, step: int, batch: Batch) -> Metrics:
         """Gives the devices a step to do."""
         self._watchdog.beat(step, "a step")
-        self.state, metrics = self._compiled.step(self.state, self._beginning.frozen, batch)
+        self.state, metrics = self._program.step(self.state, self._beginning.frozen, batch)
         return metrics
+
+    @property
+    def _program(self) -> Compiled:
+        assert self._compiled is not None  # `open_run` compiles it where there is a step to make.
+        return self._compiled
 
     def after(self, step: int, metrics: Metrics) -> None:
         """What follows a step: log, save, stop, look, each when it is due."""
@@ -91,7 +97,7 @@ class Run:
         self._window.fetch()
         scalars = self._window.means()
         steps_per_second = self._stopwatch.steps_per_second(step)
-        rates = self._compiled.rates.of(steps_per_second)
+        rates = self._program.rates.of(steps_per_second)
         self._journal.log(step, scalars | rates)
         logging.info(
             "step %d/%d, %.0f images/s, %s to go",
@@ -139,7 +145,7 @@ class Run:
             for evaluator in due:
                 doing = f"an evaluation: {evaluator.name}"
                 self._watchdog.beat(step, doing)
-                report = evaluator(weights, lambda doing=doing: self._watchdog.beat(step, doing))
+                report = evaluator(weights, functools.partial(self._watchdog.beat, step, doing))
                 self._journal.report(step, evaluator.name, report)
 
     @contextmanager

@@ -8,7 +8,8 @@ and the largest difference between their latents is one of the figures.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax
 import jax
@@ -84,19 +85,22 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     schedule = linear_schedule()
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
     compiled = make_sample_fn(apply_of(model), schedule, sampler).lower(*arguments).compile()
-    draw, vae_peer = functools.partial(compiled, *arguments), None
+    draw: Callable[[], Any] = functools.partial(compiled, *arguments)
+    vae_peer = None
     if vae:
         autoencoder = AutoencoderKL.from_config(AUTOENCODERS[vae], dtype)
         shapes = autoencoder_shapes(autoencoder)
         decode, vae_params = make_decoder(config, autoencoder), random_params(shapes, dtype)
         vae_peer = AUTOENCODERS[vae] | _block_types(len(autoencoder.block_out_channels)), shapes
 
-        def draw():
+        def draw_pictures():
             return decode(vae_params, compiled(*arguments))
+
+        draw = draw_pictures
 
     turn = functools.partial(time_warm, draw, calls, jax.block_until_ready)
     missing, noise = missing_peer(config), np.asarray(x)
-    theirs = ()
+    theirs: tuple[Any, ...] = ()
     if not missing:
         theirs = peer_spec(config), conditions, sampling.guidance_scale, sampling.num_steps, vae_peer
     with open_peers(peer, missing, "torch_sample.Sample", *theirs) as (peers, absence):

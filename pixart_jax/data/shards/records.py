@@ -176,7 +176,7 @@ class Sample:
         raise InputError(f"sample {self.key!r}: {field} {problem}")
 
 
-class Samples(Protocol):
+class SampleSource(Protocol):
     """Random access to samples, 0 <= index < len: a Grain data source."""
 
     def __len__(self) -> int: ...

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypedDict
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from pixart_jax.config import ConfigDict, build_model, position_base
 from pixart_jax.data.examples import BatchSpec, make_example
 from pixart_jax.data.shards.manifest import Manifest
-from pixart_jax.data.shards.records import Sample
+from pixart_jax.data.shards.records import Sample, SampleSource
 from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.errors import InputError
 
@@ -38,6 +38,13 @@ class Batches(Protocol):
     def close(self) -> None: ...
 
 
+class Share(TypedDict):
+    """Which part of every batch this process reads, and of how many."""
+
+    process_index: int
+    process_count: int
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingData:
     """What a run trains on. Nothing is read before it is asked for.
@@ -53,7 +60,7 @@ class TrainingData:
     """
 
     batches: Batches
-    samples: Sequence[Sample]
+    samples: SampleSource
     manifest: Manifest
     decode: Callable[[np.ndarray], np.ndarray]
     prompts: Callable[[], list[Sample]] | None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pixart_jax.config import ConfigDict, require_setting
 from pixart_jax.data.examples import BatchSpec
-from pixart_jax.data.prompts import configured_prompts, prompt_samples
+from pixart_jax.data.prompts import EncodeText, configured_prompts, prompt_samples
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.word_encoder import WordEncoder
@@ -79,14 +80,17 @@ def open_prompts(
         )
         # Nothing else runs on the devices yet: the largest part of the pipeline may be split over them.
         t5 = open_text_encoder(config, spec, local_mesh(), keep=False)
-    if t5 is None:
-        words = load_words()
-
-        def encode(captions):
-            return [row[:length] for row, length in zip(*words.encode(captions), strict=True)]
-    else:
+    encode: EncodeText
+    if t5 is not None:
         encode = functools.partial(t5.encode_trimmed, batch_size=ENCODED_AT_A_TIME)
+    else:
+        assert load_words is not None  # Data that are encoded on the way have a T5, or classes and so no prompts.
+        encode = functools.partial(_words_trimmed, load_words())
     return functools.partial(prompt_samples, prompts, encode, manifest, config.model.resolution)
+
+
+def _words_trimmed(words: WordEncoder, captions: Sequence[str]) -> list[np.ndarray]:
+    return [row[:length] for row, length in zip(*words.encode(captions), strict=True)]
 
 
 def encoder_mesh() -> jax.sharding.Mesh:

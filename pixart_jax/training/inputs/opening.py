@@ -6,7 +6,7 @@ import functools
 
 from pixart_jax.config import ConfigDict, require_setting
 from pixart_jax.data.examples import BatchSpec
-from pixart_jax.training.inputs.base import SYNTHETIC, TrainingData
+from pixart_jax.training.inputs.base import SYNTHETIC, Share, TrainingData
 from pixart_jax.training.inputs.pictures import open_pictures_online
 from pixart_jax.training.inputs.shards import open_shards
 from pixart_jax.training.inputs.synthetic import open_synthetic
@@ -18,9 +18,9 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     Raises:
       InputError: names the config key or the directory, and the cure; before anything is encoded.
     """
-    processes = {"process_index": process_index, "process_count": process_count}
+    share = Share(process_index=process_index, process_count=process_count)
     if config.data.online:
-        return open_pictures_online(config, spec, processes)
+        return open_pictures_online(config, spec, share)
     require = functools.partial(require_setting, config)
     for key, unset in (("caption_cleaning", "none"), ("data_dir", "")):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
@@ -30,7 +30,7 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
         "only config.data.online=True and config.sample.prompts heed it; set it to ''",
     )
     is_synthetic = config.data.source.strip() == SYNTHETIC
-    data = (open_synthetic if is_synthetic else open_shards)(config, spec, processes)
+    data = (open_synthetic if is_synthetic else open_shards)(config, spec, share)
     sizes = len(data.manifest.bucket_histogram)
     require(
         not config.sample.retrieval_captions or sizes == 1,

@@ -13,11 +13,11 @@ from pixart_jax.encoding.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.registry import record_encoders
 from pixart_jax.tokens import DOWNSAMPLE
-from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME, TrainingData
+from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME, Share, TrainingData
 from pixart_jax.training.inputs.encoders import encoder_mesh, open_autoencoder, open_prompts, open_text_encoder
 
 
-def open_pictures_online(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
     """Pictures that are encoded on the way."""
     require = functools.partial(require_setting, config)
     data, model, has_classes = config.data, config.model, spec.num_classes > 0
@@ -71,7 +71,7 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, processes: dict[st
     )
     items = OnlineItems(encoder)
     return TrainingData(
-        batches=OnlineBatches(items, spec, seed=config.seed, **processes),
+        batches=OnlineBatches(items, spec, seed=config.seed, **share),
         # One is needed for the shapes of a batch.
         samples=SpreadSamples(items, config.sample.num_images if config.sample.every else 1),
         manifest=items.manifest,

@@ -16,15 +16,16 @@ from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.encoding.registry import copy_encoders, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import false_colour
-from pixart_jax.training.inputs.base import SYNTHETIC, TrainingData, parse_sources
+from pixart_jax.training.inputs.base import SYNTHETIC, Share, TrainingData, parse_sources
 from pixart_jax.training.inputs.encoders import open_autoencoder, open_prompts
 
 
-def open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+def open_shards(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
     require = functools.partial(require_setting, config)
     sources = parse_sources(config.data.source)
     manifests = check_sources(sources, spec)
     (directory, _), manifest = sources[0], manifests[0]
+    decode: Callable[[np.ndarray], np.ndarray]
     if config.data.vae:
         require(
             manifest.autoencoder == "vae",
@@ -35,7 +36,7 @@ def open_shards(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) 
     else:
         decode = own_decoder(directory, manifest)
     return TrainingData(
-        batches=make_iterator(sources, spec, seed=config.seed, num_workers=config.data.num_workers, **processes),
+        batches=make_iterator(sources, spec, seed=config.seed, num_workers=config.data.num_workers, **share),
         samples=ShardReader(directory),
         manifest=manifest,
         decode=decode,

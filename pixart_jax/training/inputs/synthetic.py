@@ -13,11 +13,11 @@ from pixart_jax.data.pipeline import SampleSet, mix_samples
 from pixart_jax.data.shards.manifest import write_manifest
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoders
-from pixart_jax.training.inputs.base import TrainingData
+from pixart_jax.training.inputs.base import Share, TrainingData
 from pixart_jax.training.inputs.encoders import open_prompts
 
 
-def open_synthetic(config: ConfigDict, spec: BatchSpec, processes: dict[str, int]) -> TrainingData:
+def open_synthetic(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
     """Random numbers, with encoders of their own."""
     require_setting(
         config, not config.data.vae, "data.vae", "synthetic data have an autoencoder of their own; set it to ''"
@@ -29,7 +29,7 @@ def open_synthetic(config: ConfigDict, spec: BatchSpec, processes: dict[str, int
             spec,
             seed=config.seed,
             num_workers=config.data.num_workers,
-            **processes,
+            **share,
         ),
         samples=samples,
         manifest=samples.manifest,
