@@ -33,9 +33,6 @@ def train_and_evaluate(
       ending: of the process, where other threads may end it too.
       parts, evaluators: adapter, objective, optimizer and evaluators, where they are not to be the config's.
 
-    Args:
-      ending: of the process, where other threads may end it too.
-
     Returns:
       The final state.
 
