@@ -34,6 +34,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 def main(argv: list[str], ending: Ending) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
+    workdir = _WORKDIR.value
+    assert workdir is not None  # See `parse_flags`.
     log_the_run()
     process = join(
         coordinator=_COORDINATOR.value,
@@ -51,7 +53,7 @@ def main(argv: list[str], ending: Ending) -> None:
     hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending)
     try:
         with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
-            train_and_evaluate(_CONFIG.value, _WORKDIR.value, ending)
+            train_and_evaluate(_CONFIG.value, workdir, ending)
     except (InputError, TrainingDiverged, SaveFailed) as error:
         code = _print_error(error)
         if not all_fail(ending.waits.failure):

@@ -109,7 +109,8 @@ def _listen(ending: Ending) -> None:
 
 def _live(timeout: float, ending: Ending, signs: int) -> None:
     """Shows that this process lives; the first process also looks whether the others do."""
-    interval, watched = timeout / signs, {}
+    interval = timeout / signs
+    watched: dict[int, tuple[str, int]] = {}
     for count in itertools.count():
         if client() is None:  # The run is over.
             return

@@ -63,8 +63,9 @@ def find_membership(
     Raises:
       InputError: only some of the three are given, or no numbers.
     """
+    address = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
     given = {
-        "--coordinator (JAX_COORDINATOR_ADDRESS)": coordinator or env.get("JAX_COORDINATOR_ADDRESS"),
+        "--coordinator (JAX_COORDINATOR_ADDRESS)": address,
         "--num_processes (JAX_NUM_PROCESSES)": env.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes,
         "--process_id (JAX_PROCESS_ID)": env.get("JAX_PROCESS_ID") if process_id is None else process_id,
     }
@@ -75,10 +76,10 @@ def find_membership(
     if launcher is None:
         return None
     ids = slurm_devices(env) if launcher == "Slurm" else None
-    return Membership(launcher, next(iter(given.values())), local_device_ids=ids)
+    return Membership(launcher, address, local_device_ids=ids)
 
 
-def _explicit(given: dict[str, object], missing: list[str]) -> Membership | None:
+def _explicit(given: Mapping[str, object], missing: list[str]) -> Membership | None:
     if missing:
         raise InputError(
             f"{' and '.join(missing)} missing: a run of several processes needs all three of {', '.join(given)}, the "
