@@ -15,7 +15,7 @@ name weights and data of 512 px. --config.init_from also takes a hub id, a .pth,
 run.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

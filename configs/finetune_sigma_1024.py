@@ -15,7 +15,7 @@ At 512 px add --config.model.resolution=512 --config.model.position_scale=1, and
 T5, for the null caption that diffusers' format does not keep.
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

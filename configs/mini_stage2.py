@@ -6,11 +6,11 @@ Cost: minutes on two CPU cores; `make recipe` runs all stages and what they are 
 Expected: most held-out captions, each a known emoji on a ground it was never seen on, drawn recognisably.
 """
 
-from configs import mini_stage1
+from pixart_jax.config import read_config_file
 
 
 def get_config():
-    config = mini_stage1.get_config()
+    config = read_config_file("mini_stage1")
     config.model.update({"num_classes": 0, "adaln": "single"})
     config.init_from = "runs/mini_stage1"
     return config

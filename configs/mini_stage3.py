@@ -6,11 +6,11 @@ Cost: minutes on two CPU cores; `make recipe` runs all stages and what they are 
 Expected: sharper emoji, at the place on the canvas that the caption names.
 """
 
-from configs import mini_stage2
+from pixart_jax.config import read_config_file
 
 
 def get_config():
-    config = mini_stage2.get_config()
+    config = read_config_file("mini_stage2")
     # Twice the tokens along a side over the same span of positions.
     config.model.update({"resolution": 128, "position_scale": 2.0, "micro_condition": True})
     config.data.source = "data/recipe/large"

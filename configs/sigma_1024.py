@@ -12,7 +12,7 @@ With key/value compression in blocks 14 to 27: --config.model.kv_compress_ratio=
 for 500 steps (--config.optimizer.warmup_steps=500).
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

@@ -12,7 +12,7 @@ With key/value compression (--config.model.kv_compress_ratio=2) data at 256 px m
 multiples of 32 px, as squares are: the run refuses others. Synthetic data leave them out.
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

@@ -12,7 +12,7 @@ With key/value compression in blocks 14 to 27: --config.model.kv_compress_ratio=
 kvcompress" config has it switched off, and its released model has none.
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

@@ -14,7 +14,7 @@ Nothing here has a reference: the position scale 8 continues the row 0.5, 1, 2, 
 every other resolution; the buckets are those of 1024 px times four; the rest is sigma_2k's.
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ Expected: what PixArt-Sigma-XL-2-512-MS draws.
 With key/value compression in blocks 14 to 27: --config.model.kv_compress_ratio=2.
 """
 
-from configs.shared import sigma_config
+from pixart_jax.config.stages import sigma_config
 
 
 def get_config():

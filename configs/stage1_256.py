@@ -13,7 +13,7 @@ The released code has no such stage: this is the paper's. Each block has the mod
 stage 2 turns into adaLN-single. Labels are dropped where the other configs drop the text.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

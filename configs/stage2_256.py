@@ -13,7 +13,7 @@ cross-attention adds nothing. With --config.init_from=DiT-XL-2-256x256.pt it is 
 released code has no re-parameterisation and starts such a model from noise.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

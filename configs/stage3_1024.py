@@ -11,7 +11,7 @@ Expected: what PixArt-XL-2-1024-MS draws.
 The reference also has a config of squares without micro-conditions at 1024 px; the released model is of this one.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

@@ -9,7 +9,7 @@ Cost: 416 V100 days in the paper; not measured here.
 Expected: what PixArt-XL-2-256x256 draws.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

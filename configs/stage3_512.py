@@ -9,7 +9,7 @@ Cost: 320 V100 days in the paper; not measured here.
 Expected: what PixArt-XL-2-512x512 draws.
 """
 
-from configs.shared import alpha_config
+from pixart_jax.config.stages import alpha_config
 
 
 def get_config():

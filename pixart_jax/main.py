@@ -1,4 +1,6 @@
-"""Command line: python -m pixart_jax.main --config=configs/NAME.py --workdir=DIR [--config.key=value ...]
+"""Command line: python -m pixart_jax.main --config=NAME --workdir=DIR [--config.key=value ...]
+
+NAME is that of a file in configs/, or the path of another. The installed package has the command as pixart-train.
 
 Where several processes train together, each runs the same command; see "Several hosts" in the README.
 """
@@ -13,9 +15,10 @@ from ml_collections import config_flags
 from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_others
 from pixart_jax.cluster.processes import all_fail, join
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
+from pixart_jax.config.settings import find_config
 from pixart_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config(), e.g. configs/quickstart.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/ by name, or a file with a get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and pictures go; resumed if it has any.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where Slurm, Cloud TPU, Open MPI or Kubernetes do not tell it."
@@ -31,6 +34,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 def main(argv: list[str], ending: Ending) -> None:
     if len(argv) > 1:
         raise InputError(f"what is {argv[1]!r}? Settings are changed by --config.key=value")
+    workdir = _WORKDIR.value
+    assert workdir is not None  # See `parse_flags`.
     log_the_run()
     process = join(
         coordinator=_COORDINATOR.value,
@@ -48,7 +53,7 @@ def main(argv: list[str], ending: Ending) -> None:
     hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending)
     try:
         with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
-            train_and_evaluate(_CONFIG.value, _WORKDIR.value, ending)
+            train_and_evaluate(_CONFIG.value, workdir, ending)
     except (InputError, TrainingDiverged, SaveFailed) as error:
         code = _print_error(error)
         if not all_fail(ending.waits.failure):
@@ -70,8 +75,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     settings = [arg.lstrip("-") for arg in argv[1:] if arg.startswith(("--config.", "-config."))]
     files = [arg.split("=", 1)[1] for arg in argv[1:] if arg.lstrip("-").startswith("config=")]
     if not files:
-        raise InputError("--config is missing: name a file, e.g. --config=configs/quickstart.py")
-    config = read_config_file(files[-1])
+        raise InputError("--config is missing: name one, e.g. --config=quickstart, or a file")
+    path = str(find_config(files[-1]))
+    config = read_config_file(path)
     known = flatten(config)
     for setting in settings:
         key = setting.split("=", 1)[0].removeprefix("config.")
@@ -79,8 +85,9 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise unknown_key_error(key, config)
     if not any(arg.lstrip("-").startswith("workdir") for arg in argv[1:]):
         raise InputError("--workdir is missing: name a directory for checkpoints, metrics and pictures")
+    others = [arg for arg in argv if not arg.lstrip("-").startswith("config=")]
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS([others[0], f"--config={path}", *others[1:]])
     except flags.Error as error:
         raise InputError(error) from error
 

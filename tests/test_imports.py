@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a package, or a module of the root, may import what stands on its own floor or below.
 FLOORS = [
-    ["errors", "files", "rng", "tokens"],
+    ["commands", "errors", "files", "rng", "tokens"],
     ["devices", "cluster", "diffusion", "optimizers", "figures"],
     ["samplers", "models"],
     ["data", "config", "checkpoints", "objectives", "adapters"],

@@ -29,10 +29,12 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
-from tools.aot_compile import PROGRAMS, Case, case_config, parse_topology
-from tools.aot_hlo import BETWEEN_SLICES
+
+from .aot_compile import PROGRAMS, Case, case_config, parse_topology
+from .aot_hlo import BETWEEN_SLICES
 
 STAGES = (
     "stage1_256", "stage2_256", "stage3_256", "stage3_512", "stage3_1024",
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     configs, topologies = args.config, args.topology
     if args.all:
-        configs, topologies = [f"configs/{name}.py" for name in STAGES], TOPOLOGIES
+        configs, topologies = STAGES, TOPOLOGIES
     cases = [
         Case(config, tuple(args.settings), topology, program)
         for topology in topologies
@@ -156,7 +158,7 @@ def compile_in_child(case: Case, timeout: float) -> dict:
     begin = time.perf_counter()
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "tools.aot_compile", json.dumps(dataclasses.asdict(case))],
+            [sys.executable, "-m", f"{__package__}.aot_compile", json.dumps(dataclasses.asdict(case))],
             env=os.environ | ENVIRONMENT,
             capture_output=True,
             text=True,
@@ -241,8 +243,8 @@ def bound(result: dict) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.aot",
-        description=__doc__,
+        prog=command("aot"),
+        description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -46,8 +46,9 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.flops import forward_flops
 from pixart_jax.training.program import Program
-from tools.aot_hlo import BETWEEN_SLICES, count_traffic
-from tools.bench.train import synthetic_batch, synthetic_shapes
+
+from .aot_hlo import BETWEEN_SLICES, count_traffic
+from .bench.train import synthetic_batch, synthetic_shapes
 
 PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
 from pixart_jax.conversion.encoders import (
     EncoderSource,
@@ -297,7 +298,9 @@ def summary(weights: ModelWeights) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=command("convert"),
+        description=with_commands(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source", metavar="SRC", help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub"

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.errors import InputError
@@ -31,7 +32,8 @@ from pixart_jax.models.t5 import XXL, T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.training.flops import count_flops
 from pixart_jax.training.program import Program
-from tools.bench.train import synthetic_batch
+
+from .bench.train import synthetic_batch
 
 DAY = 86400
 # The autoencoders of Stable Diffusion and SDXL, which are equal but for their weights and the latents' scale.
@@ -348,8 +350,8 @@ def share(text: str) -> float:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.cost",
-        description=__doc__,
+        prog=command("cost"),
+        description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

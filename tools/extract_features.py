@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
@@ -214,8 +215,8 @@ def summary(out: pathlib.Path) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.extract_features",
-        description=__doc__,
+        prog=command("extract_features"),
+        description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--source", required=True, help="pictures and captions; see docs/data.md")

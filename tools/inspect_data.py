@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
@@ -276,7 +277,9 @@ def counts_array(counts: collections.Counter, last: int) -> np.ndarray:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.inspect_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=command("inspect_data"),
+        description=with_commands(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", metavar="DIR", type=pathlib.Path, help="a set of feature shards")
     parser.add_argument("--vae", type=pathlib.Path, metavar="DIR", help="converted autoencoder that the set is of")

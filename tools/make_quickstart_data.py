@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pixart_jax.commands import with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -28,7 +29,8 @@ from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencod
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from tools.emoji import GROUPS, choose_glyphs, find_font
+
+from .emoji import GROUPS, choose_glyphs, find_font
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
@@ -143,7 +145,9 @@ def _sha256(file: pathlib.Path) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="directory to make, such as data/quickstart")
     parser.add_argument("--num-glyphs", type=int, default=256, help="how many glyphs (default 256)")
     parser.add_argument(

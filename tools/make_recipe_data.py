@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import einops
 import numpy as np
 
+from pixart_jax.commands import with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -34,7 +35,8 @@ from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
-from tools.emoji import GROUPS, Glyph, choose_glyphs, find_font, render
+
+from .emoji import GROUPS, Glyph, choose_glyphs, find_font, render
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 16
@@ -225,7 +227,9 @@ def check_existing(out: pathlib.Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True, type=pathlib.Path, help="directory to make, such as data/recipe")
     parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
     args = parser.parse_args(argv)

@@ -17,16 +17,16 @@ import sys
 import time
 from collections.abc import Sequence
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.program import Program
-from tools.bench.train import synthetic_batch
-from tools.cost import require_count
-from tools.recipe_report import report
 
-ROOT = pathlib.Path(__file__).parent.parent
+from .bench.train import synthetic_batch
+from .cost import require_count
+from .recipe_report import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def plan(data: pathlib.Path, workdir: pathlib.Path, extra: Sequence[str]) -> dic
 
 
 def read_config(stage: str, settings: Sequence[str]):
-    return read_config_file(str(ROOT / "configs" / f"mini_{stage}.py"), [f"--config.{setting}" for setting in settings])
+    return read_config_file(f"mini_{stage}", [f"--config.{setting}" for setting in settings])
 
 
 def config_step_flops(config) -> float:
@@ -113,7 +113,9 @@ def config_step_flops(config) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=pathlib.Path, help="what tools.make_recipe_data made")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="for the runs, the table and the pictures")
     parser.add_argument(
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_the_run()
     try:
         if not (args.data / "recipe.json").exists():
-            raise InputError(f"{args.data} holds no data; python -m tools.make_recipe_data --out {args.data}")
+            raise InputError(f"{args.data} holds no data; {command('make_recipe_data')} --out {args.data}")
         data, workdir = args.data.absolute(), args.workdir.absolute()
         runs = plan(data, workdir, args.set)
         total, begin = sum(run.flops for run in runs.values()), time.perf_counter()

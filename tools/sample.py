@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, PngImagePlugin
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -169,7 +170,7 @@ def slug(prompt: str) -> str:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=command("sample"), description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--checkpoint",

@@ -14,17 +14,41 @@ from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.errors import InputError
 
 
-def read_config_file(path: str, settings: Iterable[str] = ()) -> ConfigDict:
+def find_config(name: str) -> pathlib.Path:
+    """The config file that a name stands for: a path, or one of configs/ without its folder and ".py".
+
+    Raises:
+      InputError: there is none; with the names that are near.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    named = {path.stem: path for path in _named_configs()}
+    if name in named:
+        return named[name]
+    near = difflib.get_close_matches(path.stem, named, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(named)}"
+    raise InputError(f"--config={name}: no such file, and no config of this name; {hint}")
+
+
+def _named_configs() -> list[pathlib.Path]:
+    package = pathlib.Path(__file__).parents[1]
+    # Installed, the folder is part of the package; in a checkout it lies beside it.
+    folder = next((folder / "configs" for folder in (package, package.parent) if (folder / "configs").is_dir()), None)
+    return sorted(path for path in folder.glob("*.py") if path.stem != "__init__") if folder else []
+
+
+def read_config_file(name: str, settings: Iterable[str] = ()) -> ConfigDict:
     """The ConfigDict of a config file.
 
     Args:
+      name: see `find_config`.
       settings: each a --config.key=value, see `override`.
 
     Raises:
       InputError: no such file, or it sets a key that does not exist; or as `override`.
     """
-    if not pathlib.Path(path).is_file():
-        raise InputError(f"--config={path}: no such file; see configs/")
+    path = find_config(name)
     module_spec = importlib.util.spec_from_file_location("run_config", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--config={path}: not a Python file (*.py); see configs/")
@@ -33,7 +57,7 @@ def read_config_file(path: str, settings: Iterable[str] = ()) -> ConfigDict:
         module_spec.loader.exec_module(module)
         config = module.get_config()
     except ModuleNotFoundError as error:
-        raise InputError(f"{path}: {error}; run from the repository's root, where configs/ is") from error
+        raise InputError(f"{path}: {error}; start where it lies, or install it") from error
     except (AttributeError, KeyError) as error:
         raise InputError(f"{path}: {error}") from error
     for setting in settings:

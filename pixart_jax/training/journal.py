@@ -13,6 +13,7 @@ from pixart_jax.evaluators.evaluator import Evaluator, Report
 from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.figures.images import save_png
 from pixart_jax.training.events import Events
+from pixart_jax.training.hints import sampling_hint
 from pixart_jax.training.history import History
 from pixart_jax.training.plan import Plan
 from pixart_jax.training.record import record_config, record_run, write_json
@@ -85,7 +86,7 @@ class Journal:
             logging.info("%s: %s", path, report.about)
 
     def finish(self) -> None:
-        """Writes the loss curve and `results.json`: the last of all that was measured."""
+        """Writes the loss curve and `results.json`: the last of all that was measured. Says how to draw."""
         if self._history is None or not self._history.rows:
             return
         rows, workdir = self._history.rows, self._plan.workdir
@@ -98,6 +99,8 @@ class Journal:
             results |= {name: value for name, value in (history.rows or [{}])[-1].items() if name != "step"}
         write_json(workdir / RESULTS_FILE, results)
         logging.info("%.0f images/s over the whole run; all results: %s", rate, workdir / RESULTS_FILE)
+        if hint := sampling_hint(workdir, self._plan.data.manifest, self._plan.data.samples):
+            logging.info("%s", hint)
 
     def close(self) -> None:
         self._events.close()

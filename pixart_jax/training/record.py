@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from pixart_jax import __version__
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.files import write_atomically
@@ -45,7 +46,8 @@ def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: jax.stages.Compiled) -> None:
-    """Writes workdir/run.json: versions, devices, number of parameters, and the step's memory by the compiler.
+    """Writes workdir/run.json: what code this is, versions of packages, devices, number of parameters, and the step's
+    memory by the compiler.
 
     Says which versions are others than when the run last started: its numbers may differ from here on.
 
@@ -63,12 +65,15 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
     for name, version in before.get("versions", {}).items():
         if installed.get(name) != version:
             logging.warning("%s was %s when this run last started, now it is %s", name, version, installed.get(name))
-    if before.get("commit") not in (None, commit):
-        logging.warning("pixart_jax was %s when this run last started, now it is %s", before["commit"], commit)
+    # The version tells the code where there is no commit.
+    code, last = commit or __version__, before.get("commit") or before.get("version")
+    if last not in (None, code):
+        logging.warning("pixart_jax was %s when this run last started, now it is %s", last, code)
     write_json(
         path,
         {
             "commit": commit,
+            "version": __version__,
             "versions": installed,
             "device_kind": device.device_kind,
             "num_devices": jax.device_count(),

@@ -22,7 +22,7 @@ from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.warm_start.transitions import Choices, plan_transition
 from tools.extract_features import make_parser
 
-PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "shared")}
+PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "__init__"}
 SIGMA = [name for name in PATHS if name.startswith("sigma_")]
 KV = {"model.kv_compress_ratio": 2}
 
@@ -61,9 +61,9 @@ def test_docstring_says_what_to_run_and_what_it_costs(name):
     assert run[:2] == [f"--config=configs/{name}.py", f"--workdir=runs/{name}"]
 
 
-@pytest.mark.parametrize("name", [*PATHS, "shared"])
+@pytest.mark.parametrize("name", [*PATHS, "stages"])
 def test_commands_name_what_exists(name):
-    text = docstring(name) if name in PATHS else (ROOT / "configs" / "shared.py").read_text()
+    text = docstring(name) if name in PATHS else (ROOT / "pixart_jax" / "config" / "stages.py").read_text()
     known = flatten(default_config())
     for key in re.findall(r"--config\.([\w.]+)=", text):
         assert key in known, key

@@ -105,9 +105,7 @@ def test_a_start_that_leaves_no_step_or_has_no_tokens_is_refused(pipeline):
         pipeline(CAPTIONS[:1], **SETTINGS, start=Start(tokens, 0))
     with pytest.raises(InputError, match=r"start = 0.5: there are no tokens to begin near"):
         pipeline(CAPTIONS[:1], **SETTINGS, start=Start(start=0.5))
-    with pytest.raises(
-        InputError, match=r"latents have shape \(2, 4, 4, 4\), these .* from \(1, 4, 4, 4\)"
-    ):
+    with pytest.raises(InputError, match=r"latents have shape \(2, 4, 4, 4\), these .* from \(1, 4, 4, 4\)"):
         pipeline.tokens_of(np.zeros((2, 4, 4, 4), np.float32), request)
 
 

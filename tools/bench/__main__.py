@@ -18,8 +18,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+from pixart_jax.commands import command, with_commands
 from pixart_jax.errors import InputError
-from tools.bench.rates import where
+
+from .rates import where
 
 # A module of this package each, imported when asked for: an accelerator image lacks what some of them need.
 BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert")
@@ -27,15 +29,15 @@ BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.bench",
-        description=__doc__,
+        prog=command("bench"),
+        description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,  # -h goes on to the benchmark
     )
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     args, rest = parser.parse_known_args(argv)
     try:
-        benchmark = importlib.import_module(f"tools.bench.{args.what}")
+        benchmark = importlib.import_module(f".{args.what}", __package__)
     except ModuleNotFoundError as error:
         print(f"error: --what={args.what} needs {error.name}, which is not installed", file=sys.stderr)
         return 2

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import IMPLEMENTATIONS, AttentionSpec, attention, unmet_needs
 from pixart_jax.tokens import DOWNSAMPLE
-from tools.bench.options import make_parser, numbers, parse
-from tools.bench.peer import missing_torch, open_peers, torch_device
-from tools.bench.rates import matrix_rate
-from tools.bench.turns import Call, Figures, compare, time_calls, time_warm
+
+from .options import make_parser, numbers, parse
+from .peer import missing_torch, open_peers, torch_device
+from .rates import matrix_rate
+from .turns import Call, Figures, compare, time_calls, time_warm
 
 PATCH_SIZE = 2
 # Logits beyond this are not made: on a CPU they would take all its memory.

@@ -19,10 +19,11 @@ import jax
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model
 from pixart_jax.models.params import parameter_shapes
-from tools.bench.options import make_parser, parse_with_config
-from tools.bench.peer import missing_torch, open_peers, torch_device
-from tools.bench.train import WARM_UP, TrainProgram
-from tools.bench.turns import Figures, compare, time_calls
+
+from .options import make_parser, parse_with_config
+from .peer import missing_torch, open_peers, torch_device
+from .train import WARM_UP, TrainProgram
+from .turns import Figures, compare, time_calls
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:

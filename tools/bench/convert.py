@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pixart_jax.commands import command
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import ModelWeights, write_pixart
@@ -26,7 +27,7 @@ from pixart_jax.models.pixart import SIZES, PixArt
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """Figures of .pth to ours, ours to .pth, ours to diffusers and diffusers to ours."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench --what=convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"{command('bench')} --what=convert", description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="XL/2")
     parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
     args = parser.parse_args(argv)
@@ -68,9 +69,10 @@ def measure(source: pathlib.Path, target: pathlib.Path, to: str) -> dict:
     `peak_bytes` is the process's own memory, looked at every 10 ms. `resident_bytes` counts the pages of mapped files
     too, which the kernel takes back when anything else needs the memory.
     """
+    tools = __package__.rpartition(".")[0]
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.convert", str(source), str(target), f"--to={to}", *family(source)],
+        [sys.executable, "-m", f"{tools}.convert", str(source), str(target), f"--to={to}", *family(source)],
         stdout=subprocess.DEVNULL,
     )
     peak = 0

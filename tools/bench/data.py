@@ -25,12 +25,14 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from pixart_jax.commands import command
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.errors import InputError
-from tools.bench.turns import in_process, take_turns
+
+from .turns import in_process, take_turns
 
 # Pictures per second that one H200 is to train on, by resolution: what its host has to deliver.
 DEMAND = {256: 500, 512: 120, 1024: 25}
@@ -47,7 +49,7 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """Figures of PyTorch's loader, of ours with bfloat16 text and of ours with int8 text."""
-    parser = argparse.ArgumentParser(prog="python -m tools.bench --what=data", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"{command('bench')} --what=data", description=__doc__.splitlines()[0])
     parser.add_argument("--resolution", type=int, choices=DEMAND, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="on disk, 2 MB each (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="(default: %(default)s)")

@@ -16,11 +16,12 @@ from pixart_jax.config import ConfigDict, build_model, check_attention, position
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.training.flops import forward_flops
-from tools.bench.options import make_parser, parse_with_config
-from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params
-from tools.bench.rates import peak_bytes
-from tools.bench.train import flop_rates, synthetic_batch
-from tools.bench.turns import Figures, compare, time_warm
+
+from .options import make_parser, parse_with_config
+from .peer import missing_peer, open_peers, peer_spec, random_params
+from .rates import peak_bytes
+from .train import flop_rates, synthetic_batch
+from .turns import Figures, compare, time_warm
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:

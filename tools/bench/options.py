@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from pixart_jax.commands import command
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.errors import InputError
-from tools.bench.peer import VARIANTS, share_memory
+
+from .peer import VARIANTS, share_memory
 
 
 def make_parser(module_name: str, doc: str, *, calls: int | None = None) -> argparse.ArgumentParser:
     """With the options that all comparisons have."""
     what = module_name.rpartition(".")[2]
-    parser = argparse.ArgumentParser(prog=f"python -m tools.bench --what={what}", description=doc.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"{command('bench')} --what={what}", description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     if calls:
         parser.add_argument("--steps", type=int, default=calls, help="timed calls of a turn (default: %(default)s)")
@@ -27,7 +29,7 @@ def make_parser(module_name: str, doc: str, *, calls: int | None = None) -> argp
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a file of configs/; --config.key=value changes it")
+    parser.add_argument("--config", required=True, help="a name in configs/, or a file; --config.key=value changes it")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -22,7 +22,8 @@ import numpy as np
 from pixart_jax.config import ConfigDict, build_model, position_base
 from pixart_jax.conversion.names.diffusers import diffusers_config
 from pixart_jax.models.params import parameter_shapes
-from tools.bench.turns import Call, in_process
+
+from .turns import Call, in_process
 
 VARIANTS = ("eager", "compile")
 # Of the GPU's memory, for each of the two frameworks.
@@ -142,7 +143,7 @@ def open_peers(
 def make_contender(contender: str, *arguments):
     """Imports PyTorch, which the process that asks for it does not."""
     module, _, name = contender.rpartition(".")
-    return getattr(importlib.import_module(f"tools.bench.{module}"), name)(*arguments)
+    return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments)
 
 
 def random_array(path: str, shape: Sequence[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import os
 import jax
 import jax.numpy as jnp
 
-from tools.bench.turns import time_calls
+from .turns import time_calls
 
 # Long enough for clocks to settle.
 SECONDS = 0.5

@@ -26,12 +26,13 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
 from pixart_jax.training.flops import forward_flops
-from tools.bench.forward import conditions_of
-from tools.bench.options import make_parser, numbers, parse_with_config
-from tools.bench.peer import missing_peer, open_peers, peer_spec, random_params
-from tools.bench.rates import peak_bytes
-from tools.bench.train import flop_rates, synthetic_batch
-from tools.bench.turns import Figures, compare, time_warm
+
+from .forward import conditions_of
+from .options import make_parser, numbers, parse_with_config
+from .peer import missing_peer, open_peers, peer_spec, random_params
+from .rates import peak_bytes
+from .train import flop_rates, synthetic_batch
+from .turns import Figures, compare, time_warm
 
 # Stable Diffusion's autoencoder, which is SDXL's too but for the scaling factor, and one for tests.
 AUTOENCODERS = {

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from pixart_jax.errors import InputError
-from tools.bench.options import make_parser, numbers, parse_with_config
-from tools.bench.train import TrainProgram
-from tools.bench.turns import summary, take_turns
+
+from .options import make_parser, numbers, parse_with_config
+from .train import TrainProgram
+from .turns import summary, take_turns
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:

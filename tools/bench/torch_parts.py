@@ -8,8 +8,8 @@ import os
 
 import torch
 
-from tools.bench.torch_peer import WARM_UP, prepare, wait
-from tools.bench.turns import Figures, time_calls, time_warm
+from .torch_peer import WARM_UP, prepare, wait
+from .turns import Figures, time_calls, time_warm
 
 
 class Attention:

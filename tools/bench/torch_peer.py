@@ -16,9 +16,10 @@ import torch
 
 from pixart_jax.conversion.names.diffusers import NULL_TEXT, revert_diffusers
 from pixart_jax.tokens import patchify, unpatchify
-from tools.bench.peer import PeerSpec, random_array
-from tools.bench.rates import calibrated_rate, matrix_size
-from tools.bench.turns import Figures, time_warm
+
+from .peer import PeerSpec, random_array
+from .rates import calibrated_rate, matrix_size
+from .turns import Figures, time_warm
 
 # Calls before those that are timed: the first compiles, the second may compile once more and allocates.
 WARM_UP = 2

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from pixart_jax.conversion.names.vae import revert_vae
-from tools.bench.peer import PeerSpec, random_array
-from tools.bench.torch_peer import (
+
+from .peer import PeerSpec, random_array
+from .torch_peer import (
     WARM_UP,
     Batch,
     apply,
@@ -21,7 +22,7 @@ from tools.bench.torch_peer import (
     to_tokens,
     wait,
 )  # fmt: skip
-from tools.bench.turns import Figures, time_warm
+from .turns import Figures, time_warm
 
 
 class Sample:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from pixart_jax.diffusion.schedule import linear_schedule
-from tools.bench.peer import PeerSpec
-from tools.bench.torch_peer import (
+
+from .peer import PeerSpec
+from .torch_peer import (
     WARM_UP,
     Batch,
     Tensors,
@@ -32,7 +33,7 @@ from tools.bench.torch_peer import (
     to_latents,
     wait,
 )  # fmt: skip
-from tools.bench.turns import Figures, time_calls
+from .turns import Figures, time_calls
 
 
 @dataclasses.dataclass(frozen=True)

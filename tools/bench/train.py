@@ -29,10 +29,11 @@ from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.training.program import Program
-from tools.bench.options import make_parser, parse_with_config
-from tools.bench.peer import missing_peer, open_peers, peer_spec
-from tools.bench.rates import matrix_rate, peak_bytes
-from tools.bench.turns import Failed, Figures, compare, time_calls
+
+from .options import make_parser, parse_with_config
+from .peer import missing_peer, open_peers, peer_spec
+from .rates import matrix_rate, peak_bytes
+from .turns import Failed, Figures, compare, time_calls
 
 # Steps before those that are timed: the first calls allocate.
 WARM_UP = 2

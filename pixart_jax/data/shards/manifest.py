@@ -14,6 +14,7 @@ import re
 import numpy as np
 from array_record.python import array_record_module
 
+from pixart_jax.commands import command
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.shards.records import FORMAT_VERSION, TEXT_DTYPES
@@ -25,7 +26,7 @@ LATENT_KINDS = ("mean_std", "plain")
 # The `text_dtype` of a set without text.
 NO_TEXT = "none"
 
-_MAKE_DATA = "`python -m tools.make_quickstart_data` makes a small set to start with"
+_MAKE_DATA = f"`{command('make_quickstart_data')}` makes a small set to start with"
 _JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,)}
 
 

@@ -1,4 +1,4 @@
-"""What the configs of PixArt's stages have in common; no config itself.
+"""What the configs of PixArt's stages, in configs/, have in common.
 
 One after the other, stage1_256, stage2_256, stage3_256, stage3_512 and stage3_1024 make PixArt-α; stage3_256 and then
 sigma_256, sigma_512, sigma_1024, sigma_2k and sigma_4k make PixArt-Σ. Each starts from the workdir of the one before
@@ -30,7 +30,7 @@ Costs are those of the paper on its V100s, as remembered (docs/cost.md): it coul
 tools.cost counts a config's FLOPs. None of these configs has been run to its end here.
 """
 
-from pixart_jax.config import default_config
+from pixart_jax.config.defaults import default_config
 
 # Pictures in a sample grid: at 4096 px one is 50 MB.
 _GRID = {256: 16, 512: 16, 1024: 8, 2048: 2, 4096: 1}
