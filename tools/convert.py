@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
-from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
+from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoders import (
     EncoderSource,
     copy_tokenizer,
@@ -38,12 +38,12 @@ from pixart_jax.conversion.encoders import (
     write_encoder,
     write_reference_encoder,
 )
+from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.runs import load_run
-from pixart_jax.conversion.sources import Source, open_source
+from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
-    ModelWeights,
     load_weights,
     read_null_text,
     write_diffusers,
@@ -199,10 +199,10 @@ def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bo
         return weights
     source = open_source(args.source, ema=args.ema)
     print(f"{args.source}: {what(source)}")
-    if args.reparameterize and source.kind not in ("dit", "orbax"):
+    if args.reparameterize and not source.format.may_be_dit:
         # Before it is read, and before its other questions are asked.
         raise InputError(f"{args.source} is {what(source)}; only a DiT can be re-parameterized")
-    if source.kind == "orbax":
+    if source.format.says_all:
         return load_weights(source, further, null_text)
     weights = load_weights(source, hints, null_text)
     # Not the file's own name, which in a pipeline is "transformer" and in the hub's cache a hash.
@@ -259,16 +259,9 @@ def size(path: pathlib.Path) -> int:
 
 def what(source: Source) -> str:
     """One line on what was found."""
-    names = {
-        "pixart": "a PixArt checkpoint",
-        "dit": "a DiT checkpoint",
-        "controlnet": "a PixArt with a ControlNet",
-        "diffusers": "a diffusers transformer",
-        "orbax": "a model of ours",
-    }
     weights = f", {source.weights}" if source.weights else ""
     arrays = f", {len(source.shapes)} arrays" if source.shapes else ""
-    return f"{names[source.kind]}{weights}{arrays}"
+    return f"{source.format.title}{weights}{arrays}"
 
 
 def what_encoder(encoder: EncoderSource) -> str:

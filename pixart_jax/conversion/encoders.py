@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_json
 from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
 from pixart_jax.conversion.names.vae import convert_vae, revert_vae
-from pixart_jax.conversion.sources import WEIGHTS, FileArrays, open_arrays, read_json
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
