@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from safetensors import SafetensorError
 
 from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
     EncoderSource,
     copy_tokenizer,
@@ -56,8 +57,6 @@ from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
 FORMATS = ("orbax", "pixart", "diffusers")
-
-ENCODER_NAMES = {"text_encoder": "a T5 encoder", "vae": "an image autoencoder"}
 
 # Options that only --reparameterize heeds.
 REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
@@ -269,7 +268,7 @@ def what_encoder(encoder: EncoderSource) -> str:
     tokenizer = ""
     if encoder.kind == "text_encoder":
         tokenizer = f", tokenizer from {encoder.tokenizer}" if encoder.tokenizer else ", no tokenizer in or beside it"
-    return f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays{tokenizer}"
+    return f"{encoder.path}: {ENCODER_KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{tokenizer}"
 
 
 def summary(weights: ModelWeights) -> str:
