@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 
 from pixart_jax.commands import command, with_commands
 from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
+from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
     EncoderSource,
     copy_tokenizer,
@@ -39,12 +40,12 @@ from pixart_jax.conversion.encoders import (
     write_encoder,
     write_reference_encoder,
 )
+from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.runs import load_run
-from pixart_jax.conversion.sources import Source, open_source
+from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
-    ModelWeights,
     load_weights,
     read_null_text,
     write_diffusers,
@@ -57,8 +58,6 @@ from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
 FORMATS = ("orbax", "pixart", "diffusers")
-
-ENCODER_NAMES = {"text_encoder": "a T5 encoder", "vae": "an image autoencoder"}
 
 # Options that only --reparameterize heeds.
 REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
@@ -200,10 +199,10 @@ def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bo
         return weights
     source = open_source(args.source, ema=args.ema)
     print(f"{args.source}: {what(source)}")
-    if args.reparameterize and source.kind not in ("dit", "orbax"):
+    if args.reparameterize and not source.format.may_be_dit:
         # Before it is read, and before its other questions are asked.
         raise InputError(f"{args.source} is {what(source)}; only a DiT can be re-parameterized")
-    if source.kind == "orbax":
+    if source.format.says_all:
         return load_weights(source, further, null_text)
     weights = load_weights(source, hints, null_text)
     # Not the file's own name, which in a pipeline is "transformer" and in the hub's cache a hash.
@@ -260,16 +259,9 @@ def size(path: pathlib.Path) -> int:
 
 def what(source: Source) -> str:
     """One line on what was found."""
-    names = {
-        "pixart": "a PixArt checkpoint",
-        "dit": "a DiT checkpoint",
-        "controlnet": "a PixArt with a ControlNet",
-        "diffusers": "a diffusers transformer",
-        "orbax": "a model of ours",
-    }
     weights = f", {source.weights}" if source.weights else ""
     arrays = f", {len(source.shapes)} arrays" if source.shapes else ""
-    return f"{names[source.kind]}{weights}{arrays}"
+    return f"{source.format.title}{weights}{arrays}"
 
 
 def what_encoder(encoder: EncoderSource) -> str:
@@ -277,7 +269,7 @@ def what_encoder(encoder: EncoderSource) -> str:
     tokenizer = ""
     if encoder.kind == "text_encoder":
         tokenizer = f", tokenizer from {encoder.tokenizer}" if encoder.tokenizer else ", no tokenizer in or beside it"
-    return f"{encoder.path}: {ENCODER_NAMES[encoder.kind]}, {len(encoder.arrays)} arrays{tokenizer}"
+    return f"{encoder.path}: {ENCODER_KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{tokenizer}"
 
 
 def summary(weights: ModelWeights) -> str:

@@ -1,4 +1,4 @@
-"""A ControlNet beside its base model: from an opened source, and on disk as `controlnet/` in the model's directory.
+"""A ControlNet beside its base model: from a reference checkpoint, and as `controlnet/` in the model's directory.
 
 There it is `params/`, written by Orbax, and `controlnet.json`, which says how many blocks are copied; all else about it
 is the base model's.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import flax
 import jax
 import numpy as np
 
-from pixart_jax.conversion.names.controlnet import BASE, CONTROL, convert_controlnet, count_copies, split_controlnet
-from pixart_jax.conversion.sources import Source, read_json
+from pixart_jax.conversion.arrays import read_json
+from pixart_jax.conversion.names.controlnet import convert_controlnet, count_copies
 from pixart_jax.conversion.stored import StoredArrays, write_params
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
@@ -44,43 +44,11 @@ class Control:
     read: Callable[[str], np.ndarray]
 
 
-class _Half(Mapping[str, np.ndarray]):
-    """The arrays whose names begin with a prefix, by the rest of their names, each read when it is asked for."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str, shapes: Mapping[str, tuple[int, ...]]):
-        self._arrays, self._prefix, self.shapes = arrays, prefix, shapes
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[self._prefix + name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-def split_source(source: Source) -> tuple[Source, Mapping[str, np.ndarray]]:
-    """A source of kind "controlnet" as one of kind "pixart", the base model's, and the ControlNet's names and arrays.
-
-    Raises:
-      InputError: it has arrays of neither, or none of the one or the other.
-    """
-    try:
-        base, control = split_controlnet(source.shapes)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from error
-    if not base or not control:
-        absent = "ControlNet" if base else "base model"
-        raise InputError(f"{source.path} holds a ControlNet's checkpoint without the {absent}; give the whole file")
-    base_arrays, control_arrays = _Half(source.arrays, BASE, base), _Half(source.arrays, CONTROL, control)
-    return dataclasses.replace(source, kind="pixart", arrays=base_arrays, shapes=base), control_arrays
-
-
 def convert_control(state_dict: Mapping[str, np.ndarray], model: PixArt, where: pathlib.Path) -> Control:
-    """The ControlNet of the second half of `split_source`.
+    """A ControlNet from its part of a reference checkpoint.
 
     Args:
+      state_dict: the second half of `split_controlnet`.
       model: the base.
       where: the source's path.
 

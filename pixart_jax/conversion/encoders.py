@@ -10,7 +10,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -20,19 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
-from pixart_jax.conversion.names.vae import convert_vae, revert_vae
-from pixart_jax.conversion.sources import WEIGHTS, FileArrays, open_arrays, read_json
+from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_json
+from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import kernels_as
-from pixart_jax.models.t5 import T5Encoder, encoder_from_config
+from pixart_jax.models.t5 import T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
 
-# What the parts of a pipeline are called, there and here, and the stem of their files of weights.
-STEMS = {"vae": WEIGHTS, "text_encoder": "model"}
+# What that part of a pipeline is called, there and here.
 TOKENIZER = "tokenizer"
 
 # A tokenizer's files: one of the first two makes a folder a tokenizer's, the others may go with them.
@@ -47,7 +45,7 @@ class EncoderSource:
 
     Attributes:
       path: the folder.
-      kind: a key of STEMS.
+      kind: a key of ENCODER_KINDS.
       config: its config.json.
       model: what the config describes.
       arrays: PyTorch's names, or in a directory of ours '/'-joined paths, to arrays, each read when it is asked for.
@@ -68,15 +66,16 @@ class EncoderSource:
         What is stored for good is what was trained: twice the bytes would not make it more exact. All else is float32,
         a float16 source's too, because T5 overflows in that.
         """
-        return self.kind == "text_encoder" and self.arrays.bfloat16
+        return ENCODER_KINDS[self.kind].may_be_bfloat16 and self.arrays.bfloat16
 
 
 def encoder_kind(path: pathlib.Path) -> str | None:
-    """The key of STEMS that a folder's config.json tells, or None where there is none or it is something else's."""
+    """The key of ENCODER_KINDS that a folder's config.json tells, or None where there is none or it is another's."""
     if not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
-    return {"t5": "text_encoder", "AutoencoderKL": "vae"}.get(str(config.get("model_type", config.get("_class_name"))))
+    called = str(config.get("model_type", config.get("_class_name")))
+    return next((name for name, kind in ENCODER_KINDS.items() if kind.called == called), None)
 
 
 def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
@@ -85,17 +84,17 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     Args:
       path: with config.json and weights: safetensors, or `.bin`, in one file or in several beside their index, or
         our `params/`.
-      kind: a key of STEMS.
+      kind: a key of ENCODER_KINDS.
 
     Raises:
       InputError: something is not there, damaged, or another model's.
     """
     config = read_json(path / "config.json")
     model = _build(kind, config, path, jnp.float32)
-    tokenizer = find_tokenizer(path) if kind == "text_encoder" else None
+    tokenizer = find_tokenizer(path) if ENCODER_KINDS[kind].has_tokenizer else None
     if (path / "params").is_dir():
-        return EncoderSource(path, kind, config, model, StoredArrays(path / "params", _paths(model)), tokenizer)
-    stem = STEMS[kind]
+        return EncoderSource(path, kind, config, model, StoredArrays(path / "params", _paths(kind, model)), tokenizer)
+    stem = ENCODER_KINDS[kind].stem
     names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", "pytorch_model.bin", f"{WEIGHTS}.bin"]
     names += [f"{name}.index.json" for name in names[2:]]
     file = next((path / name for name in names if (path / name).exists()), None)
@@ -112,12 +111,12 @@ def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def open_encoders(path: pathlib.Path) -> list[EncoderSource]:
-    """The encoders in a pipeline's folder or in a directory of ours: all of STEMS whose own folders are there.
+    """The encoders in a pipeline's folder or in a directory of ours: all of ENCODER_KINDS whose own folders are there.
 
     Raises:
       InputError: as `open_encoder`.
     """
-    return [open_encoder(path / kind, kind) for kind in STEMS if (path / kind / "config.json").exists()]
+    return [open_encoder(path / kind, kind) for kind in ENCODER_KINDS if (path / kind / "config.json").exists()]
 
 
 def write_encoder(target: pathlib.Path, source: EncoderSource) -> None:
@@ -148,36 +147,21 @@ def write_reference_encoder(target: pathlib.Path, source: EncoderSource) -> None
     """
     import safetensors.numpy
 
-    arrays = dict(_revert(source))
-    config = dict(source.config)
-    if source.kind == "text_encoder":
-        # A whole T5's say that it has a decoder, and of another dtype than they now have.
-        config.pop("torch_dtype", None)
-        dtypes = {array.dtype.name for array in arrays.values()}
-        config |= {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False, "dtype": dtypes.pop()}
+    kind = ENCODER_KINDS[source.kind]
+    arrays = dict(kind.revert(_read(source), source.model))
+    config = kind.reference_config(source.config, arrays)
     target.mkdir()
-    safetensors.numpy.save_file(arrays, target / f"{STEMS[source.kind]}.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(arrays, target / f"{kind.stem}.safetensors", metadata={"format": "pt"})
     _write_config(target, config)
-
-
-def _revert(source: EncoderSource) -> Iterator[tuple[str, np.ndarray]]:
-    """Today's PyTorch names and arrays; what has been handed out is not kept."""
-    params = _read(source)
-    if source.kind == "text_encoder":
-        return revert_t5(list(params), params.pop, source.model.num_layers)
-    return revert_vae(list(params), params.pop)
 
 
 def _read(source: EncoderSource) -> dict[str, np.ndarray]:
     """Our parameters of an encoder."""
     if isinstance(source.arrays, StoredArrays):
         return source.arrays.read_all()
-    expected = _paths(source.model)
+    expected = _paths(source.kind, source.model)
     try:
-        if source.kind == "text_encoder":
-            dtype = jnp.bfloat16 if source.bfloat16 else np.float32
-            return convert_t5(source.arrays, source.model.num_layers, expected, dtype=dtype)
-        return convert_vae(source.arrays, expected)
+        return ENCODER_KINDS[source.kind].convert(source.arrays, source.model, expected, source.bfloat16)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
 
@@ -223,9 +207,9 @@ def restore_vae(directory: str | pathlib.Path, mesh: Mesh, *, dtype: Dtype = jnp
 
 def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
     model = _build(kind, read_json(directory / "config.json"), directory, dtype)
-    shapes = _shapes(model)
+    shapes = _shapes(kind, model)
     path = (directory / "params").absolute()
-    check_shapes(path, _paths(model))
+    check_shapes(path, _paths(kind, model))
     stored = flax.traverse_util.unflatten_dict(stored_leaves(path), sep="/")
     abstract = jax.tree.map(
         lambda shape, leaf, sharding: jax.ShapeDtypeStruct(shape.shape, leaf.dtype, sharding=sharding),
@@ -233,8 +217,7 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
         stored,
         tree_shardings(shapes, mesh),
     )
-    # Not the autoencoder's: its first and last convolutions stay in float32.
-    if kind == "text_encoder" and jnp.dtype(dtype) == jnp.bfloat16:
+    if ENCODER_KINDS[kind].may_be_bfloat16 and jnp.dtype(dtype) == jnp.bfloat16:
         abstract = kernels_as(dtype, abstract)
     try:
         return model, restore_tree(path, abstract)
@@ -243,24 +226,16 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
 
 
 def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> nn.Module:
-    if kind == "text_encoder":
-        return encoder_from_config(config, path=path / "config.json", dtype=dtype)
-    try:
-        return AutoencoderKL.from_config(config, dtype)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    return ENCODER_KINDS[kind].build(config, path / "config.json", dtype)
 
 
-def _shapes(model: nn.Module):
+def _shapes(kind: str, model: nn.Module):
     """Shapes of the parameters, nested; allocates nothing."""
-    if isinstance(model, T5Encoder):
-        inputs = np.zeros((1, 1), np.int32)
-    else:
-        inputs = np.zeros((1, model.downsample, model.downsample, model.in_channels), np.float32)
+    inputs = ENCODER_KINDS[kind].inputs(model)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))["params"]
 
 
-def _paths(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _paths(kind: str, model: nn.Module) -> dict[str, tuple[int, ...]]:
     """'/'-joined path to shape of each parameter."""
-    shapes = flax.traverse_util.flatten_dict(_shapes(model), sep="/")
+    shapes = flax.traverse_util.flatten_dict(_shapes(kind, model), sep="/")
     return {path: leaf.shape for path, leaf in shapes.items()}

@@ -12,9 +12,10 @@ from typing import Any
 
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
+from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.names.diffusers import diffusers_config
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import ModelWeights, write_diffusers
+from pixart_jax.conversion.transfer import write_diffusers
 from pixart_jax.errors import InputError
 from pixart_jax.tokens import same_latent_scale
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
+from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel, StoredParams
-from pixart_jax.conversion.transfer import ModelWeights
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 

@@ -5,37 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from pixart_jax.conversion.control import Control, convert_control, open_control, split_source, write_control
-from pixart_jax.conversion.describe import NO_HINTS, Hints, describe
+from pixart_jax.conversion.arrays import WEIGHTS, load_torch
+from pixart_jax.conversion.control import write_control
+from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
 from pixart_jax.conversion.names.controlnet import BASE, CONTROL, revert_controlnet
-from pixart_jax.conversion.names.diffusers import NULL_TEXT, convert_diffusers, diffusers_config, revert_diffusers
-from pixart_jax.conversion.names.pixart import convert_pixart, position_table, revert_pixart
-from pixart_jax.conversion.sources import WEIGHTS, Source, load_torch
-from pixart_jax.conversion.stored import StoredModel, StoredParams, write_model
+from pixart_jax.conversion.names.diffusers import NULL_TEXT, diffusers_config, revert_diffusers
+from pixart_jax.conversion.names.pixart import position_table, revert_pixart
+from pixart_jax.conversion.stored import write_model
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelWeights:
-    """A model with its parameters, about to be written.
-
-    Attributes:
-      stored: what the model is.
-      paths: '/'-joined path of each parameter.
-      read: f32 array of a path; call it once for each, because it may let go of what it gives.
-      control: the model's ControlNet, or None.
-    """
-
-    stored: StoredModel
-    paths: list[str]
-    read: Callable[[str], np.ndarray]
-    control: Control | None = None
 
 
 def load_weights(
@@ -55,52 +38,22 @@ def load_weights(
     Raises:
       InputError: as `describe` and `pixart.convert_pixart`; null_text is of another shape; the source is damaged.
     """
-    if source.kind == "controlnet":
-        base, state_dict = split_source(source)
-        weights = load_weights(base, hints, null_text, fallback=fallback)
-        provenance = weights.stored.provenance | {"format": source.kind}
-        return dataclasses.replace(
-            weights,
-            stored=dataclasses.replace(weights.stored, provenance=provenance),
-            control=convert_control(state_dict, weights.stored.model, source.path),
-        )
-    stored = describe(source, hints, fallback)
-    model = stored.model
-    expected = parameter_shapes(model)
-    control = None
-    read: Callable[[str], np.ndarray]
-    if source.kind == "orbax":
-        kept, control = StoredParams(source.path / "params", model), open_control(source.path, model)
-        paths, read = list(kept), kept.__getitem__
-    else:
-        try:
-            if source.kind == "diffusers":
-                params = convert_diffusers(source.arrays, model.segments(), expected)
-            elif stored.null_text == "missing":
-                without = {path: shape for path, shape in expected.items() if path != NULL_TEXT}
-                params = convert_pixart(source.arrays, model.segments(), without)
-            else:
-                params = convert_pixart(source.arrays, model.segments(), expected)
-        except InputError as error:
-            raise InputError(f"{source.path}: {error}") from error
-        if stored.null_text == "missing":
-            # Not zeros: those would make pictures, only worse ones. A NaN reaches every pixel of whoever forgot.
-            params[NULL_TEXT] = np.full(expected[NULL_TEXT], np.nan, np.float32)
-        paths, read = list(params), params.pop
+    weights = source.format.load(source, hints, fallback)
     if null_text is None:
-        return ModelWeights(stored, paths, read, control)
+        return weights
+    stored = weights.stored
     if stored.null_text == "none":
         raise InputError(f"{source.path}: a class-conditional model has no null caption; leave --null-text out")
-    if null_text.shape != expected[NULL_TEXT]:
+    wanted = parameter_shapes(stored.model)[NULL_TEXT]
+    if null_text.shape != wanted:
         raise InputError(
-            f"the null caption has shape {null_text.shape}, the model takes {expected[NULL_TEXT]}: the text encoder's "
+            f"the null caption has shape {null_text.shape}, the model takes {wanted}: the text encoder's "
             "features of the empty caption, padded to as many tokens as captions have"
         )
-    return ModelWeights(
-        dataclasses.replace(stored, null_text="stored"),
-        paths,
-        lambda path: null_text if path == NULL_TEXT else read(path),
-        control,
+    return dataclasses.replace(
+        weights,
+        stored=dataclasses.replace(stored, null_text="stored"),
+        read=lambda path: null_text if path == NULL_TEXT else weights.read(path),
     )
 
 

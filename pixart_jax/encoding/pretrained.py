@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from pixart_jax.conversion.arrays import read_json
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
-from pixart_jax.conversion.sources import read_json
 from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import ModelWeights
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt

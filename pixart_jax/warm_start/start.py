@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pixart_jax.conversion.control import split_source
-from pixart_jax.conversion.describe import Hints, describe
+from pixart_jax.conversion.describe import describe
+from pixart_jax.conversion.formats.base import Hints, ModelWeights
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import ModelWeights, load_weights, read_null_text
+from pixart_jax.conversion.transfer import load_weights, read_null_text
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
@@ -119,11 +119,11 @@ def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel
     # What a file does not tell is taken to be as in the config.
     family = "sigma" if model.max_text_tokens > 120 else "alpha"
     fallback = Hints(family, model.num_heads, target.resolution, target.position_scale)
-    control = source.kind == "controlnet"
+    control = source.format.without_control is not None
     if control:
-        source, _ = split_source(source)
+        source = source.format.without_control(source)
     stored = describe(source, fallback=fallback)
-    provenance = stored.provenance | ({} if source.kind == "orbax" else {"source": path})
+    provenance = stored.provenance | ({} if source.format.says_all else {"source": path})
     stored = dataclasses.replace(stored, provenance=provenance)
     return stored, control, lambda: load_weights(source, fallback=fallback)
 

@@ -19,7 +19,7 @@ from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import position_base
-from pixart_jax.conversion.describe import Hints
+from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, read_stored_model, restore_params
 from pixart_jax.conversion.transfer import load_weights, write_diffusers, write_orbax, write_pixart

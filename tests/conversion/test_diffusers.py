@@ -19,7 +19,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from safetensors.numpy import load_file, save_file
 
-from pixart_jax.conversion.describe import Hints
+from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import load_weights

@@ -223,7 +223,7 @@ def test_a_pipeline(call, tmp_path):
     size = f"{sum(len(REPOS['them/pipeline'][name]) for name in WANTED) / 1e3:.1f} kB"
     assert printed == f"them/pipeline: 13 files, {size}, of which {size} to download\n" and size == "14.4 kB"
     source = open_source(path)
-    assert source.kind == "diffusers" and source.pipeline == {"family": "sigma", "latent_scale": 0.5}
+    assert source.format.name == "diffusers" and source.pipeline == {"family": "sigma", "latent_scale": 0.5}
 
 
 def test_a_pipeline_without_its_encoders(call):

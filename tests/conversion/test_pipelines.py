@@ -21,8 +21,9 @@ from tiny_run import tiny_config, write_data
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.conversion.describe import Hints, describe
+from pixart_jax.conversion.describe import describe
 from pixart_jax.conversion.encoders import open_encoder, write_encoder, write_reference_encoder
+from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.pipelines import SCHEDULER, limits, pipeline_family
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredParams, read_stored_model

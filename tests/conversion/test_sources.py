@@ -11,9 +11,11 @@ import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from golden_cases import GOLDEN, build_model, load_config, load_state_dict
 
-from pixart_jax.conversion.describe import FAMILIES, Hints, describe, read_position_scale
+from pixart_jax.conversion.describe import FAMILIES, describe
+from pixart_jax.conversion.formats.base import Hints, Source
+from pixart_jax.conversion.formats.reference import PIXART, read_position_scale
 from pixart_jax.conversion.names.pixart import position_table
-from pixart_jax.conversion.sources import Source, open_source
+from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
@@ -229,7 +231,7 @@ def test_another_diffusers_model_is_refused(change, message, tmp_path):
 
 def test_a_controlnet_is_recognised_and_refused():
     source = open_source(GOLDEN / "alpha_controlnet.pth")
-    assert source.kind == "controlnet"
+    assert source.format.name == "controlnet"
     with pytest.raises(InputError, match=r"split_controlnet"):
         describe(source)
 
@@ -314,7 +316,7 @@ def test_the_released_size():
         "final_layer.linear.weight": (32, 1152),
     }
     hints = Hints(resolution=512, position_scale=1.0)
-    assert describe(Source(GOLDEN, "pixart", {}, shapes), hints) == StoredModel(
+    assert describe(Source(GOLDEN, PIXART, {}, shapes), hints) == StoredModel(
         model=PixArt(max_text_tokens=300),
         position_base=32,
         position_scale=1.0,
@@ -331,4 +333,4 @@ def test_the_released_size():
         describe(source, Hints(num_heads=5))
     del shapes["final_layer.linear.weight"]
     with pytest.raises(InputError, match=r"is no whole pixart checkpoint: final_layer\.linear\.weight is"):
-        describe(Source(GOLDEN, "pixart", {}, shapes), hints)
+        describe(Source(GOLDEN, PIXART, {}, shapes), hints)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from golden_cases import GOLDEN, forward, load_arrays, load_config, model_inputs, text_conditions, to_nchw
 
-from pixart_jax.conversion.describe import Hints, describe
+from pixart_jax.conversion.describe import describe
+from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel

@@ -19,8 +19,9 @@ import numpy as np
 
 from pixart_jax.commands import command
 from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel
-from pixart_jax.conversion.transfer import ModelWeights, write_pixart
+from pixart_jax.conversion.transfer import write_pixart
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import SIZES, PixArt
 

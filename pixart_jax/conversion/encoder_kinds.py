@@ -1,0 +1,105 @@
+"""The two encoders beside a transformer: what is said and done of each where the other differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from pixart_jax.conversion.arrays import WEIGHTS
+from pixart_jax.conversion.names.t5 import convert_t5, revert_t5
+from pixart_jax.conversion.names.vae import convert_vae, revert_vae
+from pixart_jax.errors import InputError
+from pixart_jax.models.layers import Dtype
+from pixart_jax.models.t5 import T5Encoder, encoder_from_config
+from pixart_jax.models.vae import AutoencoderKL
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderKind:
+    """What an encoder's folder holds, and what becomes of it; an entry of ENCODER_KINDS.
+
+    Attributes:
+      title: what it is, for people.
+      called: what its config.json calls it.
+      stem: of its files of weights.
+      has_tokenizer: whether one goes with it.
+      may_be_bfloat16: whether its parameters may be.
+      build: (config.json, its path, dtype of matrix products) -> module. Raises InputError if it is another model's.
+      inputs: what the module can be called with, as small as may be.
+      convert: (PyTorch's names and arrays, module, '/'-joined paths and shapes, whether to bfloat16) -> parameters.
+      revert: (parameters, which are emptied, module) -> PyTorch's names and arrays of today.
+      reference_config: (config.json, arrays) -> config.json of what `revert` gives.
+    """
+
+    title: str
+    called: str
+    stem: str
+    has_tokenizer: bool
+    may_be_bfloat16: bool
+    build: Callable[[Mapping[str, Any], pathlib.Path, Dtype], nn.Module]
+    inputs: Callable[[nn.Module], np.ndarray]
+    convert: Callable[[Mapping[str, np.ndarray], nn.Module, Shapes, bool], dict[str, np.ndarray]]
+    revert: Callable[[dict[str, np.ndarray], nn.Module], Iterator[tuple[str, np.ndarray]]]
+    reference_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], dict[str, Any]]
+
+
+def _build_t5(config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> T5Encoder:
+    return encoder_from_config(config, path=path, dtype=dtype)
+
+
+def _convert_t5(
+    arrays: Mapping[str, np.ndarray], model: T5Encoder, expected: Shapes, bfloat16: bool
+) -> dict[str, np.ndarray]:
+    return convert_t5(arrays, model.num_layers, expected, dtype=jnp.bfloat16 if bfloat16 else np.float32)
+
+
+def _t5_config(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    # A whole T5's say that it has a decoder, and of another dtype than they now have.
+    kept = {name: value for name, value in config.items() if name != "torch_dtype"}
+    dtypes = {array.dtype.name for array in arrays.values()}
+    return kept | {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False, "dtype": dtypes.pop()}
+
+
+def _build_vae(config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> AutoencoderKL:
+    try:
+        return AutoencoderKL.from_config(config, dtype)
+    except InputError as error:
+        raise InputError(f"{path.parent}: {error}") from error
+
+
+# By the name that they have in a pipeline, there and here.
+ENCODER_KINDS = {
+    "vae": EncoderKind(
+        title="an image autoencoder",
+        called="AutoencoderKL",
+        stem=WEIGHTS,
+        has_tokenizer=False,
+        # Its first and last convolutions stay in float32.
+        may_be_bfloat16=False,
+        build=_build_vae,
+        inputs=lambda model: np.zeros((1, model.downsample, model.downsample, model.in_channels), np.float32),
+        convert=lambda arrays, model, expected, bfloat16: convert_vae(arrays, expected),
+        revert=lambda params, model: revert_vae(list(params), params.pop),
+        reference_config=lambda config, arrays: dict(config),
+    ),
+    "text_encoder": EncoderKind(
+        title="a T5 encoder",
+        called="t5",
+        stem="model",
+        has_tokenizer=True,
+        may_be_bfloat16=True,
+        build=_build_t5,
+        inputs=lambda model: np.zeros((1, 1), np.int32),
+        convert=_convert_t5,
+        revert=lambda params, model: revert_t5(list(params), params.pop, model.num_layers),
+        reference_config=_t5_config,
+    ),
+}

@@ -1,0 +1,131 @@
+"""A transformer of diffusers: its folder, or a file of its arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from pixart_jax.conversion.arrays import read_json
+from pixart_jax.conversion.describe import captioned_model, count_blocks, hinted_base, told_heads, told_positions
+from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
+from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
+from pixart_jax.conversion.stored import StoredModel
+from pixart_jax.errors import InputError
+
+
+def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[str, Any], tuple[int, float]]:
+    """Fields of PixArt, and position base and scale, from diffusers' config.json, or without it from the shapes."""
+    given = _config_of_shapes(source, hints, fallback) if source.config is None else source.config
+    name = given.get("_class_name", "PixArtTransformer2DModel")
+    # Released configurations carry the name of the class that once held every transformer.
+    if name not in ("PixArtTransformer2DModel", "Transformer2DModel"):
+        raise InputError(f"{source.path} is a {name}, not a PixArtTransformer2DModel")
+    config = FIXED_FIELDS | DEFAULT_FIELDS | given
+    counts = ["num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "patch_size"]
+    counts += [] if source.config is None else ["sample_size"]
+    counts += [key for key in ("caption_channels", "out_channels") if config[key] is not None]
+    if wrong := [f"{key} = {config[key]!r}" for key in counts if not isinstance(config[key], int) or config[key] < 1]:
+        raise InputError(f"{source.path}/config.json: {'; '.join(wrong)}: must be a whole number, at least 1")
+    scale = config["interpolation_scale"]
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise InputError(f"{source.path}/config.json: interpolation_scale = {scale!r} must be a positive number")
+    patch = config["patch_size"]
+    hidden = config["num_attention_heads"] * config["attention_head_dim"]
+    fixed = FIXED_FIELDS | {"cross_attention_dim": hidden}
+    odd = [f"{key} = {config[key]!r}, must be {value!r}" for key, value in fixed.items() if config[key] != value]
+    if config["caption_channels"] is None:
+        odd.append("caption_channels is missing")
+    if odd:
+        raise InputError(f"{source.path}/config.json is of another model than PixArt: {'; '.join(odd)}")
+    sample_size = config["sample_size"]
+    micro_condition = config["use_additional_conditions"]
+    fields = {
+        "hidden_size": hidden,
+        "depth": config["num_layers"],
+        "num_heads": hints.num_heads or config["num_attention_heads"],
+        "patch_size": patch,
+        "latent_channels": config["in_channels"],
+        "text_dim": config["caption_channels"],
+        # What diffusers falls back to.
+        "micro_condition": sample_size == 128 if micro_condition is None else micro_condition,
+        "learn_sigma": config["out_channels"] not in (None, config["in_channels"]),
+    }
+    if len(null_shape := source.shapes.get(NULL_NAME, ())) == 2:
+        fields["max_text_tokens"] = null_shape[0]
+    if scale is None and sample_size is not None:
+        scale = max(sample_size // 64, 1)
+    base = hinted_base(hints, patch) or (sample_size // patch if sample_size else None)
+    scale = hints.position_scale or scale or fallback.position_scale
+    return fields, told_positions(source, base or hinted_base(fallback, patch), scale)
+
+
+def _config_of_shapes(source: Source, hints: Hints, fallback: Hints) -> dict[str, Any]:
+    """As much of a config.json as the shapes in a lone file tell."""
+    shapes = source.shapes
+    try:
+        hidden, channels, patch, _ = shapes["pos_embed.proj.weight"]
+        out_channels = shapes["proj_out.weight"][0] // patch**2
+        text_dim = shapes["caption_projection.linear_1.weight"][1]
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{source.path} is no whole PixArtTransformer2DModel: {error} is missing or misshapen"
+        ) from error
+    heads = told_heads(source, hidden, hints, fallback)
+    return {
+        "num_attention_heads": heads,
+        "attention_head_dim": hidden // heads,
+        "num_layers": count_blocks(shapes, "transformer_blocks"),
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "patch_size": patch,
+        "caption_channels": text_dim,
+        "cross_attention_dim": hidden,
+        "use_additional_conditions": "adaln_single.emb.resolution_embedder.linear_1.weight" in shapes,
+        "sample_size": None,
+    }
+
+
+def _look_beside(source: Source, file: pathlib.Path) -> Source:
+    config = file.with_name("config.json")
+    return dataclasses.replace(
+        source, config=read_json(config) if config.exists() else None, pipeline=_read_pipeline(file.parent)
+    )
+
+
+def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
+    """What the pipeline that a `transformer/` folder may be part of tells of it."""
+    found: dict[str, Any] = {}
+    index, vae = (folder.resolve().parent / name for name in ("model_index.json", "vae/config.json"))
+    if folder.resolve().name == "transformer" and index.exists():
+        families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
+        if family := families.get(str(read_json(index).get("_class_name"))):
+            found["family"] = family
+        if vae.exists() and (scale := read_json(vae).get("scaling_factor")) is not None:
+            if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+                raise InputError(f"{vae}: scaling_factor = {scale!r} must be a positive number")
+            found["latent_scale"] = float(scale)
+    return found
+
+
+def _describe(source: Source, hints: Hints, fallback: Hints) -> StoredModel:
+    fields, positions = _read_config(source, hints, fallback)
+    return captioned_model(source, hints, fallback, fields, positions, NULL_NAME)
+
+
+def _load(source: Source, hints: Hints, fallback: Hints) -> ModelWeights:
+    stored = _describe(source, hints, fallback)
+    return convert_source(
+        source, stored, lambda expected: convert_diffusers(source.arrays, stored.model.segments(), expected)
+    )
+
+
+DIFFUSERS = Format(
+    name="diffusers",
+    title="a diffusers transformer",
+    describe=_describe,
+    load=_load,
+    array=r"adaln_single\.linear\.weight",
+    look_beside=_look_beside,
+)
