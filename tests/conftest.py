@@ -19,6 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Compiling is most of what the tests wait for, and their arrays are tiny: LLVM need not make the code fast. XLA's own
 # passes, which decide what is fused, sharded, donated or kept, run as ever.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Nor need it come by way of MLIR, which alone takes three quarters of the time to compile a training step.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 
 # libtpu is installed for its compiler (tests/test_aot.py); JAX would look for its chips in every process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -73,6 +75,16 @@ def compilations():
     with jax.log_compiles():
         yield names
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A converted tiny Σ, one for all workers: to be read, never changed. Its diffusers pipeline lies beside it."""
+    from tiny_pipeline import make_shared_weights  # Not for the sake of every test: it brings PyTorch along.
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return make_shared_weights(shared / "sigma")
 
 
 @pytest.fixture

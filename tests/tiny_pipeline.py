@@ -1,5 +1,6 @@
 """Whole diffusers pipelines of PixArt small enough for a test: every part is the real class, its weights are random."""
 
+import fcntl
 import json
 import pathlib
 
@@ -10,6 +11,8 @@ from models.test_t5 import reference_model
 from models.test_vae import make_reference
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import T5Config, T5Tokenizer
+
+from tools import convert
 
 PIPELINES = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline}
 SCALES = {"alpha": 0.18215, "sigma": 0.13025}
@@ -74,6 +77,18 @@ def make_pipeline(family: str, **transformer) -> PixArtAlphaPipeline | PixArtSig
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_shared_weights(folder: pathlib.Path) -> pathlib.Path:
+    """FOLDER/weights, converted from the Σ in FOLDER/pipeline; the first process that asks makes it, others wait."""
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            making = folder.with_name(f"{folder.name}.making")
+            pipeline = save(make_pipeline("sigma", sample_size=32, interpolation_scale=0.5), making / "pipeline")
+            assert convert.main([str(pipeline), str(making / "weights")]) == 0
+            making.rename(folder)
+    return folder / "weights"
 
 
 def save(pipeline, folder: pathlib.Path) -> pathlib.Path:
