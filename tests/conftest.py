@@ -31,6 +31,7 @@ from absl import logging as absl_logging
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import transfers
+from made_once import made_once
 
 # Files that take longest, in that order: those that start, kill and resume whole runs.
 LONGEST = (
@@ -80,11 +81,9 @@ def compilations():
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A converted tiny Σ, one for all workers: to be read, never changed. Its diffusers pipeline lies beside it."""
-    from tiny_pipeline import make_shared_weights  # Not for the sake of every test: it brings PyTorch along.
+    from tiny_pipeline import make_sigma  # Not for the sake of every test: it brings PyTorch along.
 
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    return make_shared_weights(shared / "sigma")
+    return made_once(tmp_path_factory, "sigma", make_sigma) / "weights"
 
 
 @pytest.fixture

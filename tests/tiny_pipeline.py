@@ -1,6 +1,5 @@
 """Whole diffusers pipelines of PixArt small enough for a test: every part is the real class, its weights are random."""
 
-import fcntl
 import json
 import pathlib
 
@@ -79,16 +78,10 @@ def make_pipeline(family: str, **transformer) -> PixArtAlphaPipeline | PixArtSig
     return pipeline
 
 
-def make_shared_weights(folder: pathlib.Path) -> pathlib.Path:
-    """FOLDER/weights, converted from the Σ in FOLDER/pipeline; the first process that asks makes it, others wait."""
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            making = folder.with_name(f"{folder.name}.making")
-            pipeline = save(make_pipeline("sigma", sample_size=32, interpolation_scale=0.5), making / "pipeline")
-            assert convert.main([str(pipeline), str(making / "weights")]) == 0
-            making.rename(folder)
-    return folder / "weights"
+def make_sigma(folder: pathlib.Path) -> None:
+    """FOLDER/weights, converted from the Σ in FOLDER/pipeline."""
+    pipeline = save(make_pipeline("sigma", sample_size=32, interpolation_scale=0.5), folder / "pipeline")
+    assert convert.main([str(pipeline), str(folder / "weights")]) == 0
 
 
 def save(pipeline, folder: pathlib.Path) -> pathlib.Path:

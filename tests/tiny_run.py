@@ -120,7 +120,7 @@ def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devi
     )
 
 
-def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 240) -> str:
+def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 600) -> str:
     """Waits for a process and returns what it printed."""
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == expected_code, output[-5000:]
