@@ -6,8 +6,8 @@ import pathlib
 import torch
 from conversion.test_diffusers import make_transformer
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline
-from models.test_t5 import reference_model
-from models.test_vae import make_reference
+from models.t5_cases import reference_model
+from models.vae_cases import make_reference
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import T5Config, T5Tokenizer
 
