@@ -14,8 +14,9 @@ import jax
 import orbax.checkpoint as ocp
 from forked import print_to, processes, use_devices
 from jax._src import cache_key
-from resume_runs import block_batch, last_logged
+from resume_runs import block_batch, hurry_watchdog, last_logged
 
+from pixart_jax.cluster.ending import Ending, Waits
 from pixart_jax.main import run
 from pixart_jax.training import run as training_run
 
@@ -30,6 +31,7 @@ class Cluster:
       num_processes: 1 joins nothing.
       absent: processes that are not started.
       block_at: the batch that never comes, by process.
+      hang_after: seconds that are a hang from there on, by batch.
       dying: those that die as soon as the others wait for them, to save.
       incomplete: those that cannot complete a checkpoint which all have written.
     """
@@ -43,6 +45,7 @@ class Cluster:
         folders=None,
         absent=(),
         block_at=None,
+        hang_after=None,
         dying=(),
         incomplete=(),
     ):
@@ -55,6 +58,7 @@ class Cluster:
             command = [*arguments, *(joining if num_processes > 1 else ()), *(own or {}).get(i, ())]
             folder = (folders or {}).get(i, os.getcwd())
             faults = {"block_at": (block_at or {}).get(i, 0), "dying": i in dying, "incomplete": i in incomplete}
+            faults["hang_after"] = hang_after or {}
             process = processes.Process(target=_main, args=(command, log, folder), kwargs=faults, daemon=True)
             self.processes.append(process)
             if i not in absent:
@@ -88,6 +92,14 @@ class Cluster:
         raise AssertionError(f"no step {step} within {timeout} s")
 
 
+def start(root: pathlib.Path, workdir: pathlib.Path, num_processes: int, *settings: str, **options) -> Cluster:
+    """Training with ROOT/config.py."""
+    arguments = [f"--config={root / 'config.py'}", f"--workdir={workdir}"]
+    defaults = ["--config.train.log_every=1", "--config.sample.every=0", "--join_timeout=60", "--heartbeat_timeout=15"]
+    logs = root / "logs" / f"{workdir.name}-{num_processes}-{time.monotonic_ns()}"
+    return Cluster(logs, num_processes, *arguments, *defaults, *settings, **options)
+
+
 def _fail() -> None:
     raise OSError("no folder today")
 
@@ -99,7 +111,14 @@ def free_port() -> int:
 
 
 def _main(
-    arguments: list[str], log: pathlib.Path, folder: str, *, block_at: int, dying: bool, incomplete: bool
+    arguments: list[str],
+    log: pathlib.Path,
+    folder: str,
+    *,
+    block_at: int,
+    hang_after: dict[int, float],
+    dying: bool,
+    incomplete: bool,
 ) -> None:
     print_to(log)
     os.chdir(folder)
@@ -112,12 +131,15 @@ def _main(
     cache_key._hash_accelerator_config = lambda *_: None
     if block_at:
         block_batch(block_at)
+    for batch, seconds in hang_after.items():
+        hurry_watchdog(batch, seconds)
     if dying:
         training_run.gather = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if incomplete:
         ocp.AsyncCheckpointer._make_on_commit_callback = lambda *_, **__: _fail
     sys.argv = ["main", *arguments]
     try:
-        run()
+        # On one machine a new file is seen at once.
+        run(Ending(Waits(file=0.5)))
     finally:
         jax.distributed.shutdown()  # As JAX has it done at the end of a process that was not forked.

@@ -1,4 +1,4 @@
-"""What tests/test_configs.py does in other processes: a config at full size without arrays, and shrunken for real."""
+"""What tests/config does in other processes: a config at full size without arrays, and shrunken for real."""
 
 import math
 import multiprocessing
@@ -8,6 +8,7 @@ import sys
 import jax
 from absl import logging
 from forked import print_to, processes
+from resume_runs import block_batch
 
 from pixart_jax.config import ConfigDict, check_batch, check_config, read_config_file
 from pixart_jax.devices.sharding import MeshSpec, make_mesh
@@ -18,12 +19,15 @@ from pixart_jax.training.program import Program
 from tools.sample import main as sample
 
 ROOT = pathlib.Path(__file__).parent.parent
+PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in ("__init__", "shared")}
+SIGMA = [name for name in PATHS if name.startswith("sigma_")]
+KV = {"model.kv_compress_ratio": 2}
 DEVICES, FSDP = 8, 4
 
 
 def read(name: str, settings: dict) -> ConfigDict:
     """configs/NAME.py on synthetic data and fresh weights, with "section.key" settings."""
-    config = read_config_file(str(ROOT / "configs" / f"{name}.py"))
+    config = read_config_file(str(PATHS[name]))
     without = {"init_from": "", "eval.source": "", "sample.retrieval_captions": 0}
     change(config, {"data.source": "synthetic"} | without | settings)
     return config
@@ -56,17 +60,25 @@ SHRUNKEN = {
 }
 
 
-def start_run(name: str, settings: dict, workdir: pathlib.Path, prompt: str = "") -> multiprocessing.Process:
-    """Trains a shrunken config, and draws the prompt with tools.sample; what it prints goes to workdir/log."""
+def start_run(
+    name: str, settings: dict, workdir: pathlib.Path, prompt: str = "", block_at: int = 0
+) -> multiprocessing.Process:
+    """Trains a shrunken config, and draws the prompt with tools.sample; what it prints goes to workdir/log.
+
+    Args:
+      block_at: the batch that never comes; 0: all come.
+    """
     workdir.mkdir(exist_ok=True)
-    process = processes.Process(target=_train, args=(name, settings, workdir, prompt), daemon=True)
+    process = processes.Process(target=_train, args=(name, settings, workdir, prompt, block_at), daemon=True)
     process.start()
     return process
 
 
-def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str) -> None:
+def _train(name: str, settings: dict, workdir: pathlib.Path, prompt: str, block_at: int) -> None:
     print_to(workdir / "log")
     logging.set_verbosity(logging.INFO)
+    if block_at:
+        block_batch(block_at)
     train_and_evaluate(read(name, SHRUNKEN | settings), str(workdir))
     if prompt:
         sys.exit(sample(["--checkpoint", str(workdir), "--prompt", prompt]))
@@ -92,7 +104,6 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
     batch = abstract_batch(data, spec, mesh, config.data.batch_size)
     data.batches.close()
     first = program.state
-    lowered = program.lower(batch)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, first)
     step = jax.jit(program.step, donate_argnums=0, out_shardings=(shardings, None))
     second, metrics = step.eval_shape(first, {}, batch)
@@ -105,7 +116,7 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
         "whole_state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(first)),
     }
     if compile:
-        memory = lowered.compile().memory_analysis()
+        memory = program.lower(batch).compile().memory_analysis()
         figures["argument_bytes"] = memory.argument_size_in_bytes
         figures["alias_bytes"] = memory.alias_size_in_bytes
         figures["scratch_bytes"] = memory.temp_size_in_bytes

@@ -19,6 +19,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Compiling is most of what the tests wait for, and their arrays are tiny: LLVM need not make the code fast. XLA's own
 # passes, which decide what is fused, sharded, donated or kept, run as ever.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Nor need it come by way of MLIR, which alone takes three quarters of the time to compile a training step.
+os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 
 # libtpu is installed for its compiler (tests/test_aot.py); JAX would look for its chips in every process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,6 +31,7 @@ from absl import logging as absl_logging
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import transfers
+from made_once import made_once
 
 # Files that take longest, in that order: those that start, kill and resume whole runs.
 LONGEST = (
@@ -73,6 +76,14 @@ def compilations():
     with jax.log_compiles():
         yield names
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A converted tiny Σ, one for all workers: to be read, never changed. Its diffusers pipeline lies beside it."""
+    from tiny_pipeline import make_sigma  # Not for the sake of every test: it brings PyTorch along.
+
+    return made_once(tmp_path_factory, "sigma", make_sigma) / "weights"
 
 
 @pytest.fixture

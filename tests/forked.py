@@ -15,7 +15,12 @@ processes.set_forkserver_preload(
 
 def use_devices(number: int) -> None:
     """Gives this process so many simulated devices; before it has used any."""
-    os.environ["XLA_FLAGS"] = f"{NUM_DEVICES}={number}"
+    os.environ["XLA_FLAGS"] = flags_for(number)
+
+
+def flags_for(devices: int) -> str:
+    """XLA_FLAGS of a process with that many simulated devices; the last of two that contradict each other counts."""
+    return f"{os.environ.get('XLA_FLAGS', '')} {NUM_DEVICES}={devices}"
 
 
 def print_to(log: pathlib.Path) -> None:

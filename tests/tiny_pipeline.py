@@ -6,10 +6,12 @@ import pathlib
 import torch
 from conversion.test_diffusers import make_transformer
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtSigmaPipeline
-from models.test_t5 import reference_model
-from models.test_vae import make_reference
+from models.t5_cases import reference_model
+from models.vae_cases import make_reference
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import T5Config, T5Tokenizer
+
+from tools import convert
 
 PIPELINES = {"alpha": PixArtAlphaPipeline, "sigma": PixArtSigmaPipeline}
 SCALES = {"alpha": 0.18215, "sigma": 0.13025}
@@ -74,6 +76,12 @@ def make_pipeline(family: str, **transformer) -> PixArtAlphaPipeline | PixArtSig
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_sigma(folder: pathlib.Path) -> None:
+    """FOLDER/weights, converted from the Σ in FOLDER/pipeline."""
+    pipeline = save(make_pipeline("sigma", sample_size=32, interpolation_scale=0.5), folder / "pipeline")
+    assert convert.main([str(pipeline), str(folder / "weights")]) == 0
 
 
 def save(pipeline, folder: pathlib.Path) -> pathlib.Path:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
-from forked import NUM_DEVICES
+from forked import flags_for
 
 from pixart_jax.config import ConfigDict, default_config
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
@@ -99,7 +99,7 @@ def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with that many simulated CPU devices, which finds the package wherever it starts."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{NUM_DEVICES}={devices}",
+        "XLA_FLAGS": flags_for(devices),
         "PYTHONPATH": str(ROOT),
     }
 
@@ -120,7 +120,7 @@ def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devi
     )
 
 
-def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 240) -> str:
+def finish(process: subprocess.Popen, expected_code: int = 0, timeout: float = 600) -> str:
     """Waits for a process and returns what it printed."""
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == expected_code, output[-5000:]

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from safetensors import SafetensorError
 
 from pixart_jax.commands import command, with_commands
-from pixart_jax.conversion.describe import FAMILIES, NO_HINTS, Hints
+from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
     EncoderSource,

@@ -1,19 +1,12 @@
-"""Every config of configs/: its docstring, two steps at full size in shapes, and a small one, killed and resumed."""
+"""Every config of configs/: its docstring, its settings, and the stage that it starts from."""
 
-import concurrent.futures
 import importlib
-import json
 import pathlib
 import re
 import shlex
-import signal
-import time
 
-import numpy as np
 import pytest
-from config_runs import DEVICES, FSDP, ROOT, read, start_run, train_abstractly
-from forked import processes, use_devices
-from PIL import Image
+from config_runs import PATHS, ROOT, read
 
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
@@ -21,10 +14,6 @@ from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.warm_start.transitions import Choices, plan_transition
 from tools.extract_features import make_parser
-
-PATHS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "__init__"}
-SIGMA = [name for name in PATHS if name.startswith("sigma_")]
-KV = {"model.kv_compress_ratio": 2}
 
 
 def docstring(name):
@@ -96,37 +85,6 @@ def test_position_scales_and_text_are_the_references():
     assert [of(f"sigma_{n}") for n in (256, 512, 1024, "2k", "4k")] == [(s, 300) for s in (0.5, 1, 2, 4, 8)]
 
 
-# ------------------------------------------------------------------------------------------- At full size, in shapes.
-
-
-@pytest.fixture(scope="module")
-def worker():
-    devices = {"initializer": use_devices, "initargs": [DEVICES]}
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes, **devices) as pool:
-        yield pool
-
-
-FULL_SIZE = [(name, {}) for name in PATHS] + [(name, KV) for name in SIGMA]
-# Compiled too, which takes ten times as long as all else: the one with the most in it.
-COMPILED = [("sigma_512", KV)]
-
-
-@pytest.mark.parametrize("name,settings", FULL_SIZE, ids=lambda value: value if isinstance(value, str) else str(value))
-def test_two_steps_at_full_size_in_shapes(worker, name, settings):
-    is_compiled = (name, settings) in COMPILED
-    figures = worker.submit(train_abstractly, name, settings, is_compiled).result()
-    if not read_config_file(str(PATHS[name])).model.hidden_size:
-        assert figures["params"] == pytest.approx(675e6 if name == "stage1_256" else 611e6, rel=0.01)
-        # Vectors are whole on every device; they are few.
-        assert figures["state_bytes"] == pytest.approx(figures["whole_state_bytes"] / FSDP, rel=0.01)
-    if is_compiled:
-        # But for a few bytes that the step does not read, such as Σ's micro-conditions.
-        expected = figures["state_bytes"] + figures["batch_bytes"]
-        assert figures["argument_bytes"] == pytest.approx(expected, rel=1e-3)
-        # Donated: the new state lies where the old one was.
-        assert figures["alias_bytes"] == pytest.approx(figures["state_bytes"], rel=1e-3)
-
-
 @pytest.mark.parametrize("name", [n for n in PATHS if read_config_file(str(PATHS[n])).init_from.startswith("runs/")])
 def test_a_stage_can_start_from_the_one_before(name):
     """At full size, by names and shapes."""
@@ -150,54 +108,3 @@ def test_a_stage_can_start_from_the_one_before(name):
 def describe(name):
     config = read(name, {})
     return describe_run(config, SyntheticSamples(batch_spec(config), config.model.resolution).manifest, {})
-
-
-# ------------------------------------------------------------------------------------------------- Small, for real.
-
-
-@pytest.mark.parametrize(
-    "name,settings",
-    [(name, {}) for name in PATHS] + [("sigma_1024", KV)],
-    ids=lambda value: value if isinstance(value, str) else str(value),
-)
-def test_a_small_one_trains_is_killed_resumes_and_samples(tmp_path, name, settings):
-    process = start_run(name, settings, tmp_path)
-    # A checkpoint of step 2, and at least a step behind it.
-    wait_until(lambda: (tmp_path / "checkpoints" / "2").is_dir() and len(rows(tmp_path)) > 2, process, tmp_path)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL, "it had ended before it could be killed"
-    assert not (tmp_path / "samples.png").exists()
-    before = rows(tmp_path)
-
-    is_text = not read(name, {}).model.num_classes
-    process = start_run(name, settings, tmp_path, prompt="a red house" if is_text and settings else "")
-    process.join(240)
-    log = (tmp_path / "log").read_text()
-    assert process.exitcode == 0, log[-5000:]
-    assert re.search("going on from step [24]", log)
-    after = rows(tmp_path)
-    assert [row["step"] for row in after] == [1, 2, 3, 4]
-    # Bit-identical: what was behind the checkpoint has been done twice.
-    assert after[: len(before)] == before
-    assert all(np.isfinite(row["loss"]) for row in after)
-    drawn = [tmp_path / "samples.png", *tmp_path.glob("generated/0*.png")]
-    assert len(drawn) == 1 + bool(settings)
-    for picture in drawn:
-        assert np.asarray(Image.open(picture)).std() > 0
-
-
-def rows(workdir):
-    """The rows of metrics.jsonl that are whole, without what depends on the clock."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    names = ("step", "loss", "mse", "vb", "grad_norm", "learning_rate")
-    return [{name: row[name] for name in names} for row in map(json.loads, (s for s in lines if s.endswith("\n")))]
-
-
-def wait_until(condition, process, workdir, timeout=240):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process.is_alive(), (workdir / "log").read_text()[-5000:]
-        assert time.monotonic() < deadline, (workdir / "log").read_text()[-5000:]
-        time.sleep(0.005)

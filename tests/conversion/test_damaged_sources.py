@@ -16,7 +16,7 @@ from conversion.test_diffusers import SIGMA, make_transformer
 from conversion.test_encoders import make_pipeline
 from conversion.test_sources import Payload
 from golden_cases import GOLDEN
-from models.test_t5 import TINY, reference_model
+from models.t5_cases import TINY, reference_model
 
 from tools.convert import main
 

@@ -12,11 +12,17 @@ import safetensors.torch
 import torch
 from conversion.test_diffusers import SIGMA, make_transformer
 from diffusers import AutoencoderKL as ReferenceVae
-from models.test_t5 import TINY, captions, reference_features, reference_model
-from models.test_vae import SMALL, make_reference, random_images, reference_decode, reference_encode
+from models.t5_cases import TINY, captions, reference_features, reference_model
+from models.vae_cases import SMALL, make_reference, random_images, reference_decode, reference_encode
 from transformers import T5Config, T5EncoderModel
 
-from pixart_jax.conversion.encoders import open_encoder, restore_text_encoder, restore_vae, write_encoder
+from pixart_jax.conversion.encoders import (
+    open_encoder,
+    restore_text_encoder,
+    restore_vae,
+    write_encoder,
+    write_reference_encoder,
+)
 from pixart_jax.conversion.stored import StoredParams, read_stored_model
 from pixart_jax.devices.sharding import make_mesh, tree_shardings
 from pixart_jax.errors import InputError
@@ -269,3 +275,22 @@ def test_what_cannot_be_restored(model, tmp_path):
     (tmp_path / "params").symlink_to(model / "vae/params")
     with pytest.raises(InputError, match=r"holds another model than its model\.json or config\.json"):
         restore_text_encoder(tmp_path, mesh)
+
+
+@pytest.mark.parametrize("source", ["ours", "transformers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_encoder_is_in_memory_twice(source, dtype, tmp_path):
+    """By what numpy allocates."""
+    config = T5Config(**(TINY.to_dict() | {"d_model": 512, "d_ff": 1024, "num_layers": 6, "vocab_size": 2000}))
+    reference_model(config).to(dtype).save_pretrained(tmp_path / "t5")
+    size = (tmp_path / "t5/model.safetensors").stat().st_size
+    make_reference(SMALL).save_pretrained(tmp_path / "vae")
+    write_reference_encoder(tmp_path / "first", open_encoder(tmp_path / "vae", "vae"))  # Whatever is allocated once.
+    if source == "ours":
+        write_encoder(tmp_path / "ours", open_encoder(tmp_path / "t5", "text_encoder"))
+    encoder = open_encoder(tmp_path / ("ours" if source == "ours" else "t5"), "text_encoder")
+    tracemalloc.start()
+    write_reference_encoder(tmp_path / "target", encoder)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > 20e6 and peak < 1.5 * size

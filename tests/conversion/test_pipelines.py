@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,23 +13,18 @@ import safetensors.torch
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler
 from golden_cases import GOLDEN
-from models.test_t5 import TINY, reference_model
-from models.test_vae import SMALL, make_reference
+from models.t5_cases import TINY, reference_model
 from tiny_pipeline import PIPELINES, make_pipeline, save
 from tiny_run import tiny_config, write_data
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.conversion.describe import describe
-from pixart_jax.conversion.encoders import open_encoder, write_encoder, write_reference_encoder
-from pixart_jax.conversion.formats.base import Hints
-from pixart_jax.conversion.pipelines import SCHEDULER, limits, pipeline_family
-from pixart_jax.conversion.sources import open_source
+from pixart_jax.conversion.encoders import open_encoder
+from pixart_jax.conversion.pipelines import SCHEDULER
 from pixart_jax.conversion.stored import StoredParams, read_stored_model
 from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.registry import copy_encoders
-from pixart_jax.errors import InputError
 from pixart_jax.training.program import Program
 from pixart_jax.training.record import record_config
 from tools.convert import main
@@ -292,32 +286,6 @@ def test_a_training_run_becomes_a_pipeline(ours, tmp_path, capsys):
     assert (stored.caption_cleaning, stored.sampler) == ("none", config.sample.sampler)
 
 
-def test_the_pipelines_class():
-    """By micro-conditions, else by what the user says, how captions are cleaned, or their length."""
-    sigma = describe(open_source(GOLDEN / "sigma_plain.pth"), Hints(num_heads=2, family="sigma"))
-    alpha = dataclasses.replace(sigma, caption_cleaning="alpha")
-    assert [pipeline_family(sigma), pipeline_family(alpha)] == ["sigma", "alpha"]
-    assert pipeline_family(alpha, "sigma") == "sigma"
-    run = dataclasses.replace(sigma, caption_cleaning="none")
-    for tokens, family in ((300, "sigma"), (120, "alpha")):
-        assert pipeline_family(dataclasses.replace(run, model=run.model.clone(max_text_tokens=tokens))) == family
-    assert pipeline_family(run, "alpha") == "alpha"
-    with pytest.raises(InputError, match="pass --family alpha or --family sigma"):
-        pipeline_family(run)
-    micro = dataclasses.replace(sigma, model=sigma.model.clone(micro_condition=True))
-    assert pipeline_family(micro) == "alpha"
-    with pytest.raises(InputError, match="PixArtSigmaPipeline passes no micro-conditions"):
-        pipeline_family(micro, "sigma")
-    # 128 / patch size 2 tokens along a side.
-    (line,) = limits(micro, [], "alpha")
-    assert "has 8, so it cannot" in line
-    (line,) = limits(sigma, [], "sigma")
-    assert "PixArtSigmaPipeline knows no aspect ratios for a sample_size of 8" in line
-    for model, family in ((micro, "alpha"), (sigma, "alpha"), (sigma, "sigma")):
-        assert not limits(dataclasses.replace(model, position_base=64), [], family)
-    assert [len(limits(dataclasses.replace(sigma, position_base=128), [], family)) for family in PIPELINES] == [1, 0]
-
-
 def test_family_of_a_directory_of_ours(ours, tmp_path, capsys):
     convert(ours / "ours-alpha", tmp_path / "sigma", "--to=diffusers", "--family=sigma")
     assert read_json(tmp_path / "sigma/model_index.json")["_class_name"] == "PixArtSigmaPipeline"
@@ -392,22 +360,3 @@ def test_a_damaged_encoder_of_ours(to, ours, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "is damaged" in refused(capsys, tmp_path / "model", tmp_path / "x", f"--to={to}")
     assert os.listdir(tmp_path) == ["model"]
-
-
-@pytest.mark.parametrize("source", ["ours", "transformers"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_encoder_is_in_memory_twice(source, dtype, tmp_path):
-    """By what numpy allocates."""
-    config = T5Config(**(TINY.to_dict() | {"d_model": 512, "d_ff": 1024, "num_layers": 6, "vocab_size": 2000}))
-    reference_model(config).to(dtype).save_pretrained(tmp_path / "t5")
-    size = (tmp_path / "t5/model.safetensors").stat().st_size
-    make_reference(SMALL).save_pretrained(tmp_path / "vae")
-    write_reference_encoder(tmp_path / "first", open_encoder(tmp_path / "vae", "vae"))  # Whatever is allocated once.
-    if source == "ours":
-        write_encoder(tmp_path / "ours", open_encoder(tmp_path / "t5", "text_encoder"))
-    encoder = open_encoder(tmp_path / ("ours" if source == "ours" else "t5"), "text_encoder")
-    tracemalloc.start()
-    write_reference_encoder(tmp_path / "target", encoder)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert size > 20e6 and peak < 1.5 * size

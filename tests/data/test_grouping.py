@@ -8,10 +8,10 @@ import pickle
 
 import numpy as np
 import pytest
+from batch_cases import assert_batches_equal, batches, ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_cases import SPEC, make_sample, spec_with, write_set
-from test_pipeline import assert_batches_equal, batches, ids
 
 from pixart_jax.config import default_config
 from pixart_jax.data.grouping import BucketOrder

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_pipeline import TEXT_DIM, make_pipeline, save
+from tiny_pipeline import TEXT_DIM
 from tiny_run import MAX_TEXT_TOKENS, tiny_config, write_data
 
 from pixart_jax.data.captions import CLEANING
@@ -17,7 +17,6 @@ from pixart_jax.errors import InputError
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
-from tools import convert
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +30,6 @@ def data(tmp_path_factory, words):
     directory = write_data(tmp_path_factory.mktemp("prompts") / "data", text_encoder="words", caption_cleaning="sigma")
     words.save(directory)
     return directory
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    reference = make_pipeline("sigma", sample_size=32, interpolation_scale=0.5)
-    assert convert.main([str(save(reference, folder / "pipeline")), str(folder / "weights")]) == 0
-    return folder / "weights"
 
 
 def prompts_of(config):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import WORDS, make_pipeline, save
+from tiny_pipeline import PIPELINES, WORDS, make_pipeline, save
 from tiny_run import run_python
 
 from pixart_jax.encoding.pretrained import load_tokenizer
@@ -59,8 +59,10 @@ def assert_same(found, expected):
 
 
 @pytest.fixture(scope="module")
-def sigma(tmp_path_factory):
-    return make_pair(tmp_path_factory.mktemp("sigma"), "sigma", sample_size=32, interpolation_scale=0.5)
+def sigma(weights):
+    reference = PIPELINES["sigma"].from_pretrained(weights.parent / "pipeline")
+    reference.set_progress_bar_config(disable=True)
+    return Pair(reference, weights, TextToImage.from_checkpoint(weights))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from resume_runs import finish, last_logged, start, wait_for
-from tiny_pipeline import TEXT_DIM, make_pipeline, save
+from tiny_pipeline import TEXT_DIM
 from tiny_run import read_metrics, write_data
 
 from pixart_jax.config import default_config
@@ -31,14 +31,6 @@ SIZES = [
     (w + 2 * i, h + 2 * i) for i in range(4) for w, h in ((200, 140), (140, 210), (180, 180), (300, 110), (71, 95))
 ]
 BAD = {"03_bad": "not-an-image", "11_bad": "caption-missing"}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    reference = make_pipeline("sigma", sample_size=32, interpolation_scale=0.5)
-    assert convert.main([str(save(reference, folder / "pipeline")), str(folder / "weights")]) == 0
-    return folder / "weights"
 
 
 @pytest.fixture(scope="module")

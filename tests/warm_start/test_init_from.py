@@ -12,7 +12,7 @@ import pytest
 import torch
 from conversion.test_diffusers import make_transformer
 from golden_cases import GOLDEN, load_state_dict
-from models.test_t5 import reference_model
+from models.t5_cases import reference_model
 from tiny_pipeline import make_tokenizer
 from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, finish, start_main, tiny_config, write_config, write_data
 from transformers import T5Config

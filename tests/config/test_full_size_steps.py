@@ -1,0 +1,37 @@
+"""Two steps of every config of configs/ at its own size and batch, in shapes; one of them also compiled."""
+
+import concurrent.futures
+
+import pytest
+from config_runs import DEVICES, FSDP, KV, PATHS, SIGMA, train_abstractly
+from forked import processes, use_devices
+
+from pixart_jax.config import read_config_file
+
+
+@pytest.fixture(scope="module")
+def worker():
+    devices = {"initializer": use_devices, "initargs": [DEVICES]}
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=processes, **devices) as pool:
+        yield pool
+
+
+FULL_SIZE = [(name, {}) for name in PATHS] + [(name, KV) for name in SIGMA]
+# Compiled too, which takes ten times as long as all else: the one with the most in it.
+COMPILED = [("sigma_512", KV)]
+
+
+@pytest.mark.parametrize("name,settings", FULL_SIZE, ids=lambda value: value if isinstance(value, str) else str(value))
+def test_two_steps_at_full_size_in_shapes(worker, name, settings):
+    is_compiled = (name, settings) in COMPILED
+    figures = worker.submit(train_abstractly, name, settings, is_compiled).result()
+    if not read_config_file(str(PATHS[name])).model.hidden_size:
+        assert figures["params"] == pytest.approx(675e6 if name == "stage1_256" else 611e6, rel=0.01)
+        # Vectors are whole on every device; they are few.
+        assert figures["state_bytes"] == pytest.approx(figures["whole_state_bytes"] / FSDP, rel=0.01)
+    if is_compiled:
+        # But for a few bytes that the step does not read, such as Σ's micro-conditions.
+        expected = figures["state_bytes"] + figures["batch_bytes"]
+        assert figures["argument_bytes"] == pytest.approx(expected, rel=1e-3)
+        # Donated: the new state lies where the old one was.
+        assert figures["alias_bytes"] == pytest.approx(figures["state_bytes"], rel=1e-3)
