@@ -45,9 +45,10 @@ class EncoderKind:
     has_tokenizer: bool
     may_be_bfloat16: bool
     build: Callable[[Mapping[str, Any], pathlib.Path, Dtype], nn.Module]
-    inputs: Callable[[nn.Module], np.ndarray]
-    convert: Callable[[Mapping[str, np.ndarray], nn.Module, Shapes, bool], dict[str, np.ndarray]]
-    revert: Callable[[dict[str, np.ndarray], nn.Module], Iterator[tuple[str, np.ndarray]]]
+    # The module is what `build` gave, of the kind's own class.
+    inputs: Callable[[Any], np.ndarray]
+    convert: Callable[[Mapping[str, np.ndarray], Any, Shapes, bool], dict[str, np.ndarray]]
+    revert: Callable[[dict[str, np.ndarray], Any], Iterator[tuple[str, np.ndarray]]]
     reference_config: Callable[[Mapping[str, Any], Mapping[str, np.ndarray]], dict[str, Any]]
 
 

@@ -7,13 +7,13 @@ import shlex
 
 from pixart_jax.commands import command
 from pixart_jax.data.shards.manifest import Manifest
-from pixart_jax.data.shards.records import Samples
+from pixart_jax.data.shards.records import SampleSource
 
 # Samples among which the shortest caption is looked for.
 _SAMPLES = 16
 
 
-def sampling_hint(workdir: pathlib.Path, manifest: Manifest, samples: Samples) -> str | None:
+def sampling_hint(workdir: pathlib.Path, manifest: Manifest, samples: SampleSource) -> str | None:
     """How to draw from the run's weights, with a caption of its data; None where it takes more than the workdir holds.
 
     Args:

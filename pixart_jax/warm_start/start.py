@@ -119,13 +119,13 @@ def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel
     # What a file does not tell is taken to be as in the config.
     family = "sigma" if model.max_text_tokens > 120 else "alpha"
     fallback = Hints(family, model.num_heads, target.resolution, target.position_scale)
-    control = source.format.without_control is not None
-    if control:
-        source = source.format.without_control(source)
+    without_control = source.format.without_control
+    if without_control:
+        source = without_control(source)
     stored = describe(source, fallback=fallback)
     provenance = stored.provenance | ({} if source.format.says_all else {"source": path})
     stored = dataclasses.replace(stored, provenance=provenance)
-    return stored, control, lambda: load_weights(source, fallback=fallback)
+    return stored, without_control is not None, lambda: load_weights(source, fallback=fallback)
 
 
 def _table(source: StoredModel, target: StoredModel, transition: Transition, control: bool) -> list[str]:
