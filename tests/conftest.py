@@ -35,8 +35,9 @@ from made_once import made_once
 
 # Files that take longest, in that order: those that start, kill and resume whole runs.
 LONGEST = (
-    "test_configs.py", "test_resume.py", "test_cluster.py", "test_online.py", "test_extract_features.py",
-    "test_train.py", "test_photographs.py", "test_sharding.py", "test_recipe.py",
+    "test_kills.py", "test_cluster_ends.py", "test_resume.py", "test_small_runs.py", "test_online.py",
+    "test_cluster.py", "test_extract_features.py", "test_seams.py", "test_full_size_steps.py", "test_train.py",
+    "test_text_to_image.py", "test_photographs.py", "test_sharding.py", "test_recipe.py",
 )  # fmt: skip
 
 
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(items):
     """The longest first: `make test` gives whole files to its workers, which so end at about the same time."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Leaves the seconds of every test of this run in build/, the longest first."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind if hasattr(report, "duration")]
+    lines = [f"{report.duration:8.2f} {report.when:8} {report.nodeid}\n" for report in reports]
+    path = terminalreporter.config.rootpath / "build" / "test_durations.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(sorted(lines, reverse=True)))
 
 
 @pytest.fixture(autouse=True)

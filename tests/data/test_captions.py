@@ -205,9 +205,9 @@ HOSTILE = [unit * 200_000 for unit in [*UNITS.split(), " ", "\n", "a\n", " a", "
 @pytest.mark.parametrize("ends", ["{}", "1x{}_"])
 @pytest.mark.parametrize("text", [*HOSTILE, "a1b" + "2" * 100_000 + "c" * 100_000], ids=lambda text: repr(text[:9]))
 def test_no_caption_hangs(text, ends):
-    start = time.perf_counter()
+    start = time.thread_time()
     clean_caption(ends.format(text[:200_000]))
-    assert time.perf_counter() - start < 10  # a second or two; the same rules with backtracking take half a minute
+    assert time.thread_time() - start < 10  # a second or two; the same rules with backtracking take half a minute
 
 
 @pytest.mark.parametrize("library", ["ftfy", "bs4"])

@@ -182,9 +182,9 @@ def test_size_is_judged_by_the_header(name, monkeypatch):
         raise AssertionError("pixels were decoded")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", decodes)
-    start = time.perf_counter()
+    start = time.thread_time()
     assert reason(BOMBS[name]) == "too-large"
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 def test_limits_are_inclusive_and_pillow_s_own_is_left_alone():

@@ -1,9 +1,11 @@
 """Feature trees of the reference's tools become feature shards without being encoded again."""
 
+import itertools
 import json
 import os
 import signal
 import sys
+import threading
 import time
 
 import data.test_reference_features as cases
@@ -187,15 +189,16 @@ def arguments(tree, out, *more):
     return [str(part) for part in (*base, *more)]
 
 
-def run(seconds_between_units, *argv):
-    """In a process of its own, slow enough to be killed in the middle."""
-    samples = ReferenceUnits.samples
+def run(units, *argv):
+    """In a process of its own, which after so many units waits for ever."""
+    samples, read = ReferenceUnits.samples, itertools.count()
 
-    def slow(self, items):
-        time.sleep(seconds_between_units)
+    def wait_or_read(self, items):
+        if next(read) == units:
+            threading.Event().wait()
         return samples(self, items)
 
-    ReferenceUnits.samples = slow
+    ReferenceUnits.samples = wait_or_read
     sys.exit(extract_features.main(list(argv)))
 
 
@@ -204,10 +207,9 @@ def test_killed_or_shared_between_processes_it_ends_with_the_same_bytes(wide, tm
     expected = contents(tmp_path / "whole")
     assert len(ShardReader(tmp_path / "whole")) == len(LENGTHS)
 
-    process = processes.Process(target=run, args=(0.2, *arguments(wide, tmp_path / "killed")))
+    process = processes.Process(target=run, args=(2, *arguments(wide, tmp_path / "killed")))
     process.start()
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".killed.incomplete/units/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".killed.incomplete/units/*")) and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -216,7 +218,7 @@ def test_killed_or_shared_between_processes_it_ends_with_the_same_bytes(wide, tm
     assert contents(tmp_path / "killed") == expected
 
     shared = arguments(wide, tmp_path / "shared", "--process-count=2")
-    both = [processes.Process(target=run, args=(0.0, *shared, f"--process-index={i}")) for i in (1, 0)]
+    both = [processes.Process(target=run, args=(-1, *shared, f"--process-index={i}")) for i in (1, 0)]
     for process in both:
         process.start()
     for process in both:

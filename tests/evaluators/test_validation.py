@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from tiny_run import finish, read_metrics, start_main, tiny_config, write_config, write_data
+from resume_runs import finish, start
+from tiny_run import read_metrics, tiny_config, write_config, write_data
 
 from pixart_jax.config import check_config, eval_timesteps
 from pixart_jax.data.examples import make_example
@@ -164,7 +165,8 @@ def test_a_run_with_it_trains_as_one_without(data, held_out, tmp_path, compilati
     write_rows(tmp_path / "with", rows[:3])
     settings = (f"--config.eval.source={held_out}", "--config.eval.every=4", "--config.eval.timesteps=20,500,990")
     file = write_config(tmp_path / "config.py", data)
-    finish(start_main(file, tmp_path / "with", *settings, "--config.sample.every=0", devices=4))
+    process = start(file, tmp_path / "with", *settings, "--config.sample.every=0", devices=4)
+    finish(process, tmp_path / "with")
     *before, last = read_rows(tmp_path / "with")
     assert before == rows[:3]
     assert_close(last, rows[3])

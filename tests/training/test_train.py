@@ -10,7 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from tiny_run import TEXT_DIM, finish, read_metrics, start_main, tiny_config, write_config, write_data
+from resume_runs import finish, start
+from tiny_run import TEXT_DIM, read_metrics, tiny_config, write_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import check_offload, default_config, load_config
@@ -303,7 +304,8 @@ def test_checkpoint_of_another_model_lists_both_shapes(data, tmp_path):
 )
 def test_command_line_errors_are_one_line(data, tmp_path, arguments, message):
     config = write_config(tmp_path / "config.py", data)
-    output = finish(start_main(config, tmp_path / "run", *arguments), expected_code=2)
+    workdir = tmp_path / "run"
+    output = finish(start(config, workdir, *arguments), workdir, expected_code=2)
     lines = [line for line in output.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in output

@@ -13,8 +13,9 @@ import torch
 from conversion.test_diffusers import make_transformer
 from golden_cases import GOLDEN, load_state_dict
 from models.t5_cases import reference_model
+from resume_runs import finish, start
 from tiny_pipeline import make_tokenizer
-from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, finish, start_main, tiny_config, write_config, write_data
+from tiny_run import MAX_TEXT_TOKENS, TEXT_DIM, tiny_config, write_config, write_data
 from transformers import T5Config
 
 from pixart_jax.config import build_model
@@ -109,8 +110,8 @@ def test_a_run_starts_from_a_run_on_other_devices(run, tmp_path):
         "--config.sample.every=0",
         "--config.mesh.fsdp=2",
     )
-    process = start_main(write_config(tmp_path / "config.py", data), tmp_path / "run", *settings, devices=4)
-    output = finish(process)
+    process = start(write_config(tmp_path / "config.py", data), tmp_path / "run", *settings, devices=4)
+    output = finish(process, tmp_path / "run")
     assert "blocks_1/attn (4): the mean of each block of tokens, with a norm that preserves it" in output
     assert "positions      32 px, scale 1 → 64 px, scale 1: computed, nothing to copy" in output
     config = run[0].copy_and_resolve_references()
