@@ -47,5 +47,5 @@ def train_and_evaluate(
         with run.stepping() as steps:
             for step in steps:
                 batch = put_batch(next(plan.data.batches), plan.mesh)
-                run.after(step, run.step(step, batch))
+                run.after(step, run.step(batch))
         return run.finish()

@@ -62,11 +62,11 @@ class Run:
         ):
             if self._start < self._last:
                 self.look(self._start)
+            self._watchdog.beat(self._start, "a step")
             yield range(self._start + 1, self._last + 1)
 
-    def step(self, step: int, batch: Batch) -> Metrics:
+    def step(self, batch: Batch) -> Metrics:
         """Gives the devices a step to do."""
-        self._watchdog.beat(step, "a step")
         self.state, metrics = self._program.step(self.state, self._beginning.frozen, batch)
         return metrics
 
@@ -91,6 +91,7 @@ class Run:
             raise SystemExit(exit_code(stop))
         if step != self._last:
             self.look(step)
+        self._watchdog.beat(step, "a step")
 
     def log(self, step: int) -> None:
         """Writes the means of the steps since the last log step."""
