@@ -100,13 +100,8 @@ class Run:
         steps_per_second = self._stopwatch.steps_per_second(step)
         rates = self._program.rates.of(steps_per_second)
         self._journal.log(step, scalars | rates)
-        logging.info(
-            "step %d/%d, %.0f images/s, %s to go",
-            step,
-            self._last,
-            rates["images_per_second"],
-            format_duration((self._last - step) / steps_per_second),
-        )
+        speed, left = rates["images_per_second"], format_duration((self._last - step) / steps_per_second)
+        logging.info("step %d/%d, %.0f images/s, %s to go", step, self._last, speed, left)
 
     def save(self, step: int, *, required: bool) -> None:
         """Saves a checkpoint; one that is not required is left out, with a warning, where the disk is too slow."""
