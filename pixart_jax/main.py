@@ -2,7 +2,7 @@
 
 NAME is that of a file in configs/, or the path of another. The installed package has the command as pixart-train.
 
-Where several processes train together, each runs the same command; see "Several hosts" in the README.
+Where several processes train together, each runs the same command; see docs/several_hosts.md.
 """
 
 from __future__ import annotations
