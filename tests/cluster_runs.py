@@ -88,7 +88,7 @@ class Cluster:
             assert all(process.is_alive() for process in self.processes), self.outputs()
             if last_logged(workdir) >= step:
                 return
-            time.sleep(0.01)
+            time.sleep(0.05)
         raise AssertionError(f"no step {step} within {timeout} s")
 
 

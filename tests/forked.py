@@ -9,7 +9,15 @@ processes = multiprocessing.get_context("forkserver")
 # All contexts have one such process and one list, of which the last that is set counts: hence one place for it. The
 # tests' own modules are not on its path.
 processes.set_forkserver_preload(
-    ["pixart_jax.training.loop", "tools.sample", "tools.extract_features", "torch", "transformers"]
+    [
+        "pixart_jax.main",
+        "pixart_jax.training.loop",
+        "tools.sample",
+        "tools.extract_features",
+        "torch",
+        "transformers",
+        "matplotlib.backends.backend_agg",
+    ]
 )
 
 

@@ -70,7 +70,7 @@ def wait_for(condition, process, timeout=600):
             return True
         if not process.is_alive():
             return False
-        time.sleep(0.001)
+        time.sleep(0.005)
     raise AssertionError(f"nothing within {timeout} s")
 
 
