@@ -1,9 +1,13 @@
-"""How the tools are called here: in a checkout, or where the package is installed."""
+"""How the tools are called here, in a checkout or where the package is installed, and what they take for a path."""
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import re
+
+from pixart_jax.errors import InputError
+from pixart_jax.files import local_path
 
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
@@ -28,3 +32,11 @@ def with_commands(text: str) -> str:
     """A tool's description, with the commands and configs that it names as they are called here."""
     text = re.sub(r"python -m tools\.(\w+)", lambda match: command(match[1]), text)
     return text if command("sample").startswith("python") else re.sub(r"\bconfigs/(\w+)\.py", r"\1", text)
+
+
+def path_argument(text: str) -> pathlib.Path:
+    """The `type` of an argument that names a file or a folder; see `files.local_path`."""
+    try:
+        return local_path(text, "the path")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -10,6 +10,35 @@ import shutil
 from collections.abc import Callable
 from typing import BinaryIO
 
+from pixart_jax.errors import InputError
+
+
+def local_path(text: str | os.PathLike, option: str) -> pathlib.Path:
+    """What an option names, on this machine's file systems, with the home folder in place of a ~.
+
+    Raises:
+      InputError: it is empty, as of a variable that is not set, or a URL, of which a folder would be made otherwise.
+    """
+    text = os.fspath(text)
+    if not text.strip():
+        raise InputError(f"{option} is empty: name a file or a folder")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise InputError(f"{option} {text}: is a URL; name a local path, e.g. where the bucket is mounted")
+    path = pathlib.Path(text)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # Of a user that there is not.
+        raise InputError(f"{option} {text}: {error}") from error
+
+
+def refuse_patterns(path: str | os.PathLike, option: str) -> None:
+    """Raises InputError for a path that Orbax would write and not find again, as it takes * ? [ ] \\ for a pattern."""
+    if found := re.search(r"[*?\[\]\\]", str(pathlib.Path(path).absolute())):
+        raise InputError(
+            f"{option} {path}: Orbax, which stores the arrays, takes {found[0]!r} in a path for a pattern; name, or "
+            "rename, a folder without any of * ? [ ] \\"
+        )
+
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Lets `write` fill a hidden file beside `path`, then renames it; after an exception `path` is as it was."""

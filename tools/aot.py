@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
 
@@ -95,7 +95,7 @@ def figures_of(case: Case, args: argparse.Namespace) -> dict:
         else:
             result = compile_in_child(attempt, args.timeout)
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            with args.out.open("a") as file:
+            with args.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"case": dataclasses.asdict(attempt), "result": result}) + "\n")
         if result["fits"]:
             break
@@ -135,7 +135,7 @@ def kept_bytes(config: ConfigDict) -> int:
 def known_result(path: pathlib.Path, case: Case) -> dict | None:
     """What an earlier call wrote."""
     wanted = json.loads(json.dumps(dataclasses.asdict(case)))
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # Killed while it was written.
@@ -254,7 +254,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="(default: both)")
     parser.add_argument("--fit", action="store_true", help="accumulate over as many steps as it takes to fit")
     parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("runs/aot.jsonl"), help="results (default: %(default)s)"
+        "--out", type=path_argument, default=pathlib.Path("runs/aot.jsonl"), help="results (default: %(default)s)"
     )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for each program (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON lines")

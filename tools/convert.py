@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
@@ -53,7 +53,7 @@ from pixart_jax.conversion.transfer import (
     write_pixart,
 )
 from pixart_jax.errors import InputError
-from pixart_jax.files import fsync
+from pixart_jax.files import fsync, refuse_patterns
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     begin = time.perf_counter()
     try:
+        if args.to == "orbax":
+            refuse_patterns(args.target, "DST")
         refuse_existing(args.target)
         fetch_sources(args)
         if kind := encoder_kind(args.source):
@@ -297,7 +299,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "source", metavar="SRC", help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub"
     )
-    parser.add_argument("target", metavar="DST", type=pathlib.Path, help="must not exist")
+    parser.add_argument("target", metavar="DST", type=path_argument, help="must not exist")
     parser.add_argument("--to", choices=FORMATS, default="orbax", help="format of DST (default: %(default)s)")
     parser.add_argument(
         "--ema",
@@ -313,7 +315,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--position-scale", type=float, help="where SRC does not tell it, or wrongly")
     parser.add_argument(
         "--null-text",
-        type=pathlib.Path,
+        type=path_argument,
         help="features of the empty caption, to be the null caption: a .npy, or PixArt-Σ's null_embed_diffusers_*.pth",
     )
     encoders = parser.add_mutually_exclusive_group()

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
@@ -199,13 +199,13 @@ def summary(out: pathlib.Path) -> str:
     """What the sets hold, and what was skipped for which reason."""
     lines = []
     for path in sorted(out.glob("**/manifest.json")):
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         num_bytes = sum(shard["num_bytes"] for shard in manifest["shards"])
         lines.append(
             f"{path.parent}: {manifest['num_samples']} samples in {len(manifest['shards'])} shards, "
             f"{num_bytes / 1e6:,.1f} MB, {len(manifest['bucket_histogram'])} buckets"
         )
-    with (out / SKIPPED_FILE).open() as file:
+    with (out / SKIPPED_FILE).open(encoding="utf-8") as file:
         reasons = collections.Counter(json.loads(line)["reason"] for line in file)
     if reasons:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -220,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--source", required=True, help="pictures and captions; see docs/data.md")
-    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR", help="must not exist")
+    parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="must not exist")
     parser.add_argument(
         "--resolution",
         type=int,
@@ -238,9 +238,9 @@ def make_parser() -> argparse.ArgumentParser:
     source.add_argument("--max-pixels", type=int, default=2**27, help="skip larger pictures (default: %(default)s)")
 
     encoders = parser.add_argument_group("encoders", "directories that tools.convert wrote")
-    encoders.add_argument("--checkpoint", type=pathlib.Path, metavar="DIR", help="a model with both encoders")
-    encoders.add_argument("--vae", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
-    encoders.add_argument("--text-encoder", type=pathlib.Path, metavar="DIR", help="default: the checkpoint's")
+    encoders.add_argument("--checkpoint", type=path_argument, metavar="DIR", help="a model with both encoders")
+    encoders.add_argument("--vae", type=path_argument, metavar="DIR", help="default: the checkpoint's")
+    encoders.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="default: the checkpoint's")
     encoders.add_argument("--family", choices=FAMILIES, help="of captions or of features (default: the checkpoint's)")
     encoders.add_argument("--labels", action="store_true", help="class labels in place of captions, for stage 1")
     encoders.add_argument(
@@ -251,8 +251,8 @@ def make_parser() -> argparse.ArgumentParser:
     reference = parser.add_argument_group(
         "reference", "features that PixArt's own tools extracted, in place of encoders"
     )
-    reference.add_argument("--reference-text", type=pathlib.Path, metavar="DIR", help="of .npz files")
-    reference.add_argument("--reference-latents", type=pathlib.Path, metavar="DIR", help="of .npy files")
+    reference.add_argument("--reference-text", type=path_argument, metavar="DIR", help="of .npz files")
+    reference.add_argument("--reference-latents", type=path_argument, metavar="DIR", help="of .npy files")
     reference.add_argument("--caption-field", metavar="FIELD", help="that the text is of (default: prompt)")
 
     output = parser.add_argument_group("output")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
@@ -281,9 +281,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", type=pathlib.Path, help="a set of feature shards")
-    parser.add_argument("--vae", type=pathlib.Path, metavar="DIR", help="converted autoencoder that the set is of")
-    parser.add_argument("--out", type=pathlib.Path, help=f"folder of the pictures (default: {OUT}/ in DIR)")
+    parser.add_argument("directory", metavar="DIR", type=path_argument, help="a set of feature shards")
+    parser.add_argument("--vae", type=path_argument, metavar="DIR", help="converted autoencoder that the set is of")
+    parser.add_argument("--out", type=path_argument, help=f"folder of the pictures (default: {OUT}/ in DIR)")
     parser.add_argument("--num-pictures", type=int, default=48, help="on the contact sheet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which pictures (default: %(default)s)")
     return parser.parse_args(argv)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixart_jax.commands import with_commands
+from pixart_jax.commands import path_argument, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -148,7 +148,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="directory to make, such as data/quickstart")
+    parser.add_argument("--out", required=True, type=path_argument, help="directory to make, such as data/quickstart")
     parser.add_argument("--num-glyphs", type=int, default=256, help="how many glyphs (default 256)")
     parser.add_argument(
         "--size", type=int, default=64, help="side of a picture in pixels, a multiple of 16 (default 64)"

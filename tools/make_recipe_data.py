@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import einops
 import numpy as np
 
-from pixart_jax.commands import with_commands
+from pixart_jax.commands import path_argument, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -216,7 +216,7 @@ def check_existing(out: pathlib.Path) -> str:
       InputError: something else is at `out`, an older version of the data, or they are damaged.
     """
     try:
-        version = json.loads((out / RECIPE_FILE).read_text())["version"]
+        version = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out} exists, but is no data of the recipe ({error}); choose another --out") from error
     if version != VERSION:
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="directory to make, such as data/recipe")
+    parser.add_argument("--out", required=True, type=path_argument, help="directory to make, such as data/recipe")
     parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
     args = parser.parse_args(argv)
     try:

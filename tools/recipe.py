@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.main import log_the_run
@@ -116,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, type=pathlib.Path, help="what tools.make_recipe_data made")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="for the runs, the table and the pictures")
+    parser.add_argument("--data", required=True, type=path_argument, help="what tools.make_recipe_data made")
+    parser.add_argument("--workdir", required=True, type=path_argument, help="for the runs, the table and the pictures")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a change of every arm's config, to try things"
     )

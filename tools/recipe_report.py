@@ -86,7 +86,7 @@ def report(runs: Sequence[Any], data: pathlib.Path, workdir: pathlib.Path) -> No
 def result(run: Any, total_flops: float, data: pathlib.Path) -> Result:
     """Reads a run's metrics, and draws the held-out captions with its averaged weights."""
     rows, evaluations = (
-        [json.loads(line) for line in (run.workdir / name).read_text().splitlines()]
+        [json.loads(line) for line in (run.workdir / name).read_text(encoding="utf-8").splitlines()]
         for name in ("metrics.jsonl", "eval.jsonl")
     )
     rates = [row["images_per_second"] for row in rows]

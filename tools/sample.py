@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, PngImagePlugin
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -174,15 +174,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--checkpoint",
-        type=pathlib.Path,
+        type=path_argument,
         required=True,
         metavar="DIR",
         help="what tools.convert wrote, or the workdir of a training run",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", action="append", help="what to draw; may be given several times")
-    what.add_argument("--prompts", type=pathlib.Path, metavar="FILE", help="a text file of prompts, one a line")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for the pictures (default: DIR/generated)")
+    what.add_argument("--prompts", type=path_argument, metavar="FILE", help="a text file of prompts, one a line")
+    parser.add_argument("--out", type=path_argument, help="folder for the pictures (default: DIR/generated)")
     parser.add_argument("--negative-prompt", help="what to move away from (default: the model's null caption)")
     parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--seed", type=int, default=0)

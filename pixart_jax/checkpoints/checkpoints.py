@@ -37,6 +37,7 @@ from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
 from pixart_jax.errors import InputError
+from pixart_jax.files import refuse_patterns
 
 _ARRAYS = ("params", "ema_params", "opt_state")
 # Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
@@ -69,6 +70,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, read_only: bool = False, damage_wait: float = 10):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        refuse_patterns(self.directory, "the checkpoints' folder")
         self._keep, self._read_only, self._damage_wait = keep, read_only, damage_wait
         if not read_only and jax.process_index() == 0:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):

@@ -19,7 +19,7 @@ from orbax.checkpoint import type_handlers
 from pixart_jax.checkpoints.checksums import array_checksum
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.errors import InputError
-from pixart_jax.files import check_space, reason
+from pixart_jax.files import check_space, reason, refuse_patterns
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
@@ -149,7 +149,7 @@ def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
     """
     path = pathlib.Path(directory) / "model.json"
     try:
-        return StoredModel.from_json(path.read_text(), str(path))
+        return StoredModel.from_json(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}; {directory} is no model that tools.convert wrote") from error
 
@@ -264,6 +264,7 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       InputError: there is no Orbax checkpoint, or a damaged one.
     """
+    refuse_patterns(path, "the arrays of")
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata

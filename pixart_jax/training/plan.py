@@ -30,6 +30,7 @@ from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.devices.sharding import batch_share, make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
+from pixart_jax.files import local_path, refuse_patterns
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
 from pixart_jax.training.inputs.held_out import open_held_out
@@ -87,6 +88,7 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
       InputError: configuration, data, weights or workdir are unfit, or the processes do not agree.
     """
     with together("checking what the run needs"):
+        workdir = local_path(workdir, "--workdir")
         check_config(config)
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
@@ -128,8 +130,9 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
 
 
 def open_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Makes the workdir; raises InputError if it cannot be written."""
-    path = pathlib.Path(workdir).absolute()
+    """Makes the workdir; raises InputError if it is none, or cannot be written."""
+    path = local_path(workdir, "--workdir").absolute()
+    refuse_patterns(path, "--workdir")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
