@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
+from absl import logging
+
 from pixart_jax.files import write_atomically
 
 
@@ -38,12 +40,17 @@ class History:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a file; a line that is none is left out, with a warning unless it is the last, cut by a kill."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    rows, lines = [], path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # The line that a killed process was writing; nothing follows it.
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError
+            rows.append(row)
+        except (ValueError, TypeError, KeyError):  # Of JSON, of its text, of a row without a step.
+            if number < len(lines):
+                logging.warning("%s: line %d is damaged and is left out: %.40r", path, number, line)
     return rows

@@ -61,7 +61,7 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
     path = workdir / RUN_FILE
     installed = versions()
     commit = code_commit()
-    before = read_run(workdir) if path.exists() else {}
+    before = _before(path)
     for name, version in before.get("versions", {}).items():
         if installed.get(name) != version:
             logging.warning("%s was %s when this run last started, now it is %s", name, version, installed.get(name))
@@ -90,9 +90,25 @@ def _size(tree: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def _before(path: pathlib.Path) -> dict[str, Any]:
+    """What the run wrote when it last started. A damaged file, which nothing but warnings needs, is set aside."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and isinstance(found.get("versions", {}), dict):
+            return found
+    except ValueError:
+        pass
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    logging.error("%s IS DAMAGED; it is kept as %s, and written anew", path, aside)
+    return {}
+
+
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """What `record_run` wrote when the run last started."""
-    return json.loads((workdir / RUN_FILE).read_text())
+    return json.loads((workdir / RUN_FILE).read_text(encoding="utf-8"))
 
 
 def code_commit(file: pathlib.Path = pathlib.Path(__file__)) -> str | None:
