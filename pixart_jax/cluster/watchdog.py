@@ -99,7 +99,7 @@ def watched(workdir: pathlib.Path, timeout: float, doing: str, *, ending: Ending
 
 
 def _write_report(path: pathlib.Path, what: str) -> None:
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         _report(file, what)
 
 

@@ -74,7 +74,7 @@ def load_config(workdir: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{path} does not exist: {workdir} is not the workdir of a run")
-    return ConfigDict(_merged(default_config(), json.loads(path.read_text())))
+    return ConfigDict(_merged(default_config(), json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _merged(defaults, values: dict) -> dict:

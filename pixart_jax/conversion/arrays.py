@@ -76,7 +76,7 @@ def open_checkpoint(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, s
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object from a file. Raises InputError if it is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged or cannot be read: {error}") from error
     if not isinstance(value, dict):

@@ -26,7 +26,7 @@ def read_prompts(path: pathlib.Path, option: str) -> list[str]:
       InputError: no such file, not UTF-8, or nothing but blank lines.
     """
     try:
-        prompts = split_prompts(path.read_text(encoding="utf-8"))
+        prompts = split_prompts(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option} {path}: {error}; it must be a text file in UTF-8, a prompt a line") from error
     if not prompts:

@@ -112,7 +112,7 @@ def extract(
         if not _unit_file(work, number).exists():
             _write_unit(work, number, items_of(number), units)
         done += len(items_of(number))
-        skipped += len(json.loads(_unit_file(work, number).read_text())["skipped"])
+        skipped += len(json.loads(_unit_file(work, number).read_text(encoding="utf-8"))["skipped"])
         report(Tally(count, len(mine), done, total_items, skipped))
     if not all(_unit_file(work, number).exists() for number in range(total)):
         return False
@@ -131,7 +131,7 @@ def _open_work(out: pathlib.Path, units: Units) -> pathlib.Path:
             (work / name).mkdir(parents=True, exist_ok=True)
         if not (work / RECIPE_FILE).exists():
             write_atomically(work / RECIPE_FILE, lambda file: file.write(recipe.encode()))
-        begun, wanted = json.loads((work / RECIPE_FILE).read_text()), json.loads(recipe)
+        begun, wanted = json.loads((work / RECIPE_FILE).read_text(encoding="utf-8")), json.loads(recipe)
     except OSError as error:
         raise InputError(f"{work} cannot be written: {error.strerror}") from error
     if changed := [key for key in sorted(begun | wanted) if begun.get(key) != wanted.get(key)]:
@@ -163,7 +163,7 @@ def _write_unit(work: pathlib.Path, number: int, items: range, units: Units) -> 
 def _publish(work: pathlib.Path, out: pathlib.Path, units: Units, total: int) -> None:
     """Makes the shards sets, and gives them their name. Whichever process comes second finds nothing left to do."""
     try:
-        lock = (work / "lock").open("w")
+        lock = (work / "lock").open("w", encoding="utf-8")
     except FileNotFoundError:
         return
     with lock:
@@ -171,7 +171,7 @@ def _publish(work: pathlib.Path, out: pathlib.Path, units: Units, total: int) ->
             fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():
             return
-        written = [json.loads(_unit_file(work, number).read_text()) for number in range(total)]
+        written = [json.loads(_unit_file(work, number).read_text(encoding="utf-8")) for number in range(total)]
         skipped = [Skipped(*row) for unit in written for row in unit["skipped"]]
         counts = dict(sorted(collections.Counter(item.reason for item in skipped).items()))
         ready = work / "ready"

@@ -92,7 +92,7 @@ def measure(source: pathlib.Path, target: pathlib.Path, to: str) -> dict:
 def anonymous_bytes(pid: int) -> int:
     """What a process has in memory that is no file's, where Linux says so."""
     try:
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return 0
     found = re.search(r"RssAnon:\s+(\d+) kB", status)

@@ -301,7 +301,7 @@ def processor_seconds() -> float:
         with contextlib.suppress(OSError):  # It has ended.
             pid = int(path.parent.name)
             # The name in brackets may hold anything; parent, user and system time are 2, 12 and 13 fields after it.
-            fields = path.read_text().rpartition(")")[2].split()
+            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
             parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
     total, this = 0, os.getpid()
     for pid in ticks:

@@ -48,7 +48,7 @@ def peak_bytes(device: str) -> Figures:
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "peak_bytes_of": "device"}
     # Not getrusage's, which begins at that of the process that started this one.
     status = pathlib.Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
     return {"peak_bytes": int(found[1]) * 1024 if found else None, "peak_bytes_of": "process"}
 
 
