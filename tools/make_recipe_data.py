@@ -141,7 +141,7 @@ def make(out: pathlib.Path, font_path: str | None, num_glyphs: int = 64) -> str:
     for name, (resolution, pictures) in sets.items():
         write_set(temporary / name, resolution, pictures, autoencoder, words)
     record = {"version": VERSION, "font": file.name, "groups": list(GROUPS), "grounds": list(GROUNDS)}
-    (temporary / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n")
+    (temporary / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     temporary.rename(out)
     counts = ", ".join(f"{len(pictures)} {name}" for name, (_, pictures) in sets.items())
     return f"{out}: {counts}; {len(words.embedding)} words; look at {out}/*/contact_sheet.png"

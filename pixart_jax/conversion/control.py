@@ -87,7 +87,7 @@ def write_control(directory: pathlib.Path, control: Control) -> None:
     folder.mkdir()
     write_params(folder / "params", {path: control.read(path) for path in control.paths})
     fields = {"format_version": _FORMAT_VERSION, "num_copies": control.num_copies}
-    (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def open_control(directory: pathlib.Path, model: PixArt) -> Control | None:

@@ -169,7 +169,7 @@ def _read(source: EncoderSource) -> dict[str, np.ndarray]:
 def _write_config(target: pathlib.Path, config: Mapping[str, Any]) -> None:
     # Of the private entries, which may name a path on somebody's machine, only the class is needed.
     config = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
-    (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:

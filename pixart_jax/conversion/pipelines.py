@@ -173,4 +173,4 @@ def write_pipeline(target: pathlib.Path, weights: ModelWeights, encoders: Sequen
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n")
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -111,7 +111,7 @@ def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[st
     """
     directory.mkdir()
     write_params(directory / "params", params)
-    (directory / "model.json").write_text(stored.to_json())
+    (directory / "model.json").write_text(stored.to_json(), encoding="utf-8")
 
 
 def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:

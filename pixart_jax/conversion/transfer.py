@@ -132,7 +132,7 @@ def write_diffusers(target: pathlib.Path, weights: ModelWeights) -> None:
     arrays = revert_diffusers(weights.paths, weights.read, model.segments(), model.patch_size)
     config = diffusers_config(model, weights.stored.position_base, weights.stored.position_scale)
     target.mkdir()
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     safetensors.numpy.save_file(dict(arrays), target / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
 
 

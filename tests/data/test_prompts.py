@@ -10,7 +10,7 @@ from tiny_run import MAX_TEXT_TOKENS, tiny_config, write_data
 
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.examples import make_example
-from pixart_jax.data.prompts import prompt_samples
+from pixart_jax.data.prompts import prompt_samples, read_prompts
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
@@ -110,3 +110,9 @@ def test_bad_settings_are_refused_before_any_work(data, tmp_path, settings, mess
     with pytest.raises(InputError, match=message):
         train_and_evaluate(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffein Bär\nzwei\n".encode())
+    assert read_prompts(path, "--prompts") == ["ein Bär", "zwei"]
