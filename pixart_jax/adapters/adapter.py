@@ -25,7 +25,7 @@ class Parameters(NamedTuple):
 
 
 class Adapter(Protocol):
-    """An adapter is made over the `Apply` of the model that it adapts, or of another adapter's `bind`."""
+    """An adapter is made over the `Apply` of the model that it adapts."""
 
     def split(self, base: Params, key: jax.Array) -> tuple[Params, Params]:
         """(trained, frozen), of the parameters that the model has before training.

@@ -88,7 +88,8 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
       InputError: configuration, data, weights or workdir are unfit, or the processes do not agree.
     """
     with together("checking what the run needs"):
-        workdir = local_path(workdir, "--workdir")
+        path = local_path(workdir, "--workdir").absolute()
+        refuse_patterns(path, "--workdir")
         check_config(config)
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
@@ -100,10 +101,10 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
         data = open_data(config, spec, process_index=share, process_count=num_shares)
         held_out = open_held_out(config, spec, data.manifest)
         # A run that goes on has its own weights, but for those that are never saved.
-        wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(workdir))
+        wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest) if wanted else None
         weights = warm_start.load() if warm_start else None
-        path = open_workdir(workdir)
+        make_workdir(path)
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
@@ -129,16 +130,11 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
     return start
 
 
-def open_workdir(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Makes the workdir; raises InputError if it is none, or cannot be written."""
-    path = local_path(workdir, "--workdir").absolute()
-    refuse_patterns(path, "--workdir")
+def make_workdir(path: pathlib.Path) -> None:
+    """Makes the workdir; raises InputError if it cannot be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(
-            f"--workdir={workdir}: cannot write there ({error.strerror}); name a folder you own"
-        ) from error
-    return path
+        raise InputError(f"--workdir={path}: cannot write there ({error.strerror}); name a folder you own") from error

@@ -61,7 +61,7 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
     path = workdir / RUN_FILE
     installed = versions()
     commit = code_commit()
-    before = _before(path)
+    before = _before(workdir)
     for name, version in before.get("versions", {}).items():
         if installed.get(name) != version:
             logging.warning("%s was %s when this run last started, now it is %s", name, version, installed.get(name))
@@ -90,12 +90,13 @@ def _size(tree: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _before(path: pathlib.Path) -> dict[str, Any]:
+def _before(workdir: pathlib.Path) -> dict[str, Any]:
     """What the run wrote when it last started. A damaged file, which nothing but warnings needs, is set aside."""
+    path = workdir / RUN_FILE
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        found = read_run(workdir)
         if isinstance(found, dict) and isinstance(found.get("versions", {}), dict):
             return found
     except ValueError:
