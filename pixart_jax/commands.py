@@ -8,6 +8,7 @@ import re
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
+from pixart_jax.rng import check_seed
 
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
@@ -32,6 +33,15 @@ def with_commands(text: str) -> str:
     """A tool's description, with the commands and configs that it names as they are called here."""
     text = re.sub(r"python -m tools\.(\w+)", lambda match: command(match[1]), text)
     return text if command("sample").startswith("python") else re.sub(r"\bconfigs/(\w+)\.py", r"\1", text)
+
+
+def seed_argument(text: str) -> int:
+    """The `type` of an argument that is a seed; see `rng.check_seed`."""
+    try:
+        return check_seed(int(text), "the seed")
+    except ValueError as error:  # InputError is one.
+        cause = error if isinstance(error, InputError) else f"the seed {text!r} is no whole number"
+        raise argparse.ArgumentTypeError(str(cause)) from error
 
 
 def path_argument(text: str) -> pathlib.Path:

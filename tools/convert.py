@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import command, path_argument, seed_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
@@ -342,7 +342,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group.add_argument("--text-dim", type=int, help="width of the text features (default: 4096)")
     group.add_argument("--max-text-tokens", type=int, help="longest caption (default: the family's; 120 without one)")
-    group.add_argument("--seed", type=int, help="of the parameters that a DiT lacks (default: 0)")
+    group.add_argument("--seed", type=seed_argument, help="of the parameters that a DiT lacks (default: 0)")
     return parser.parse_args(argv)
 
 

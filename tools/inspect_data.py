@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import command, path_argument, seed_argument, with_commands
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or args.directory / OUT
     begin = time.perf_counter()
     try:
-        if args.num_pictures < 1 or args.seed < 0:
-            raise InputError(f"--num-pictures {args.num_pictures} must be at least 1, --seed {args.seed} at least 0")
+        if args.num_pictures < 1:
+            raise InputError(f"--num-pictures {args.num_pictures} must be at least 1")
         manifest = read_manifest(args.directory)
         decode, how = load_decoder(args.directory, manifest, args.vae)
         make_folder(out)
@@ -285,7 +285,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vae", type=path_argument, metavar="DIR", help="converted autoencoder that the set is of")
     parser.add_argument("--out", type=path_argument, help=f"folder of the pictures (default: {OUT}/ in DIR)")
     parser.add_argument("--num-pictures", type=int, default=48, help="on the contact sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="which pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="which pictures (default: %(default)s)")
     return parser.parse_args(argv)
 
 

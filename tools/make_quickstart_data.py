@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixart_jax.commands import path_argument, with_commands
+from pixart_jax.commands import path_argument, seed_argument, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -154,7 +154,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--size", type=int, default=64, help="side of a picture in pixels, a multiple of 16 (default 64)"
     )
     parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the words' vectors (default 0)")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="draws the words' vectors (default 0)")
     return parser.parse_args(argv)
 
 
@@ -165,8 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--num-glyphs {arguments.num_glyphs}: must be at least 1")
         if arguments.size < 32 or arguments.size % (BLOCK * PATCH_SIZE):
             raise InputError(f"--size {arguments.size}: must be a multiple of {BLOCK * PATCH_SIZE}, 32 or more")
-        if arguments.seed < 0:
-            raise InputError(f"--seed {arguments.seed}: must not be negative")
         recipe = {
             "version": RECIPE_VERSION,
             "num_glyphs": arguments.num_glyphs,

@@ -22,7 +22,7 @@ import numpy as np
 from absl import logging
 from PIL import Image, PngImagePlugin
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import command, path_argument, seed_argument, with_commands
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -185,7 +185,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=path_argument, help="folder for the pictures (default: DIR/generated)")
     parser.add_argument("--negative-prompt", help="what to move away from (default: the model's null caption)")
     parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_argument, default=0)
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")
 
     shape = parser.add_argument_group("size", "pictures are drawn in the bucket of the nearest aspect ratio")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.rng import MAX_SEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ POSITIVE = Range(lambda value: value > 0, "must be positive")
 NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
 AT_LEAST_ONE = Range(lambda value: value >= 1, "must be at least 1")
 SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+SEED = Range(lambda value: 0 <= value <= MAX_SEED, f"must lie in [0, {MAX_SEED}], which is 2^64 - 1")
 DECAY_RATE = Range(lambda value: 0 <= value < 1, "must lie in [0, 1)")
 
 

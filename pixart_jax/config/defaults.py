@@ -13,6 +13,7 @@ from pixart_jax.config.declaration import (
     NOT_NEGATIVE,
     POSITIVE,
     RISING_TIMESTEPS,
+    SEED,
     SHARE,
     Range,
     Setting,
@@ -52,7 +53,7 @@ except ImportError:  # Accelerator images often lack it; a config file needs no 
 
 SETTINGS = {
     # Of parameters, data order and noise; two runs with the same seed are bit-identical on the same machine.
-    "seed": Setting(0, NOT_NEGATIVE),
+    "seed": Setting(0, SEED),
     # Of matrix products: "bfloat16" on accelerators, "float32" on CPU.
     "dtype": Setting("float32", one_of("float32", "bfloat16")),
     # Weights to start from, as tools.convert takes them: a run's workdir (or one checkpoint in it), a model that
@@ -220,7 +221,7 @@ SETTINGS = {
         # Model timesteps, 0 (hardly any noise) to 999: a curve each.
         "timesteps": Setting("50,150,250,350,450,550,650,750,850,950", RISING_TIMESTEPS),
         # Of the noise, and apart from the run's, so that runs compare.
-        "seed": Setting(0, NOT_NEGATIVE),
+        "seed": Setting(0, SEED),
     },
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.errors import InputError
-from pixart_jax.rng import stream_key
+from pixart_jax.rng import seed_words, stream_key
 from pixart_jax.samplers.guidance import guide
 from pixart_jax.samplers.iddpm import per_sample_noise
 from pixart_jax.samplers.steps import Apply, Correct, Sampler
@@ -64,6 +64,9 @@ def draw_noise(seed, indices, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Ar
     """What pictures start from: noise f32[B, *shape] and the key [B] of each one's later noise.
 
     Both depend on the seed and on a picture's own index, not on the batch that it is drawn in.
+
+    Args:
+      seed: `rng.seed_words` of it, u32[2].
     """
     keys = jax.vmap(lambda index: jax.random.fold_in(stream_key(seed, "sample"), index))(indices)
     start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -108,7 +111,7 @@ def sample_in_batches(
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
     parts = []
     for row in rows:
-        x, keys = draw_noise(seed, indices[row], shape)
+        x, keys = draw_noise(seed_words(seed), indices[row], shape)
         x = x if noise is None else noise[row]
         x, keys, given, *rest = place((x, keys, *_rows((conditions, null, start_tokens, correct), row)))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.

@@ -12,6 +12,7 @@ from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.rng import check_seed
 from pixart_jax.warm_start.fresh import fresh_params
 from pixart_jax.warm_start.reparameterize import FRESH, ModulationError, modulation_error, reparameterize
 
@@ -50,8 +51,7 @@ def with_captions(
       InputError: the source is no such DiT, or an argument is none of the above.
     """
     stored = _with_captions(dit.stored, family, text_dim, max_text_tokens)
-    if seed < 0:
-        raise InputError(f"seed={seed} must not be negative")
+    check_seed(seed, "seed")
     target = reparameterization_target(stored.model, seed)
     arrays = {path: dit.read(path) for path in dit.paths}
     # They share the copied arrays, so three models cost little more than one.

@@ -197,7 +197,7 @@ def test_batches_fit_devices_and_memory(data, held_out):
         ("source", "{wide}", "wide: .*num_tokens is 4 in the model"),
         ("every", 0, "config.eval.every = 0: must be at least 1"),
         ("num_samples", 0, "config.eval.num_samples = 0: must be at least 1"),
-        ("seed", -1, "config.eval.seed = -1: must not be negative"),
+        ("seed", -1, "config.eval.seed = -1: must lie in"),
         *(
             ("timesteps", value, "config.eval.timesteps = .*rising")
             for value in ("", "5,,7", "7,5", "5,5", "0,1000", "-1")

@@ -155,7 +155,6 @@ def ours(folder):
         (DIT, ["--num-heads=2", "--reparameterize=t1000"], 'method=\'t1000\': give "mean", or "t" and a timestep'),
         (DIT, ["--num-heads=2", "--text-dim=0"], "text_dim=0 and max_text_tokens=120 must be at least 1"),
         (DIT, ["--num-heads=2", "--max-text-tokens=0"], "max_text_tokens=0 must be at least 1"),
-        (DIT, ["--num-heads=2", "--seed=-1"], "seed=-1 must not be negative"),
         (DIT, ["--num-heads=2", "--to=diffusers", "--text-dim=16", "--null-text=x"], "x: no such file"),
     ],
 )

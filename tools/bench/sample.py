@@ -21,6 +21,7 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import apply_of, parameter_shapes
 from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.rng import seed_words
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import draw_noise, make_sample_fn
@@ -81,7 +82,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     sampling, model, batch = config.sample, build_model(config), synthetic_batch(config)
     batch_size, conditions = config.data.batch_size, conditions_of(batch)
     params = random_params(parameter_shapes(model), dtype)
-    x, keys = draw_noise(0, np.arange(batch_size), batch["tokens"].shape[1:])
+    x, keys = draw_noise(seed_words(0), np.arange(batch_size), batch["tokens"].shape[1:])
     arguments = jax.device_put((params, x, keys, conditions, null_branch(conditions), sampling.guidance_scale))
     schedule = linear_schedule()
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
