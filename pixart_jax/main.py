@@ -50,15 +50,15 @@ def main(argv: list[str], ending: Ending) -> None:
     from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
 
-    hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending)
-    try:
-        with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
-            train_and_evaluate(_CONFIG.value, workdir, ending)
-    except (InputError, TrainingDiverged, SaveFailed) as error:
-        code = _print_error(error)
-        if not all_fail(ending.waits.failure):
-            ending.leave(code)  # An orderly end would wait for the others, and they for this process.
-        sys.exit(code)
+    with hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending):
+        try:
+            with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
+                train_and_evaluate(_CONFIG.value, workdir, ending)
+        except (InputError, TrainingDiverged, SaveFailed) as error:
+            code = _print_error(error)
+            if not all_fail(ending.waits.failure):
+                ending.leave(code)  # An orderly end would wait for the others, and they for this process.
+            sys.exit(code)
 
 
 def log_the_run() -> None:

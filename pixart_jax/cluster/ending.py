@@ -7,8 +7,8 @@ import itertools
 import json
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 
 import jax
@@ -18,6 +18,8 @@ from pixart_jax.cluster.processes import (
     announce,
     client,
     leave,
+    meet,
+    part,
     process_number,
     show_life,
     signs_of_life,
@@ -54,6 +56,28 @@ class Ending:
     def __init__(self, waits: Waits = Waits()):
         self.waits = waits
         self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, call: Callable[..., None], *arguments: object, name: str) -> threading.Thread:
+        """Runs in a thread what waits for the other processes, or asks about them; `part` sees to its end."""
+        thread = threading.Thread(target=call, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def part(self, patience: float = 60) -> None:
+        """Leaves the others, and waits for the threads of `start`; the rest of the process is its own affair.
+
+        Left to itself JAX does it while the interpreter ends. A thread that comes back from JAX then is ended by
+        Python, with an exception that C++ lets pass nowhere: the process aborts, with status 134.
+
+        Args:
+          patience: seconds for each of those threads, which nothing holds.
+        """
+        self.claim()  # What others fail of from here on, they fail of because the run is over.
+        part()
+        for thread in self._threads:
+            thread.join(patience)
 
     def claim(self, timeout: float = -1) -> None:
         """From here on this thread ends the process; others that want to wait here for ever, or for so many seconds."""
@@ -85,20 +109,33 @@ class Ending:
         self.leave(code)
 
 
-def hear_of_the_others(heartbeat_timeout: float, ending: Ending, *, signs: int = 20) -> None:
-    """From here on what ends another process by `end_with_the_others` ends this one too, with the same message.
+@contextmanager
+def hear_of_the_others(heartbeat_timeout: float, ending: Ending, *, signs: int = 20):
+    """Inside, what ends another process by `end_with_the_others` ends this one too, with the same message.
 
     Without that it would notice once the other is gone, and not why. One that gives no sign of life for so many seconds
     counts as dead, and ends all as well: what waits for it would wait until JAX aborts.
+
+    At the end waits for the others, and parts from them: all that is left to do is to end the process.
 
     Args:
       signs: of life that a process gives, and may miss, within the timeout. They are counted, and not seconds: who was
         suspended together is alive.
     """
-    if client() is not None:
-        threading.Thread(target=_listen, args=[ending], name="errors of others", daemon=True).start()
-        arguments = [heartbeat_timeout, ending, signs]
-        threading.Thread(target=_live, args=arguments, name="signs of life", daemon=True).start()
+    if client() is None:
+        yield
+        return
+    over = threading.Event()
+    ending.start(_listen, ending, name="errors of others")
+    living = ending.start(_live, heartbeat_timeout, ending, signs, over, name="signs of life")
+    try:
+        yield
+    finally:
+        with end_with_the_others(ending=ending):
+            meet("the end")
+        over.set()
+        living.join()
+        ending.part()
 
 
 def _listen(ending: Ending) -> None:
@@ -107,18 +144,17 @@ def _listen(ending: Ending) -> None:
         ending.tell(code, message)
 
 
-def _live(timeout: float, ending: Ending, signs: int) -> None:
+def _live(timeout: float, ending: Ending, signs: int, over: threading.Event) -> None:
     """Shows that this process lives; the first process also looks whether the others do."""
     interval = timeout / signs
     watched: dict[int, tuple[str, int]] = {}
     for count in itertools.count():
-        if client() is None:  # The run is over.
-            return
         with suppress(RuntimeError):  # One call that fails is a sign that is missed, and not yet a death.
             show_life(f"{this_process()}: {count}")
             if process_number() == 0 and (silent := _silent(watched, signs)):
                 ending.tell(1, f"{', '.join(silent)} gave no sign of life for {timeout:g} s")
-        time.sleep(interval)
+        if over.wait(interval):
+            return
 
 
 def _silent(watched: dict[int, tuple[str, int]], signs: int) -> list[str]:

@@ -63,11 +63,11 @@ class _StopTogether:
 
     def __init__(self, received: list[signal.Signals], ending: Ending | None):
         self._received, self._announced = received, False
-        self._ending = ending
+        self._ending = ending or Ending()
         self._signal: signal.Signals | None = None
         self._count, self._last = 0, -1
         self._between_steps = threading.Lock()
-        threading.Thread(target=self._listen, name="requests to stop", daemon=True).start()
+        self._ending.start(self._listen, name="requests to stop")
 
     def __call__(self) -> signal.Signals | None:
         with self._between_steps:

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import jax
 from absl import logging
@@ -267,6 +268,17 @@ def show_life(sign: str) -> None:
 def signs_of_life() -> dict[int, str]:
     """The last of each process, by its number."""
     return {int(name.rpartition("/")[2]): sign for name, sign in client().key_value_dir_get("pixart_jax/alive")}
+
+
+def meet(topic: str, patience: float = 3600) -> None:
+    """Waits for all processes, each of which calls this once, for so many seconds."""
+    client().wait_at_barrier(f"pixart_jax/{topic}", int(patience * 1000))
+
+
+def part() -> None:
+    """Leaves the run, as all processes do now. Whatever waits for an announcement waits no longer."""
+    with suppress(RuntimeError):  # One that has died since: everything is done.
+        jax.distributed.shutdown()
 
 
 def leave(code: int, linger: float) -> None:
