@@ -37,13 +37,13 @@ def train_and_evaluate(
       The final state.
 
     Raises:
-      InputError: configuration, data, workdir or checkpoint are unfit; before anything is compiled.
+      InputError: configuration, data, workdir or checkpoint are unfit, or another run has the workdir; before anything
+        is compiled.
       TrainingDiverged: a loss was not finite; no checkpoint was written since.
       SaveFailed: a checkpoint could not be written; those before are untouched.
       SystemExit: one of preemption.STOP_SIGNALS came; a checkpoint was written.
     """
-    plan = open_plan(config, workdir, ending or Ending(), parts)
-    with open_run(plan, evaluators(plan)) as run:
+    with open_plan(config, workdir, ending or Ending(), parts) as plan, open_run(plan, evaluators(plan)) as run:
         with run.stepping() as steps:
             for step in steps:
                 batch = put_batch(next(plan.data.batches), plan.mesh)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import jax
 import numpy as np
@@ -31,14 +33,18 @@ from pixart_jax.devices.sharding import batch_share, make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.files import local_path, refuse_patterns
+from pixart_jax.files.locks import hold
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
 from pixart_jax.training.inputs.held_out import open_held_out
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
-from pixart_jax.training.program import BatchShapes, Parts, Program
+from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
 from pixart_jax.warm_start.start import WarmStart, open_warm_start
 from pixart_jax.warm_start.transitions import Choices
+
+# Says whose the workdir is; a killed run leaves it behind, but free.
+LOCK_FILE = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +87,22 @@ class Plan:
         return abstract_batch(self.data, self.spec, self.mesh, self.config.data.batch_size)
 
 
-def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts) -> Plan:
-    """Checks what a run needs, on all its processes.
+@contextmanager
+def open_plan(
+    config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts = FROM_CONFIG
+) -> Iterator[Plan]:
+    """Checks what a run needs, on all its processes, and owns its workdir until the end.
 
     Raises:
       InputError: configuration, data, weights or workdir are unfit, or the processes do not agree.
     """
+    with ExitStack() as owning:
+        yield _open_plan(config, workdir, ending, parts, owning)
+
+
+def _open_plan(
+    config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts, owning: ExitStack
+) -> Plan:
     with together("checking what the run needs"):
         path = local_path(workdir, "--workdir").absolute()
         refuse_patterns(path, "--workdir")
@@ -94,6 +110,8 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
         check_offload(config, jax.local_devices()[0])
+        if there := path.is_dir():  # Before all that takes long.
+            owning.enter_context(own_workdir(path))
         mesh = make_mesh(mesh_spec(config))
         program = Program(config, mesh, parts)
         share, num_shares = batch_share(mesh)
@@ -104,7 +122,8 @@ def open_plan(config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, p
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest) if wanted else None
         weights = warm_start.load() if warm_start else None
-        make_workdir(path)
+        if not there:
+            owning.enter_context(own_workdir(path))
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
@@ -130,11 +149,18 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
     return start
 
 
-def make_workdir(path: pathlib.Path) -> None:
-    """Makes the workdir; raises InputError if it cannot be written."""
+@contextmanager
+def own_workdir(path: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir, which nobody else is to write until the end; of several processes the first one owns it.
+
+    Raises:
+      InputError: it cannot be written, or another run has it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise InputError(f"--workdir={path}: cannot write there ({error.strerror}); name a folder you own") from error
+    with hold(path / LOCK_FILE, f"--workdir={path}") if jax.process_index() == 0 else nullcontext():
+        yield

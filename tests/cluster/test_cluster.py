@@ -1,5 +1,6 @@
 """Several real processes as one run: the losses of a single one, whatever their number; what they refuse to begin."""
 
+import re
 import time
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from cluster_runs import start
 from PIL import Image
 from tiny_run import read_metrics
+
+from pixart_jax.files.locks import hold
+from pixart_jax.training.plan import LOCK_FILE
 
 
 def test_four_then_two_then_one_have_the_losses_of_one(root, tmp_path):
@@ -58,6 +62,14 @@ def test_a_workdir_that_is_not_shared(root, tmp_path):
     outputs = start(root, tmp_path / "run", 2, own=own).finish(2)
     assert all("name a folder on a file system that all hosts share" in output for output in outputs)
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_workdir_that_another_run_has_is_refused_to_all(root, tmp_path):
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run" / LOCK_FILE, "the other run"):
+        for output in start(root, tmp_path / "run", 2).finish(2):
+            assert re.search(r"error: .*--workdir=.*/run is being written by another process", output), output
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
 
 
 def test_others_that_do_not_come_are_not_awaited_for_ever(root, tmp_path):

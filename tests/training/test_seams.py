@@ -118,8 +118,8 @@ def test_a_student_learns_from_its_frozen_teacher(data, base, tmp_path):
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     assert losses[0] > 1e-3 and np.mean(losses[-5:]) < losses[0] / 2
     teacher = Checkpoints(base, read_only=True)
-    plan = open_plan(config, tmp_path / "again", Ending(), PARTS["teacher"])
-    frozen = plan.program.birth.frozen(plan.weights)
+    with open_plan(config, tmp_path / "again", Ending(), PARTS["teacher"]) as plan:
+        frozen = plan.program.birth.frozen(plan.weights)
     expected = teacher.restore_params(Program(config, make_mesh()).state.params)
     jax.tree.map(np.testing.assert_array_equal, frozen["teacher"], expected)
 
