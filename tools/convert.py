@@ -263,7 +263,7 @@ def what(source: Source) -> str:
     """One line on what was found."""
     weights = f", {source.weights}" if source.weights else ""
     arrays = f", {len(source.shapes)} arrays" if source.shapes else ""
-    return f"{source.format.title}{weights}{arrays}"
+    return ", ".join([f"{source.format.title}{weights}{arrays}", *source.notes])
 
 
 def what_encoder(encoder: EncoderSource) -> str:
@@ -271,7 +271,8 @@ def what_encoder(encoder: EncoderSource) -> str:
     tokenizer = ""
     if encoder.kind == "text_encoder":
         tokenizer = f", tokenizer from {encoder.tokenizer}" if encoder.tokenizer else ", no tokenizer in or beside it"
-    return f"{encoder.path}: {ENCODER_KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{tokenizer}"
+    notes = "".join(f", {note}" for note in getattr(encoder.arrays, "notes", ()))
+    return f"{encoder.path}: {ENCODER_KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{notes}{tokenizer}"
 
 
 def summary(weights: ModelWeights) -> str:

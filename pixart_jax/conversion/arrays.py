@@ -1,31 +1,27 @@
-"""Any model's arrays by name, from PyTorch's and safetensors files, each read when it is asked for.
-
-Nothing from outside is ever unpickled beyond tensors: PyTorch files are opened with `weights_only=True`.
-"""
+"""Any model's arrays by name, from PyTorch's and safetensors files, each read when it is asked for."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import pathlib
-import pickle
-import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - teaches numpy, and with it safetensors, bfloat16
 import numpy as np
 import safetensors
 
+from pixart_jax.conversion.torch_files import MAX_RATIO, load_torch
+from pixart_jax.conversion.weight_files import check_weight_file
+from pixart_jax.conversion.wrappers import find_prefix, unwrap
 from pixart_jax.errors import InputError
 
 # The stem of diffusers' files.
 WEIGHTS = "diffusion_pytorch_model"
 
-# In files that hold more than one set of weights: (the trained ones, their average, which of the two the format's own
-# tools load).
-_WRAPPERS = (("state_dict", "state_dict_ema", "state_dict"), ("model", "ema", "ema"))
+# As the two libraries call what can be converted.
+_FLOATS = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
 
 
 class FileArrays(Mapping[str, np.ndarray]):
@@ -33,27 +29,50 @@ class FileArrays(Mapping[str, np.ndarray]):
 
     Attributes:
       shapes: of each.
+      kinds: of each, what its numbers are, as its library calls it.
+      files: of each, the file that holds it.
       bfloat16: whether all of them come as that.
+      notes: for people: what was stripped from the files' names, and what in them was left out.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]
+    kinds: dict[str, str]
+    files: dict[str, pathlib.Path]
     bfloat16: bool
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def check_kinds(self) -> None:
+        """Raises InputError unless all arrays are of floats."""
+        for name, kind in self.kinds.items():
+            # An integer would be converted without a word, though without its scale it means nothing.
+            if kind not in _FLOATS:
+                raise InputError(
+                    f"{self.files[name]}: only float32, float16 and bfloat16 weights can be converted, not quantised, "
+                    f"sparse, nested or meta ones; its {name} is {kind}"
+                )
 
 
-def open_arrays(file: pathlib.Path) -> FileArrays:
+def open_arrays(file: pathlib.Path, markers: Collection[str]) -> FileArrays:
     """Any model's names to arrays, each read when it is asked for.
 
     Args:
       file: safetensors or PyTorch's, or the index of several of them.
+      markers: see `strip_prefix`.
 
     Raises:
-      InputError: it is damaged, or a file that it names is not there.
+      InputError: it is damaged, or a file that it names is not there, or it holds other arrays than floats.
     """
-    return open_checkpoint(file, None)[0]
+    return strip_prefix(open_checkpoint(file, None)[0], markers, file)
 
 
 def open_checkpoint(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, str]:
-    """As `open_arrays`, of a file that may hold several sets of weights.
+    """As `open_arrays`, of a file that may hold several sets of weights, and arrays of any kind.
 
     Args:
       ema: see `sources.open_source`.
@@ -62,15 +81,13 @@ def open_checkpoint(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, s
       The arrays; and which of several sets they are, as the file calls it, or "".
     """
     if file.name.endswith(".bin.index.json"):
-        tensors: dict[str, Any] = {}
-        for part in _sharded(file):
-            tensors |= _open_torch(part, None)[0].tensors
-        return _Tensors(tensors), ""
+        return _Tensors([(part, unwrap(load_torch(part), part, None)[0]) for part in _sharded(file)]), ""
     if file.name.endswith(".json"):
         return _Safetensors(_sharded(file)), ""
     if file.suffix == ".safetensors":
         return _Safetensors([file]), ""
-    return _open_torch(file, ema)
+    state_dict, weights = unwrap(load_torch(file), file, ema)
+    return _Tensors([(file, state_dict)]), weights
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -100,115 +117,126 @@ class _Safetensors(FileArrays):
     """Those of safetensors files."""
 
     def __init__(self, paths: list[pathlib.Path]):
-        self._files: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        dtypes: set[str] = set()
+        self._opened: dict[str, Any] = {}
+        self.shapes, self.kinds, self.files = {}, {}, {}
         for path in paths:
+            check_weight_file(path)
             try:
                 file = safetensors.safe_open(path, "numpy")
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
-                kinds = {found.get_dtype() for found in slices.values()}
+                kinds = {name: found.get_dtype() for name, found in slices.items()}
             except (safetensors.SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged, or no safetensors file: {error}; download it again") from error
-            _check_kinds(path, kinds - {"F64", "F32", "F16", "BF16"})
-            dtypes |= kinds
-            if twice := sorted(shapes.keys() & self.shapes.keys()):
-                raise InputError(f"{path}: {twice[0]} is in another of the files too")
-            self._files |= dict.fromkeys(shapes, file)
+            _check_new(path, shapes, self.shapes)
+            self._opened |= dict.fromkeys(shapes, file)
             self.shapes |= shapes
-        self.bfloat16 = dtypes == {"BF16"}
+            self.kinds |= kinds
+            self.files |= dict.fromkeys(shapes, path)
+        self.bfloat16 = set(self.kinds.values()) == {"BF16"}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
-def _check_kinds(path: pathlib.Path, odd: set[str]) -> None:
-    # An integer would be converted without a word, though without its scale it means nothing.
-    if odd:
-        raise InputError(
-            f"{path}: only float32, float16 and bfloat16 weights can be converted, not quantised ones; it holds "
-            f"{', '.join(sorted(odd))}"
-        )
+        try:
+            return self._opened[name].get_tensor(name)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{self.files[name]}: {name} cannot be read: {error}; download it again") from error
 
 
 class _Tensors(FileArrays):
-    """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32."""
+    """PyTorch tensors as numpy arrays: views of the memory-mapped file, except that bfloat16 becomes float32.
+
+    Args:
+      state_dicts: those of several files, with their paths.
+    """
 
     bfloat16 = False
 
-    def __init__(self, tensors: Mapping[str, Any]):
-        self.tensors = tensors
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    def __init__(self, state_dicts: list[tuple[pathlib.Path, dict[Any, Any]]]):
+        self._tensors: dict[str, Any] = {}
+        self.files = {}
+        for path, state_dict in state_dicts:
+            _check_tensors(path, state_dict)
+            _check_new(path, state_dict, self._tensors)
+            self._tensors |= state_dict
+            self.files |= dict.fromkeys(state_dict, path)
+        self.kinds = {name: _kind(tensor) for name, tensor in self._tensors.items()}
+        # Nested ones have none.
+        self.shapes = {
+            name: () if self.kinds[name] == "nested" else tuple(tensor.shape) for name, tensor in self._tensors.items()
+        }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        tensor = self.tensors[name].detach()
-        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+        tensor = self._tensors[name].detach().resolve_neg()
+        return (tensor.float() if self.kinds[name] == "torch.bfloat16" else tensor).numpy()
 
 
-def load_torch(path: pathlib.Path) -> Any:
-    """What a PyTorch file holds, memory-mapped where its format allows it.
+class _Prefixed(FileArrays):
+    """Others' arrays whose names begin with a prefix, by the rest of their names."""
+
+    def __init__(self, arrays: FileArrays, prefix: str, left_out: Collection[str]):
+        self._arrays, self._prefix = arrays, prefix
+        names = {name: name.removeprefix(prefix) for name in arrays if name not in set(left_out)}
+        self.shapes, self.kinds, self.files = (
+            {short: known[name] for name, short in names.items()}
+            for known in (arrays.shapes, arrays.kinds, arrays.files)
+        )
+        self.bfloat16 = arrays.bfloat16
+        beside = sorted({name.split(".")[0] for name in left_out})
+        self.notes = (
+            f"{prefix} stripped from its names",
+            *([f"{len(left_out)} arrays of {', '.join(beside)} left out"] if left_out else []),
+        )
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[self._prefix + name]
+
+
+def strip_prefix(arrays: FileArrays, markers: Collection[str], file: pathlib.Path) -> FileArrays:
+    """The arrays of a model, under the names that it has when nothing wraps it.
+
+    Args:
+      markers: patterns of names that such models have.
 
     Raises:
-      InputError: it is damaged, it holds objects other than tensors, or PyTorch is not installed.
+      InputError: as `wrappers.find_prefix`, or they are other arrays than of floats.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"{path} can only be opened with PyTorch: pip install torch") from error
-    try:
-        with path.open("rb") as file:
-            # The other format, of PyTorch before 1.6, is a plain pickle.
-            zipped = file.read(4) == b"PK\x03\x04"
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    # DiT's trainer adds its command line, which is harmless.
-    allowed = torch.serialization.safe_globals([argparse.Namespace])
-    try:
-        with allowed, warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks to run {name[1]}" if name else "it is no checkpoint of PyTorch's"
-        raise InputError(f"{path} is refused, because {what}; only files of plain tensors are loaded") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{path} is damaged, or no PyTorch file: {reason}; download it again") from error
+    prefix, left_out = find_prefix(arrays, markers, file)
+    if prefix:
+        arrays = _Prefixed(arrays, prefix, left_out)
+    arrays.check_kinds()
+    return arrays
 
 
-def _open_torch(path: pathlib.Path, ema: bool | None) -> tuple[_Tensors, str]:
-    """The tensors, and which of several sets they are or ""."""
-    checkpoint = load_torch(path)
+def _kind(tensor: Any) -> str:
+    """What a tensor is: its dtype, or why it has no numbers of that to read."""
     import torch
 
-    weights = ""
-    for raw, averaged, default in _WRAPPERS:
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(raw, checkpoint.get(averaged)), dict):
-            weights = {None: default, True: averaged, False: raw}[ema]
-            if ema is None and weights not in checkpoint:
-                weights = raw if raw in checkpoint else averaged
-            if not isinstance(checkpoint.get(weights), dict):
-                raise InputError(f"{path} has no {weights}; leave out --ema, --no-ema and config.init.weights")
-            checkpoint = checkpoint[weights]
-            break
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise InputError(f"{path} holds no dict of tensors")
+    if tensor.is_nested:
+        return "nested"
+    if tensor.device.type != "cpu":
+        return f"on the device {tensor.device.type}"
+    return str(tensor.dtype if tensor.layout is torch.strided else tensor.layout)
+
+
+def _check_tensors(path: pathlib.Path, state_dict: dict[Any, Any]) -> None:
+    import torch
+
     if odd := [
-        str(name) for name, value in checkpoint.items() if not (isinstance(name, str) and hasattr(value, "shape"))
+        str(name)
+        for name, value in state_dict.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
     ]:
         raise InputError(f"{path} holds no state dict: these are not names of tensors: {', '.join(odd[:5])}")
-    kinds = {str(tensor.dtype if tensor.layout is torch.strided else tensor.layout) for tensor in checkpoint.values()}
-    _check_kinds(path, kinds - {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"})
-    return _Tensors(checkpoint), weights
+    limit = path.stat().st_size * MAX_RATIO
+    for name, tensor in state_dict.items():
+        # One that has been expanded takes no place in the file, but would in memory.
+        if _kind(tensor) in _FLOATS and tensor.element_size() * math.prod(tensor.shape) > limit:
+            raise InputError(
+                f"{path}: {name} is a view of shape {tuple(tensor.shape)}, larger than the file; save what it is a "
+                "view of"
+            )
+
+
+def _check_new(path: pathlib.Path, names: Iterable[str], known: Mapping[str, Any]) -> None:
+    if twice := sorted(name for name in names if name in known):
+        raise InputError(f"{path}: {twice[0]} is in another of the files too")

@@ -30,6 +30,7 @@ class EncoderKind:
       title: what it is, for people.
       called: what its config.json calls it.
       stem: of its files of weights.
+      marker: pattern of a name that its arrays have.
       has_tokenizer: whether one goes with it.
       may_be_bfloat16: whether its parameters may be.
       build: (config.json, its path, dtype of matrix products) -> module. Raises InputError if it is another model's.
@@ -42,6 +43,7 @@ class EncoderKind:
     title: str
     called: str
     stem: str
+    marker: str
     has_tokenizer: bool
     may_be_bfloat16: bool
     build: Callable[[Mapping[str, Any], pathlib.Path, Dtype], nn.Module]
@@ -82,6 +84,7 @@ ENCODER_KINDS = {
         title="an image autoencoder",
         called="AutoencoderKL",
         stem=WEIGHTS,
+        marker=r"decoder\.conv_in\.weight",
         has_tokenizer=False,
         # Its first and last convolutions stay in float32.
         may_be_bfloat16=False,
@@ -95,6 +98,7 @@ ENCODER_KINDS = {
         title="a T5 encoder",
         called="t5",
         stem="model",
+        marker=r"encoder\.final_layer_norm\.weight",
         has_tokenizer=True,
         may_be_bfloat16=True,
         build=_build_t5,

@@ -100,7 +100,7 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     file = next((path / name for name in names if (path / name).exists()), None)
     if file is None:
         raise InputError(f"{path} has no weights; one of these should be there: {', '.join(names)}")
-    return EncoderSource(path, kind, config, model, open_arrays(file), tokenizer)
+    return EncoderSource(path, kind, config, model, open_arrays(file, [ENCODER_KINDS[kind].marker]), tokenizer)
 
 
 def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:

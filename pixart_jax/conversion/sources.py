@@ -5,12 +5,13 @@ from __future__ import annotations
 import pathlib
 import re
 
-from pixart_jax.conversion.arrays import WEIGHTS, open_checkpoint
+from pixart_jax.conversion.arrays import WEIGHTS, open_checkpoint, strip_prefix
 from pixart_jax.conversion.formats.base import Source
 from pixart_jax.conversion.formats.controlnet import CONTROLNET
 from pixart_jax.conversion.formats.diffusers import DIFFUSERS
 from pixart_jax.conversion.formats.orbax import ORBAX
 from pixart_jax.conversion.formats.reference import DIT, PIXART
+from pixart_jax.conversion.weight_files import check_weight_file
 from pixart_jax.errors import InputError
 
 # The first that fits decides.
@@ -32,13 +33,9 @@ def open_source(path: str | pathlib.Path, *, ema: bool | None = None) -> Source:
         has no weights of the kind that `ema` asks for.
     """
     path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            return _open_directory(path, ema)
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if path.is_dir():
+        return _open_directory(path, ema)
+    check_weight_file(path)
     return _open_weights(path, path, ema)
 
 
@@ -63,9 +60,10 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
     arrays, weights = open_checkpoint(file, ema)
     if ema is not None and not weights:
         raise InputError(f"{file} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
+    arrays = strip_prefix(arrays, [format.array for format in FORMATS if format.array], file)
     marked = (format for format in FORMATS if format.array and any(re.fullmatch(format.array, name) for name in arrays))
     format = next(marked, None)
     if format is None:
         names = ", ".join(sorted(arrays)[:4])
         raise InputError(f"{file} holds neither a PixArt nor a DiT; its arrays are called {names} ...")
-    return format.look_beside(Source(path, format, arrays, arrays.shapes, weights), file)
+    return format.look_beside(Source(path, format, arrays, arrays.shapes, weights, notes=arrays.notes), file)

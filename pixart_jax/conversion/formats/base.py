@@ -49,6 +49,7 @@ class Source:
       config: diffusers' config.json, or None.
       pipeline: {"family": "alpha" or "sigma", "latent_scale": ...}, whatever of it the pipeline around a diffusers
         transformer tells.
+      notes: for people: what was stripped from the file's names, and what else was left out.
     """
 
     path: pathlib.Path
@@ -58,6 +59,7 @@ class Source:
     weights: str = ""
     config: dict[str, Any] | None = None
     pipeline: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
