@@ -9,14 +9,13 @@ from typing import Any
 
 from pixart_jax.errors import InputError
 
-# (the trained weights, their average, which of the two the format's own tools load).
+# (the trained weights, names that their average has, whether the format's own tools load the average).
 _SETS = (
-    ("state_dict", "state_dict_ema", "state_dict"),
-    ("model", "ema", "ema"),
-    ("model_state_dict", "ema_state_dict", "model_state_dict"),
-    ("model_state_dict", "ema_model_state_dict", "model_state_dict"),
+    ("state_dict", ("state_dict_ema",), False),
+    ("model", ("ema",), True),
+    ("model_state_dict", ("ema_state_dict", "ema_model_state_dict", "model_ema_state_dict"), False),
     # DeepSpeed's.
-    ("module", "ema", "module"),
+    ("module", ("ema", "module_ema"), False),
 )
 # A wrapper in a wrapper in a wrapper: a pickle may also hold itself.
 _DEPTH = 3
@@ -37,13 +36,13 @@ def unwrap(checkpoint: Any, path: pathlib.Path, ema: bool | None) -> tuple[dict[
     """
     taken = ""
     for _ in range(_DEPTH):
-        found = next((names for names in _SETS if isinstance(checkpoint, dict) and _holds(checkpoint, names)), None)
+        found = _sets(checkpoint)
         if found is None:
             break
-        raw, averaged, default = found
-        weights = {None: default, True: averaged, False: raw}[ema]
+        raw, averaged, prefers_average = found
+        weights = averaged if ema or (ema is None and prefers_average) else raw
         if weights not in checkpoint and (ema is None or taken):
-            weights = raw if raw in checkpoint else averaged
+            weights = raw if weights == averaged else averaged
         if not isinstance(checkpoint.get(weights), dict):
             raise InputError(f"{path} has no {weights}; leave out --ema, --no-ema and config.init.weights")
         checkpoint, taken = checkpoint[weights], f"{taken}.{weights}".lstrip(".")
@@ -52,9 +51,14 @@ def unwrap(checkpoint: Any, path: pathlib.Path, ema: bool | None) -> tuple[dict[
     return checkpoint, taken
 
 
-def _holds(checkpoint: dict[Any, Any], names: tuple[str, str, str]) -> bool:
-    raw, averaged, _ = names
-    return isinstance(checkpoint.get(raw, checkpoint.get(averaged)), dict)
+def _sets(checkpoint: Any) -> tuple[str, str, bool] | None:
+    """The entry of _SETS, with the average's one name, that a dict has; None where it has none, as a state dict."""
+    if isinstance(checkpoint, dict):
+        for raw, names, prefers_average in _SETS:
+            averaged = next((name for name in names if name in checkpoint), names[0])
+            if isinstance(checkpoint.get(raw, checkpoint.get(averaged)), dict):
+                return raw, averaged, prefers_average
+    return None
 
 
 def find_prefix(names: Iterable[str], markers: Iterable[str], path: pathlib.Path) -> tuple[str, list[str]]:
