@@ -32,6 +32,8 @@ class Watchdog:
       ending: of the process; one of its own only where no other thread may end it.
       looks: per timeout. Looks are counted and not seconds: a run that was suspended for hours does not hang.
       report_timeout: seconds that the report may take to be written: the workdir's file system may be what hangs.
+      patience: seconds, if `timeout` is not more, for what is done for the first time: programs are compiled and tuned
+        for it, which takes as long as it takes.
     """
 
     def __init__(
@@ -42,22 +44,25 @@ class Watchdog:
         ending: Ending | None = None,
         looks: int = 20,
         report_timeout: float = 30,
+        patience: float = 3600,
     ):
         self._workdir, self._timeout = workdir, timeout
         self._ending, self._looks, self._report_timeout = ending or Ending(), looks, report_timeout
-        self._beat: tuple[int, str] = (0, "")
+        self._patience = patience
+        self._beat: tuple[int, str, bool] = (0, "", False)
         self._stopped = threading.Event()
         if timeout:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self, step: int, doing: str) -> None:
+    def beat(self, step: int, doing: str, *, first: bool = False) -> None:
         """The run goes on.
 
         Args:
           step: the last one that was given to the devices, which are at most a few behind.
           doing: what comes next, in words.
+          first: it is done for the first time; see `patience`.
         """
-        self._beat = (step, doing)
+        self._beat = (step, doing, first)
 
     def stop(self) -> None:
         """From here on the process may take its time."""
@@ -68,13 +73,18 @@ class Watchdog:
         while not self._stopped.wait(self._timeout / self._looks):
             # By identity: two evaluations of one step are two beats.
             seen, looks = self._beat, looks + 1 if self._beat is seen else 0
-            if looks == self._looks:
+            if looks >= self._looks * self._limit() / self._timeout:
                 self._end_process()
+
+    def _limit(self) -> float:
+        """Seconds that what is being done may take."""
+        _, _, first = self._beat
+        return max(self._timeout, self._patience) if first else self._timeout
 
     def _end_process(self) -> None:
         self._ending.claim(self._report_timeout)
-        step, doing = self._beat
-        what = f"{this_process()} hangs: nothing has happened for {self._timeout:g} s, after step {step}, in {doing}"
+        step, doing, _ = self._beat
+        what = f"{this_process()} hangs: nothing has happened for {self._limit():g} s, after step {step}, in {doing}"
         path = self._workdir / time.strftime(f"hang_%Y%m%d-%H%M%S_{process_number()}.txt")
         _report(sys.stderr, f"{what}; exit status {HANG_EXIT_CODE}; the stacks are also in {path}")
         writer = threading.Thread(target=_write_report, args=(path, what), daemon=True)
@@ -89,9 +99,9 @@ class Watchdog:
 
 @contextmanager
 def watched(workdir: pathlib.Path, timeout: float, doing: str, *, ending: Ending | None = None):
-    """A Watchdog over what is done before there are steps."""
+    """A Watchdog over what is done, for the first time, before there are steps."""
     watchdog = Watchdog(workdir, timeout, ending=ending)
-    watchdog.beat(0, doing)
+    watchdog.beat(0, doing, first=True)
     try:
         yield
     finally:

@@ -181,7 +181,8 @@ SETTINGS = {
         # The newest ones. With 1 there is none to go back to from one that the disk has damaged.
         "keep_checkpoints": Setting(2, AT_LEAST_ONE),
         # Seconds that a step, a save, an evaluation or a sample grid may take before the run is taken to hang: it then
-        # writes the stacks of its threads and exits with status 75, to be started again. 0: never.
+        # writes the stacks of its threads and exits with status 75, to be started again. 0: never. What may compile has
+        # an hour at least: the first steps and looks, and all steps with `data.online`.
         "hang_timeout": Setting(1800, NOT_NEGATIVE),
     },
     "mesh": {

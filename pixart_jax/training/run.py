@@ -49,6 +49,7 @@ class Run:
         self._start, self._last = int(beginning.state.step), plan.last
         self._window = MetricsWindow(beginning.pending)
         self._stopwatch = Stopwatch(self._start)
+        self._looked: set[str] = set()
 
     @contextmanager
     def stepping(self) -> Iterator[range]:
@@ -62,7 +63,7 @@ class Run:
         ):
             if self._start < self._last:
                 self.look(self._start)
-            self._watchdog.beat(self._start, "a step")
+            self._before_step(self._start + 1)
             yield range(self._start + 1, self._last + 1)
 
     def step(self, batch: Batch) -> Metrics:
@@ -91,7 +92,13 @@ class Run:
             raise SystemExit(exit_code(stop))
         if step != self._last:
             self.look(step)
-        self._watchdog.beat(step, "a step")
+        self._before_step(step + 1)
+
+    def _before_step(self, step: int) -> None:
+        # The first ones are on their way to the devices at once; of the online encoders each size of pictures is
+        # compiled when its first one comes.
+        first = step - self._start <= MetricsWindow.IN_FLIGHT + 1 or self._plan.config.data.online
+        self._watchdog.beat(step - 1, "a step", first=first)
 
     def log(self, step: int) -> None:
         """Writes the means of the steps since the last log step."""
@@ -139,9 +146,11 @@ class Run:
             # The averaged parameters are those that are sampled from and that the next stage starts from.
             weights = Parameters(self.state.ema_params, self._beginning.frozen)
             for evaluator in due:
-                doing = f"an evaluation: {evaluator.name}"
-                self._watchdog.beat(step, doing)
-                report = evaluator(weights, functools.partial(self._watchdog.beat, step, doing))
+                first = evaluator.name not in self._looked
+                beat = functools.partial(self._watchdog.beat, step, f"an evaluation: {evaluator.name}", first=first)
+                beat()
+                report = evaluator(weights, beat)
+                self._looked.add(evaluator.name)
                 self._journal.report(step, evaluator.name, report)
 
     @contextmanager

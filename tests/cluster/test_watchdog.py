@@ -18,13 +18,19 @@ def sleep_long():
 if __name__ == "__main__":
     how, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
     multiprocessing.get_context("fork").Process(target=sleep_long).start()
-    watchdog = Watchdog(workdir, 0 if how == "off" else 1)
+    watchdog = Watchdog(workdir, 0 if how == "off" else 1, patience=2 if how == "first hangs" else 3600)
     for step in range(1, 9):
         watchdog.beat(step, "a step")
         time.sleep(0.2)
-    if how == "stopped":
+    if how.startswith("first"):
+        watchdog.beat(8, "a step", first=True)
+    if how == "first":
+        time.sleep(3)
+        watchdog.beat(9, "a step", first=True)
+        time.sleep(3)
+    if how in ("stopped", "first"):
         watchdog.stop()
-    if how in ("stopped", "off"):
+    if how in ("stopped", "off", "first"):
         time.sleep(2)
         for child in multiprocessing.active_children():
             child.kill()
@@ -39,17 +45,18 @@ def run(how, workdir):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
 
 
-@pytest.mark.parametrize("how", ["hangs", "workdir is gone", "stopped", "off"])
+@pytest.mark.parametrize("how", ["hangs", "first hangs", "workdir is gone", "stopped", "off", "first"])
 def test_watchdog(how, tmp_path):
     workdir = tmp_path if how != "workdir is gone" else tmp_path / "gone"
     result = run(how, workdir)
     reports = list(tmp_path.glob("hang_*.txt"))
-    if how in ("stopped", "off"):
+    if how in ("stopped", "off", "first"):
         assert (result.returncode, reports) == (0, []), result.stderr
         return
     assert result.returncode == HANG_EXIT_CODE, result.stderr
     texts = [result.stderr] + [path.read_text() for path in reports]
-    assert len(texts) == (2 if how == "hangs" else 1)
+    assert len(texts) == (1 if how == "workdir is gone" else 2)
     for text in texts:
-        assert "hangs: nothing has happened for 1 s, after step 8, in a step" in text
+        seconds = 2 if how == "first hangs" else 1
+        assert f"hangs: nothing has happened for {seconds} s, after step 8, in a step" in text
         assert "in wait" in text and 'File "<string>", line' in text

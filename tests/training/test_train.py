@@ -17,6 +17,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import check_offload, default_config, load_config
 from pixart_jax.devices import hardware
 from pixart_jax.errors import InputError, TrainingDiverged
+from pixart_jax.training import run
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.metrics import MetricsWindow
 from pixart_jax.training.program import Program
@@ -68,6 +69,33 @@ def test_run_writes_what_it_promises_and_compiles_once(data, tmp_path, compilati
     train_and_evaluate(config, str(tmp_path))
     assert {"jit(train_step)"} <= set(compilations) <= PROGRAMS
     check_once(compilations)
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["from step 0", "goes on"])
+def test_what_may_compile_is_no_hang(data, tmp_path, monkeypatch, goes_on):
+    """The first steps that the devices are given at once, and an evaluator's first look, where the watchdog waits."""
+    beats = []
+
+    class Watchdog(run.Watchdog):
+        def beat(self, step, doing, *, first=False):
+            beats.append((step, doing, first))
+
+    config = tiny_config(data)
+    config.train.num_steps = 12
+    config.sample.update({"every": 6, "num_images": 1})
+    if goes_on:
+        config.train.num_steps = 4
+        train_and_evaluate(config, str(tmp_path))
+        config.train.num_steps = 12
+    monkeypatch.setattr(run, "Watchdog", Watchdog)
+    train_and_evaluate(config, str(tmp_path))
+    begin = 4 if goes_on else 0
+    steps = {step: first for step, doing, first in beats if doing == "a step"}
+    assert [step for step, first in steps.items() if first] == [*range(begin, begin + 4)]
+    assert len(steps) == 13 - begin
+    looks = [(step, first) for step, doing, first in beats if "evaluation" in doing]
+    assert (6, True) in looks and (6, False) not in looks
+    assert (12, False) in looks and (12, True) not in looks
 
 
 def check_once(compilations):
