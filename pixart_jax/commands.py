@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import pathlib
 import re
+import shlex
+import sys
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
@@ -29,6 +33,15 @@ def command(tool: str) -> str:
     return _SCRIPTS.get(tool, f"python -m pixart_jax.tools.{tool}")
 
 
+def training_command(workdir: pathlib.Path) -> str:
+    """The command that this process was started with, if it trains; else how a run in that workdir is."""
+    program = pathlib.Path(sys.argv[0])
+    start = "python -m pixart_jax.main" if command("sample").startswith("python") else "pixart-train"
+    if program.name == "pixart-train" or program.parts[-2:] == ("pixart_jax", "main.py"):
+        return f"{start} {shlex.join(sys.argv[1:])}"
+    return f"{start} --config=CONFIG --workdir={shlex.quote(str(workdir))}"
+
+
 def with_commands(text: str) -> str:
     """A tool's description, with the commands and configs that it names as they are called here."""
     text = re.sub(r"python -m tools\.(\w+)", lambda match: command(match[1]), text)
@@ -50,3 +63,19 @@ def path_argument(text: str) -> pathlib.Path:
         return local_path(text, "the path")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def quieten_libraries() -> None:
+    """Keeps off the terminal what TensorFlow, absl and Orbax say of themselves; errors and our warnings stay."""
+    # TensorFlow, which some datasets are read with and which computes nothing here, says at its import how it would.
+    for name, value in (("TF_CPP_MIN_LOG_LEVEL", "2"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
+        os.environ.setdefault(name, value)
+    from absl import logging as absl_logging  # A benchmark runs where it is not installed.
+
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_no_chatter)
+
+
+def _is_no_chatter(record: logging.LogRecord) -> bool:
+    """Orbax warns that a checkpoint opened for reading is opened for reading, and of files that it can do without."""
+    return record.levelno >= logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts

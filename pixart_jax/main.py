@@ -7,6 +7,7 @@ Where several processes train together, each runs the same command; see docs/sev
 
 from __future__ import annotations
 
+import logging as python_logging
 import sys
 
 from absl import app, flags, logging
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_others
 from pixart_jax.cluster.processes import all_fail, join
+from pixart_jax.commands import quieten_libraries
 from pixart_jax.config import flatten, read_config_file, unknown_key_error
 from pixart_jax.config.settings import find_config
 from pixart_jax.errors import InputError
@@ -46,6 +48,7 @@ def main(argv: list[str], ending: Ending) -> None:
     )
     if process > 0:
         logging.set_verbosity(logging.WARNING)  # The first one speaks for all.
+    logging.info("the run in %s: reading its config, data and weights", workdir)
     # Here and not above: bad flags should fail before all that training needs has loaded.
     from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
@@ -63,9 +66,23 @@ def main(argv: list[str], ending: Ending) -> None:
 
 def log_the_run() -> None:
     """Shows what a run says of itself; what JAX and Orbax say on the way is not about the run."""
+    quieten_libraries()
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(lambda record: record.levelno > 20 or "pixart_jax" in record.pathname)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno > 20 or "pixart_jax" in record.pathname)
+    handler.setFormatter(Lines())
+
+
+class Lines(python_logging.Formatter):
+    """ "11-26 20:05:33 step 10/30 ...": what is no ordinary report says so."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%m-%d %H:%M:%S")
+
+    def formatMessage(self, record: python_logging.LogRecord) -> str:
+        record.message = ("" if record.levelno <= python_logging.INFO else f"{record.levelname}: ") + record.message
+        return super().formatMessage(record)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 
 from safetensors import SafetensorError
 
-from pixart_jax.commands import command, path_argument, seed_argument, with_commands
+from pixart_jax.commands import command, path_argument, quieten_libraries, seed_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
@@ -65,6 +65,7 @@ REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed"
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
+    quieten_libraries()
     begin = time.perf_counter()
     try:
         if args.to == "orbax":

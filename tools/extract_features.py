@@ -26,9 +26,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
@@ -53,7 +52,7 @@ OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    logging.set_verbosity(logging.WARNING)
+    quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
     begin = time.perf_counter()
     try:

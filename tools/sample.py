@@ -19,10 +19,9 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from PIL import Image, PngImagePlugin
 
-from pixart_jax.commands import command, path_argument, seed_argument, with_commands
+from pixart_jax.commands import command, path_argument, quieten_libraries, seed_argument, with_commands
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -41,9 +40,7 @@ SHEET_PICTURES, SHEET_PIXELS = 64, 384
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    logging.set_verbosity(logging.WARNING)
-    # Orbax warns that a checkpoint opened for reading is opened for reading.
-    logging.get_absl_logger().addFilter(lambda record: "read only" not in record.getMessage())
+    quieten_libraries()
     out = args.out or args.checkpoint / "generated"
     begin = time.perf_counter()
     try:

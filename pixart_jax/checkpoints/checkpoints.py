@@ -51,10 +51,16 @@ _POLL = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class _Saving:
-    """A checkpoint on its way to disk, and the time.monotonic() at which it set out."""
+    """A checkpoint on its way to disk.
+
+    Attributes:
+      begin: the time.monotonic() at which it set out.
+      held: seconds that the loop has waited for it.
+    """
 
     step: int
     begin: float
+    held: float
 
 
 class Checkpoints:
@@ -76,12 +82,17 @@ class Checkpoints:
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path)
         self._errors: list[BaseException] = []
+        # When the last save's files were all there: the loop may look for that only much later.
+        self._written = 0.0
         self._manager = self._open_manager()
         self._saving: _Saving | None = None
         self._checksums: jax.stages.Compiled | None = None
 
     def _open_manager(self) -> ocp.CheckpointManager:
         processes = alone() if self._read_only else ocp.options.MultiprocessingOptions()
+
+        def note_time() -> None:
+            self._written = time.monotonic()
 
         def arrays() -> ocp.PyTreeCheckpointHandler:
             # Uncompressed: trained numbers hardly gain from it, and the step beside may want the processor.
@@ -103,7 +114,9 @@ class Checkpoints:
                 # What is said of a checkpoint is read when it is restored, where damage to it does no harm.
                 lightweight_initialize=True,
                 multiprocessing_options=processes,
-                async_options=ocp.AsyncOptions(barrier_sync_fn=noting_barrier(self._errors, processes)),
+                async_options=ocp.AsyncOptions(
+                    barrier_sync_fn=noting_barrier(self._errors, processes), post_finalization_callback=note_time
+                ),
             ),
         )
 
@@ -149,8 +162,7 @@ class Checkpoints:
         step = int(state.step)
         with save_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**args))
-        self._saving = _Saving(step, started)
-        logging.info("checkpoint of step %d: held the loop for %.2f s", step, time.monotonic() - begin)
+        self._saving = _Saving(step, started, held=time.monotonic() - begin)
 
     def check(self) -> None:
         """Raises SaveFailed if the last save is known to have failed; never waits."""
@@ -183,7 +195,12 @@ class Checkpoints:
         saving, self._saving = self._saving, None
         with save_errors(self.directory):
             self._manager.wait_until_finished()
-        logging.info("checkpoint of step %d: complete within %.1f s", saving.step, time.monotonic() - saving.begin)
+        logging.info(
+            "checkpoint of step %d: held the loop for %.2f s, complete after %.1f s",
+            saving.step,
+            saving.held,
+            self._written - saving.begin,
+        )
         return 0.0
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-from clu import parameter_overview
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.checkpoints import Checkpoints
@@ -14,6 +13,7 @@ from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import agree
 from pixart_jax.errors import InputError
 from pixart_jax.training.plan import Plan
+from pixart_jax.training.waits import announced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +47,12 @@ def begin(plan: Plan, checkpoints: Checkpoints) -> Beginning:
     birth = plan.program.birth
     agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
     if checkpoints.latest_step is None:
-        state, frozen = birth.fresh() if plan.weights is None else birth.start(plan.weights)
-        checkpoints.prepare(plan.program.state)
-        logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats="sharding"))
+        with announced("making the first state"):
+            state, frozen = birth.fresh() if plan.weights is None else birth.start(plan.weights)
+            checkpoints.prepare(plan.program.state)
         return Beginning(state, frozen, birth.frozen_checksum(frozen), [])
-    state, progress = checkpoints.restore(plan.program.state)
+    with announced("reading the run's checkpoint"):
+        state, progress = checkpoints.restore(plan.program.state)
     step = int(state.step)
     if step > plan.last:
         raise InputError(
@@ -66,5 +67,6 @@ def begin(plan: Plan, checkpoints: Checkpoints) -> Beginning:
             f"began with those of {before}; name the weights that it began with, or another workdir"
         )
     plan.data.batches.set_state(progress["iterator"])
-    logging.info("going on from step %d in %s", step, checkpoints.directory)
+    finished = ", which is the last: the run is finished already" if step == plan.last else ""
+    logging.info("going on from step %d in %s%s", step, checkpoints.directory, finished)
     return Beginning(state, frozen, checksum, progress["pending"])

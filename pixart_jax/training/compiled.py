@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import jax
-from absl import logging
 
 from pixart_jax.devices.hardware import find_hardware
-from pixart_jax.training.metrics import Rates, format_duration
+from pixart_jax.training.metrics import Rates
 from pixart_jax.training.plan import Plan
+from pixart_jax.training.waits import announced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +22,9 @@ class Compiled:
 
 def compile_step(plan: Plan) -> Compiled:
     """Ahead of the loop: a batch of another shape is then an error, not a silent second compilation."""
-    shapes, begin_at = plan.batch_shapes(), time.perf_counter()
-    step = plan.program.lower(shapes).compile()
-    logging.info("train step compiled in %s", format_duration(time.perf_counter() - begin_at))
+    shapes = plan.batch_shapes()
+    with announced("compiling the training step, which takes minutes for a large model"):
+        step = plan.program.lower(shapes).compile()
     hardware = find_hardware(jax.devices()[0].device_kind)
     flops = plan.program.flops(shapes) if hardware else None
     return Compiled(step, Rates(plan.config.data.batch_size, flops, hardware))

@@ -1,4 +1,4 @@
-"""What a run measures, for TensorBoard and for the log."""
+"""What a run measures, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from absl import logging
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -25,7 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class Events:
-    """Writes `workdir/events.out.tfevents.*`, in the order of the calls; the log says what.
+    """Writes `workdir/events.out.tfevents.*`, in the order of the calls.
 
     A thread of its own encodes and writes. What it fails of, as a rule an OSError, is raised by a later call.
 
@@ -49,8 +48,6 @@ class Events:
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """A point at `step` of the curve of each name."""
-        values = [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in sorted(scalars.items())]
-        logging.info("[%d] %s", step, ", ".join(values))
 
         def fill(event: Event) -> None:
             event.step = step
@@ -62,7 +59,6 @@ class Events:
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Pictures uint8[n, H, W, 3], or uint8[H, W, 3], at `step` under each name."""
         stacks = {name: image if image.ndim == 4 else image[None] for name, image in images.items()}
-        logging.info("[%d] Got images: %s.", step, {name: stack.shape for name, stack in stacks.items()})
 
         def fill(event: Event) -> None:
             event.step = step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,10 +14,11 @@ from pixart_jax.evaluators.evaluator import Evaluator, Report
 from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.figures.images import save_png
 from pixart_jax.training.events import Events
-from pixart_jax.training.hints import sampling_hint
+from pixart_jax.training.hints import next_steps, shown
 from pixart_jax.training.history import History
+from pixart_jax.training.metrics import format_duration
 from pixart_jax.training.plan import Plan
-from pixart_jax.training.record import record_config, record_run, write_json
+from pixart_jax.training.record import record_config, record_parameters, record_run, write_json
 
 RESULTS_FILE = "results.json"
 
@@ -38,6 +40,8 @@ class Journal:
                 record_config(plan.workdir, plan.config)
                 if plan.warm_start:
                     plan.warm_start.write_record(plan.workdir)
+        self._announced: set[str] = set()
+        self._begin = time.perf_counter()
         self._events = Events(plan.workdir if self._writes else None)
         self._history: History | None = None
         self._reports: dict[str, History] = {}
@@ -54,8 +58,9 @@ class Journal:
     def compiled(self, step: jax.stages.Compiled) -> None:
         """Records what the run runs on, and what its step needs."""
         if self._writes:
-            program = self._plan.program
-            record_run(self._plan.workdir, program.state.params, program.frozen, step)
+            program, workdir = self._plan.program, self._plan.workdir
+            record_run(workdir, program.state.params, program.frozen, step)
+            record_parameters(workdir, program.state.params)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """The scalars of a log step."""
@@ -63,15 +68,22 @@ class Journal:
         if self._history:
             self._history.append(step, scalars)
 
+    def announce(self, step: int, name: str) -> None:
+        """Says that training waits for an evaluator of that name, whose `report` comes next."""
+        first = "" if name in self._announced else ", and its first time compiles"
+        logging.info("step %d/%d  %s: training waits%s ...", step, self._plan.last, name, first)
+        self._announced.add(name)
+        self._begin = time.perf_counter()
+
     def report(self, step: int, name: str, report: Report) -> None:
         """What an evaluator of that name found after that step."""
-        last = self._plan.last
+        last, took = self._plan.last, format_duration(time.perf_counter() - self._begin)
         if report.scalars:
             self._events.write_scalars(step, report.scalars)
         for picture, pixels in report.pictures.items():
             self._events.write_images(step, {picture: pixels})
         if not report.pictures:
-            logging.info("step %d/%d, %s", step, last, report.about)
+            logging.info("step %d/%d  %s, in %s", step, last, report.about, took)
         if not self._writes:
             return
         workdir, history = self._plan.workdir, self._reports[name]
@@ -83,10 +95,10 @@ class Journal:
             final = step == last
             path = workdir / f"{picture}.png" if final else workdir / picture / f"step_{step:07d}.png"
             save_png(path, pixels)
-            logging.info("%s: %s", path, report.about)
+            logging.info("step %d/%d  %s: %s, in %s", step, last, shown(path), report.about, took)
 
     def finish(self) -> None:
-        """Writes the loss curve and `results.json`: the last of all that was measured. Says how to draw."""
+        """Writes the loss curve and `results.json`: the last of all that was measured. Says what to do next."""
         if self._history is None or not self._history.rows:
             return
         rows, workdir = self._history.rows, self._plan.workdir
@@ -98,8 +110,8 @@ class Journal:
         for history in self._reports.values():
             results |= {name: value for name, value in (history.rows or [{}])[-1].items() if name != "step"}
         write_json(workdir / RESULTS_FILE, results)
-        logging.info("%.0f images/s over the whole run; all results: %s", rate, workdir / RESULTS_FILE)
-        if hint := sampling_hint(workdir, self._plan.data.manifest, self._plan.data.samples):
+        logging.info("%.3g img/s over the whole run; all results: %s", rate, shown(workdir / RESULTS_FILE))
+        for hint in next_steps(workdir, self._plan.config, self._plan.data.manifest, self._plan.data.samples):
             logging.info("%s", hint)
 
     def close(self) -> None:

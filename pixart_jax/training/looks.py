@@ -19,6 +19,7 @@ from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.inputs.held_out import eval_batch_size
 from pixart_jax.training.plan import Plan
+from pixart_jax.training.waits import announced
 
 
 def open_evaluators(plan: Plan) -> list[Evaluator]:
@@ -72,6 +73,6 @@ def _captions(plan: Plan) -> Drawings:
 
 def _prompts(encode: Callable[[], list[Sample]], captions: Drawings) -> tuple[Drawings, int]:
     """config.sample.prompts, and their number; drawn by the program that draws captions."""
-    with together("encoding the prompts"):
+    with announced("encoding the prompts of the sample grids"), together("encoding the prompts"):
         samples = encode()
     return dataclasses.replace(captions, samples=samples, has_pictures=False), len(samples)

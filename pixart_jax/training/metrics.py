@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import jax
@@ -94,6 +96,27 @@ class Rates:
         if self.flops and self.hardware:
             rates["mfu"] = self.hardware.utilisation(self.flops * steps_per_second, jax.device_count())
         return rates
+
+
+def progress_line(step: int, last: int, scalars: Mapping[str, float], seconds_left: float) -> str:
+    """ "step 8010/8060  loss 0.0362  lr 5.2e-8  227 img/s  7s left": the chief ones of a log step's scalars."""
+    parts = [f"step {step}/{last}"]
+    if "loss" in scalars:
+        parts.append(f"loss {scalars['loss']:.4g}")
+    if "learning_rate" in scalars:
+        parts.append(f"lr {format_rate(scalars['learning_rate'])}")
+    speed = scalars["images_per_second"]
+    parts.append(f"{speed:.0f} img/s" if speed >= 10 else f"{speed:.2g} img/s")
+    if "mfu" in scalars:
+        parts.append(f"mfu {scalars['mfu']:.0%}")
+    if step < last:
+        parts.append(f"{format_duration(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def format_rate(rate: float) -> str:
+    """A learning rate in two digits: "5.2e-8", "0.001"."""
+    return re.sub(r"e-0*", "e-", f"{rate:.2g}")
 
 
 def format_duration(seconds: float) -> str:

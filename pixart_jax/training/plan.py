@@ -40,6 +40,7 @@ from pixart_jax.training.inputs.held_out import open_held_out
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
+from pixart_jax.training.waits import announced
 from pixart_jax.warm_start.start import WarmStart, open_warm_start
 from pixart_jax.warm_start.transitions import Choices
 
@@ -121,7 +122,10 @@ def _open_plan(
         # A run that goes on has its own weights, but for those that are never saved.
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest) if wanted else None
-        weights = warm_start.load() if warm_start else None
+        weights = None
+        if warm_start:
+            with announced("reading the weights"):
+                weights = warm_start.load()
         if not there:
             owning.enter_context(own_workdir(path))
     if jax.process_count() > 1:

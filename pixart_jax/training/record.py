@@ -18,6 +18,7 @@ from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.files import write_atomically
 
 RUN_FILE = "run.json"
+PARAMETERS_FILE = "parameters.txt"
 # Whose versions decide what a run computes.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -84,6 +85,26 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
             "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
         },
     )
+
+
+def record_parameters(workdir: pathlib.Path, params: Params) -> None:
+    """Writes workdir/parameters.txt, a table of what is trained: name, shape, dtype, size and split; logs its total.
+
+    Args:
+      params: arrays, or their shapes, dtypes and shardings.
+    """
+    rows = [("name", "shape", "dtype", "size", "split")]
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(str(getattr(key, "key", key)) for key in keys)
+        split = getattr(leaf.sharding, "spec", None)
+        rows.append((name, str(leaf.shape), str(leaf.dtype), f"{leaf.size:,}", str(tuple(split or ()))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    path = workdir / PARAMETERS_FILE
+    total = f"{_size(params):,} parameters are trained"
+    text = "\n".join([*lines, total]) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    logging.info("%s; each of them: %s", total, path.name)
 
 
 def _size(tree: Params) -> int:

@@ -22,7 +22,7 @@ from pixart_jax.objectives.objective import Batch, Metrics
 from pixart_jax.training.beginning import Beginning, begin
 from pixart_jax.training.compiled import Compiled, compile_step
 from pixart_jax.training.journal import Journal
-from pixart_jax.training.metrics import MetricsWindow, Stopwatch, format_duration
+from pixart_jax.training.metrics import MetricsWindow, Stopwatch, progress_line
 from pixart_jax.training.plan import Plan
 
 
@@ -107,8 +107,7 @@ class Run:
         steps_per_second = self._stopwatch.steps_per_second(step)
         rates = self._program.rates.of(steps_per_second)
         self._journal.log(step, scalars | rates)
-        speed, left = rates["images_per_second"], format_duration((self._last - step) / steps_per_second)
-        logging.info("step %d/%d, %.0f images/s, %s to go", step, self._last, speed, left)
+        logging.info("%s", progress_line(step, self._last, scalars | rates, (self._last - step) / steps_per_second))
 
     def save(self, step: int, *, required: bool) -> None:
         """Saves a checkpoint; one that is not required is left out, with a warning, where the disk is too slow."""
@@ -149,6 +148,7 @@ class Run:
                 first = evaluator.name not in self._looked
                 beat = functools.partial(self._watchdog.beat, step, f"an evaluation: {evaluator.name}", first=first)
                 beat()
+                self._journal.announce(step, evaluator.name)
                 report = evaluator(weights, beat)
                 self._looked.add(evaluator.name)
                 self._journal.report(step, evaluator.name, report)
@@ -163,6 +163,8 @@ class Run:
         """Waits for the last checkpoint, and lets the evaluators have their last look; returns the final state."""
         with end_with_the_others(ending=self._plan.ending):
             self._watchdog.beat(self._last, "saving a checkpoint")
+            if self._checkpoints.wait(0):
+                logging.info("waiting for the checkpoint of step %d to be complete", self._last)
             self._checkpoints.wait()
             self.look(self._last)
         self._journal.finish()
