@@ -13,6 +13,7 @@ from pixart_jax.data.shards.manifest import ENCODERS
 from pixart_jax.evaluators.evaluator import Evaluator, Report
 from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.figures.images import save_png
+from pixart_jax.training.advice import short_run
 from pixart_jax.training.events import Events
 from pixart_jax.training.hints import next_steps, shown
 from pixart_jax.training.history import History
@@ -37,9 +38,11 @@ class Journal:
         with together("recording the run"):
             if self._writes:
                 plan.data.keep_encoders(plan.workdir / ENCODERS)
-                record_config(plan.workdir, plan.config)
+                record_config(plan.workdir, plan.config, start)
                 if plan.warm_start:
                     plan.warm_start.write_record(plan.workdir)
+                for line in short_run(plan.config) if start < plan.last else ():
+                    logging.warning("%s", line)
         self._announced: set[str] = set()
         self._begin = time.perf_counter()
         self._events = Events(plan.workdir if self._writes else None)

@@ -16,6 +16,7 @@ from pixart_jax import __version__
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.files import write_atomically
+from pixart_jax.training.advice import changed_schedule
 
 RUN_FILE = "run.json"
 PARAMETERS_FILE = "parameters.txt"
@@ -35,14 +36,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def record_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes workdir/config.json, which sampling reads; says what changed since the run started."""
+def record_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> None:
+    """Writes workdir/config.json, which sampling reads; says what changed since the run started, and what that does to
+    the learning rate from `step` on."""
     path = workdir / "config.json"
     if path.exists():
-        new = flatten(config)
-        for key, value in flatten(load_config(workdir)).items():
+        before, new = load_config(workdir), flatten(config)
+        for key, value in flatten(before).items():
             if key in new and new[key] != value:
                 logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
+        if step and (said := changed_schedule(before, config, step)):
+            logging.warning("%s", said)
     write_json(path, config.to_dict())
 
 

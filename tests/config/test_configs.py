@@ -11,9 +11,12 @@ from config_runs import PATHS, ROOT, read
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.synthetic import SyntheticSamples
+from pixart_jax.training.advice import short_run
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.warm_start.transitions import Choices, plan_transition
 from tools.extract_features import make_parser
+
+SMALL = {"finetune_small_alpha", "finetune_small_sigma"}
 
 
 def docstring(name):
@@ -31,7 +34,7 @@ def commands(text):
 def test_there_is_a_config_for_every_stage():
     stages = {"stage1_256", "stage2_256", "stage3_256", "stage3_512", "stage3_1024"}
     sigma = {"sigma_256", "sigma_512", "sigma_1024", "sigma_2k", "sigma_4k"}
-    assert stages | sigma | {"finetune_alpha_1024", "finetune_sigma_1024", "quickstart"} <= PATHS.keys()
+    assert stages | sigma | {"finetune_alpha_1024", "finetune_sigma_1024", "quickstart"} | SMALL <= PATHS.keys()
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -74,6 +77,22 @@ def test_settings_are_sound(name):
     # Chains end at an existing config, or at weights that the docstring converts.
     start = config.init_from
     assert not start or start.removeprefix("runs/") in PATHS or f" {start}" in docstring(name)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_no_run_is_too_short_for_its_settings(name):
+    assert short_run(read_config_file(str(PATHS[name]))) == []
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_tens_of_pictures_are_seen_about_a_hundred_times(name):
+    small = read_config_file(str(PATHS[name]))
+    assert 50 <= small.train.num_steps * small.data.batch_size / 60 <= 200
+    assert small.sample.every <= small.train.num_steps / 5 and small.optimizer.warmup_steps < small.train.num_steps / 10
+    # What is not about the number of pictures is as for many.
+    large = read_config_file(str(PATHS[name.replace("small_", "") + "_1024"]))
+    assert (small.model, small.init_from, small.init) == (large.model, large.init_from, large.init)
+    assert small.optimizer.name == large.optimizer.name
 
 
 def test_position_scales_and_text_are_the_references():

@@ -15,16 +15,23 @@ from pixart_jax.config import flatten
 GROUPS = {
     "stage1_256": (),
     "stage2_256": ("stage3_256", "stage3_512"),
-    "stage3_1024": ("finetune_alpha_1024",),
-    "sigma_256": ("sigma_512", "sigma_1024", "sigma_2k", "sigma_4k", "finetune_sigma_1024"),
+    "stage3_1024": ("finetune_alpha_1024", "finetune_small_alpha"),
+    "sigma_256": ("sigma_512", "sigma_1024", "sigma_2k", "sigma_4k", "finetune_sigma_1024", "finetune_small_sigma"),
     "mini_stage1": (),
     "mini_stage2": (),
     "mini_stage3": (),
     "quickstart": (),
 }
-# They change no program and nothing that a run does: numbers in a table, and what only a run heeds that starts from
+# They change no program and nothing that a run does: numbers, and what only a run heeds that starts from
 # weights, or evaluates, which none of these does.
-INDIFFERENT = {"model.position_scale", "init.null_text", "eval.every", "eval.num_samples"}
+INDIFFERENT = {
+    "model.position_scale",
+    "optimizer.lr_scaling",
+    "train.ema_decay",
+    "init.null_text",
+    "eval.every",
+    "eval.num_samples",
+}
 # Among them both precisions, both optimizers, classes and captions, micro-conditions, compressed keys, either schedule.
 KILLED = [("stage1_256", {}), ("mini_stage3", {}), ("sigma_1024", KV)]
 UNHARMED = [(name, {}) for name in GROUPS if (name, {}) not in KILLED]

@@ -1,0 +1,85 @@
+"""What settings come to that are allowed and yet seldom meant: a run too short for them, a schedule that has ended."""
+
+from __future__ import annotations
+
+from pixart_jax.config import ConfigDict, flatten, optimizer_spec
+from pixart_jax.optimizers import learning_rate_schedule, lr_scale
+from pixart_jax.training.metrics import format_rate
+
+# Settings that the learning rate of a step depends on.
+_OF_THE_RATE = (
+    "optimizer.learning_rate",
+    "optimizer.lr_scaling",
+    "optimizer.schedule",
+    "optimizer.warmup_steps",
+    "data.batch_size",
+    "train.num_steps",
+)
+# Below this share of the highest rate a run learns next to nothing.
+_HARDLY = 0.1
+
+
+def short_run(config: ConfigDict) -> list[str]:
+    """A line for each setting that the run is too short for."""
+    last, warmup, decay = config.train.num_steps, config.optimizer.warmup_steps, config.train.ema_decay
+    of_the_run = f"the run has {last} steps (config.train.num_steps)"
+    lines = []
+    if warmup > last / 2:
+        reached = min(1.0, last / warmup)
+        lines.append(
+            f"config.optimizer.warmup_steps = {warmup}: {of_the_run}, so the learning rate rises for "
+            f"{'all' if reached < 1 else 'most'} of it, to {reached:.0%} of what is set; set it to {last // 20} or so"
+        )
+    if decay < 1 and (memory := round(1 / (1 - decay))) > last:
+        lines.append(
+            f"config.train.ema_decay = {decay:g} averages over about {memory} steps: {of_the_run}, so the "
+            f"average, which is drawn from, lags behind what is learnt; set it to {_ema_decay(last):g} or so"
+        )
+    for key in ("sample.every", "eval.every", "train.log_every"):
+        used = key != "eval.every" or config.eval.source.strip()
+        if used and flatten(config)[key] > last:
+            only = "only its end is logged" if key == "train.log_every" else "there is only the one at its end"
+            lines.append(
+                f"config.{key} = {flatten(config)[key]}: {of_the_run}, so {only}; set it to {max(1, last // 5)} or so"
+            )
+    return lines
+
+
+def _ema_decay(steps: int) -> float:
+    """One that averages over about a tenth of them, in two digits."""
+    return round(1 - 1 / max(2.0, steps / 10), 2 if steps < 1000 else 3)
+
+
+def changed_schedule(before: ConfigDict, now: ConfigDict, step: int) -> str | None:
+    """What the learning rate does from `step` on in a run whose settings have changed there; None where they have not.
+
+    Args:
+      before: the settings that the run had.
+      now: those that it goes on with.
+      step: the last that is done.
+    """
+    old, new = flatten(before), flatten(now)
+    if all(old.get(key) == new[key] for key in _OF_THE_RATE):
+        return None
+    last = now.train.num_steps
+    if step >= last:
+        return (
+            f"all {last} steps are done, and no other rate or schedule changes that: set config.train.num_steps to "
+            "more, see docs/training.md#training-longer"
+        )
+    was, schedule = (learning_rate_schedule(optimizer_spec(config)) for config in (before, now))
+    # The rate of the step after `step`; of the last one the count is one less than its number.
+    first, end = float(schedule(step)), float(schedule(last - 1))
+    course = "stays there" if first == end else f"comes to {format_rate(end)} at step {last}"
+    said = (
+        f"the learning rate was {format_rate(float(was(max(0, step - 1))))}; with these settings it goes on at "
+        f"{format_rate(first)} and {course}"
+    )
+    peak = now.optimizer.learning_rate * lr_scale(now.optimizer.lr_scaling, now.data.batch_size)
+    if step >= now.optimizer.warmup_steps and max(first, end) < _HARDLY * min(peak, now.optimizer.learning_rate):
+        said += (
+            f", of {format_rate(peak)} that is set: the schedule, {now.optimizer.schedule!r}, has run down, and next "
+            "to nothing will be learnt. To train on, set config.optimizer.schedule='constant', or start another "
+            "workdir with config.init_from this one; see docs/training.md#training-longer"
+        )
+    return said
