@@ -18,6 +18,9 @@ from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, sample_in_batches
 from pixart_jax.tokens import tokens_to_latents
 
+# Pixels along its longer side that a picture is enlarged up to.
+_SEEN = 128
+
 
 class _Kept:
     """Pictures by sample, of the weights that were looked at last."""
@@ -69,10 +72,10 @@ class Drawings:
         generated = self.draw(weights, indices, beat)
         shown = [self.real(indices), generated] if self.has_pictures else [generated]
         captions = [self.samples[int(i)].caption for i in indices]
-        tiles = same_size(to_uint8(picture) for entry in zip(*shown, strict=True) for picture in entry)
-        entries = [np.stack(tiles[i : i + len(shown)]) for i in range(0, len(tiles), len(shown))]
+        entries = [[enlarged(to_uint8(picture)) for picture in entry] for entry in zip(*shown, strict=True)]
         columns = max(1, round(len(entries) ** 0.5))
-        return labelled_grid(list(zip(entries, captions, strict=True)), columns=columns)
+        heading = "real | drawn" if self.has_pictures else ""
+        return labelled_grid(list(zip(entries, captions, strict=True)), columns=columns, heading=heading)
 
     def spread(self, count: int) -> np.ndarray:
         """i[n]: the places of up to `count` samples, spread evenly."""
@@ -124,6 +127,12 @@ class Drawings:
 
     def _decode(self, latents: Iterable[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(self.decode(latent[None]))[0] for latent in latents]
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A small picture, each of whose pixels becomes a square of several, so that it can be looked at."""
+    factor = max(1, _SEEN // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def same_size(pictures) -> list[np.ndarray]:

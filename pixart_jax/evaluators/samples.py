@@ -23,5 +23,5 @@ class Samples:
         return step == last or (step > 0 and step % self.every == 0)
 
     def __call__(self, weights: Parameters, beat: Callable[[], None]) -> Report:
-        about = "real beside generated" if self.drawings.has_pictures else "prompts"
+        about = "real | drawn" if self.drawings.has_pictures else "prompts"
         return Report(about, pictures={"samples": self.drawings.grid(weights, self.count, beat)})

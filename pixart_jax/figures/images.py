@@ -14,6 +14,8 @@ from pixart_jax.files import write_atomically
 
 _FONT_SIZE = 11
 _LINE_HEIGHT = 13
+# A page wider than so many font sizes has a larger font.
+_FONTS_PER_PAGE = 110
 _ELLIPSIS = "..."  # three full stops: Pillow's built-in bitmap font has no … sign
 
 
@@ -47,39 +49,88 @@ def image_grid(images, columns: int, padding: int = 2) -> np.ndarray:
 
 
 def labelled_grid(
-    entries: Sequence[tuple[np.ndarray, str]], columns: int = 1, padding: int = 4, caption_lines: int = 2
+    entries: Sequence[tuple[np.ndarray | Sequence[np.ndarray], str]],
+    columns: int = 1,
+    padding: int = 4,
+    caption_lines: int = 4,
+    heading: str = "",
 ) -> np.ndarray:
-    """A grid of entries: tiles side by side (say real and generated), their caption centred below.
+    """A page of entries: tiles side by side (say real and drawn), their caption centred below.
+
+    Entries of one size stay in their order, `columns` in a row. Of several sizes those of about the same height share a
+    row, as many as are about as wide together, so that little of the page is empty.
 
     Args:
-      entries: (tiles uint8[k, H, W, 3], caption) pairs, all tiles of one shape; a single uint8[H, W, 3] is one tile.
-      columns: entries in one row of the grid.
+      entries: (tiles, caption) pairs: uint8[k, H, W, 3], or k of any uint8[H, W, 3]; a single uint8[H, W, 3] is one
+        tile.
+      columns: entries in one row of the page.
       padding: white pixels around and between.
       caption_lines: the most lines of a caption; words wrap, and what is left over ends in an ellipsis.
+      heading: a line above all.
 
     Returns:
       uint8[height, width, 3].
 
     Raises:
-      InputError: no entries, or tiles of different shapes.
+      InputError: no entries, or tiles of another shape or dtype.
     """
-    all_tiles = [np.asarray(tiles) for tiles, _ in entries]
-    all_tiles = [tiles[None] if tiles.ndim == 3 else tiles for tiles in all_tiles]
-    if not all_tiles or any(tiles.shape != all_tiles[0].shape for tiles in all_tiles):
-        shapes = sorted({tiles.shape for tiles in all_tiles})
-        raise InputError(f"labelled_grid needs at least one entry, and tiles all of one shape; got shapes {shapes}")
-    font = ImageFont.load_default(_FONT_SIZE)
-    framed = []
-    for tiles, (_, caption) in zip(all_tiles, entries, strict=True):
-        row = image_grid(tiles, columns=len(tiles), padding=padding // 2)
-        lines = wrap_caption(caption, row.shape[1], font.getlength, caption_lines)
-        label = Image.new("RGB", (row.shape[1], caption_lines * _LINE_HEIGHT), "white")
-        draw = ImageDraw.Draw(label)
-        for number, line in enumerate(lines):
-            left = (row.shape[1] - font.getlength(line)) / 2
-            draw.text((max(left, 0), number * _LINE_HEIGHT), line, font=font, fill="black")
-        framed.append(np.concatenate([row, np.asarray(label)]))
-    return image_grid(np.stack(framed), columns, padding)
+    all_tiles = [list(tiles[None] if getattr(tiles, "ndim", 4) == 3 else tiles) for tiles, _ in entries]
+    if not all_tiles or any(tile.ndim != 3 or tile.dtype != np.uint8 for tiles in all_tiles for tile in tiles):
+        shapes = sorted({f"{tile.dtype}{list(tile.shape)}" for tiles in all_tiles for tile in tiles})
+        raise InputError(f"labelled_grid needs at least one entry, and tiles uint8[H, W, 3]; got {', '.join(shapes)}")
+    framed = [_side_by_side(tiles, padding // 2) for tiles in all_tiles]
+    rows = _rows([frame.shape[:2] for frame in framed], columns, padding)
+    width = padding + max(sum(framed[i].shape[1] + padding for i in row) for row in rows)
+    # Pages are looked at as wholes: what is on a large one must be larger to be read.
+    font = ImageFont.load_default(max(_FONT_SIZE, width // _FONTS_PER_PAGE))
+    line_height = round(_LINE_HEIGHT * font.size / _FONT_SIZE)
+    captions = [
+        wrap_caption(text, frame.shape[1], font.getlength, caption_lines)
+        for frame, (_, text) in zip(framed, entries, strict=True)
+    ]
+    heights = [max(framed[i].shape[0] + line_height * len(captions[i]) for i in row) for row in rows]
+    top = padding + (line_height if heading else 0)
+    page = Image.new("RGB", (width, top + sum(height + padding for height in heights)), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((padding, padding // 2), heading, font=font, fill="black")
+    for row, height in zip(rows, heights, strict=True):
+        left = padding
+        for i in row:
+            page.paste(Image.fromarray(framed[i]), (left, top))
+            for number, line in enumerate(captions[i]):
+                indent = max((framed[i].shape[1] - font.getlength(line)) / 2, 0)
+                draw.text(
+                    (left + indent, top + framed[i].shape[0] + number * line_height), line, font=font, fill="black"
+                )
+            left += framed[i].shape[1] + padding
+        top += height + padding
+    return np.asarray(page)
+
+
+def _side_by_side(tiles: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    """Tiles in a row on white, `gap` pixels around and between, aligned at the top."""
+    height = max(tile.shape[0] for tile in tiles) + 2 * gap
+    frame = np.full((height, gap + sum(tile.shape[1] + gap for tile in tiles), 3), 255, np.uint8)
+    left = gap
+    for tile in tiles:
+        frame[gap : gap + tile.shape[0], left : left + tile.shape[1]] = tile
+        left += tile.shape[1] + gap
+    return frame
+
+
+def _rows(sizes: Sequence[tuple[int, int]], columns: int, padding: int) -> list[list[int]]:
+    """The numbers of entries (height, width) that share a row; each row about as wide as `columns` of the mean."""
+    limit = columns * sum(width + padding for _, width in sizes) / len(sizes)
+    rows: list[list[int]] = [[]]
+    used = 0
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):
+        width = sizes[i][1] + padding
+        if rows[-1] and used + width > limit:
+            rows.append([])
+            used = 0
+        rows[-1].append(i)
+        used += width
+    return rows
 
 
 def wrap_caption(caption: str, width: float, measure: Callable[[str], float], max_lines: int) -> list[str]:

@@ -22,6 +22,8 @@ from pixart_jax.training.plan import Plan
 from pixart_jax.training.record import record_config, record_parameters, record_run, write_json
 
 RESULTS_FILE = "results.json"
+# Share of a run that its loss curve is the mean over.
+SMOOTHING = 0.05
 
 
 class Journal:
@@ -105,9 +107,10 @@ class Journal:
         if self._history is None or not self._history.rows:
             return
         rows, workdir = self._history.rows, self._plan.workdir
-        names = [name for name in ("loss", "mse", "vb") if name in rows[0]]
-        curves: dict[str, list[float]] = {name: [row[name] for row in rows] for name in names}
-        loss_curve_png(workdir / "loss.png", [row["step"] for row in rows], curves)
+        # The bound is a thousandth of the others.
+        panels = [[name for name in names if name in rows[0]] for names in (("loss", "mse"), ("vb",))]
+        curves = [{name: [row[name] for row in rows] for name in names} for names in panels if names]
+        loss_curve_png(workdir / "loss.png", [row["step"] for row in rows], curves, SMOOTHING)
         rate = len(rows) / sum(1 / row["images_per_second"] for row in rows)
         results = rows[-1] | {"images_per_second": rate}
         for history in self._reports.values():

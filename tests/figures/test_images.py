@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from pixart_jax.errors import InputError
 from pixart_jax.figures.curves import loss_curve_png, noise_levels_png, trailing_mean
@@ -67,13 +67,66 @@ def test_labelled_grid_keeps_tiles_and_draws_captions():
 def test_labelled_grid_takes_single_tiles_and_long_captions():
     tile = colours(1, 32, 40)[0]
     short, long = (labelled_grid([(tile, caption)]) for caption in ("apple", "apple " * 40))
-    assert short.shape == long.shape
+    assert short.shape[0] < long.shape[0] and short.shape[1] == long.shape[1]
     assert (long < 100).sum() > (short < 100).sum() > (labelled_grid([(tile, "")]) < 100).sum()
 
 
-def test_labelled_grid_refuses_mixed_tiles():
-    with pytest.raises(InputError, match="one shape"):
-        labelled_grid([(colours(2), "a"), (colours(1), "b")])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(128, 512), (512, 128), (256, 256), (192, 336), (336, 192), (144, 448), (448, 144), (240, 272)],
+        [(1024, 256), (256, 1024)] * 4,
+        [(64, 64)] * 9 + [(32, 128)] * 3,
+    ],
+)
+@pytest.mark.parametrize("per_entry", [1, 2])
+def test_a_page_of_mixed_ratios_is_mostly_pictures(sizes, per_entry):
+    tiles = [np.full((*size, 3), 20 + i, np.uint8) for i, size in enumerate(sizes)]
+    page = labelled_grid([([tile] * per_entry, "") for tile in tiles], columns=round(len(sizes) ** 0.5))
+    # Every picture whole, and a third of the page white at most.
+    for i, tile in enumerate(tiles):
+        assert (page == 20 + i).all(axis=2).sum() == per_entry * tile[..., 0].size
+    assert (page == 255).all(axis=2).mean() < 0.4
+
+
+@pytest.mark.parametrize(("side", "columns"), [(64, 8), (256, 4), (1024, 2)])
+def test_captions_can_be_read_on_a_page_of_any_size(side, columns):
+    """Seen at 1500 pixels across, a letter is at least 8 pixels high."""
+    entry = (colours(2, side, side), "X")
+    page = labelled_grid([entry] * columns, columns=columns, heading="")
+    ink = np.nonzero((page[side + 6 :] < 100).any(axis=(1, 2)))[0]
+    assert (ink.max() - ink.min() + 1) * min(1, 1500 / page.shape[1]) >= 8
+
+
+@pytest.mark.parametrize("caption", ["smiling cat with heart-eyes", "woman in lotus position", "one two three four"])
+def test_a_short_caption_is_whole_below_a_small_picture(caption):
+    font = ImageFont.load_default(11)
+    lines = wrap_caption(caption, 66, font.getlength, 4)
+    assert " ".join(lines) == caption
+    page, three = (labelled_grid([(colours(1, 64, 64)[0], caption)], caption_lines=n) for n in (4, len(lines)))
+    assert np.array_equal(page, three)  # All lines have their room.
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_entries_of_one_size_stay_in_their_order(columns):
+    tiles = colours(5, 32, 40)
+    page = labelled_grid([(tile, "") for tile in tiles], columns=columns)
+    found = [tuple(np.argwhere((page == tile[0, 0]).all(axis=2))[0] // 34) for tile in tiles]
+    assert found == sorted(found) and len({row for row, _ in found}) == -(-5 // columns)
+
+
+@pytest.mark.parametrize("heading", ["real | drawn", "step 3", "x"])
+def test_a_heading_stands_above_all(heading):
+    entries = [(colours(2, 32, 40), "")]
+    plain, page = labelled_grid(entries), labelled_grid(entries, heading=heading)
+    above = page.shape[0] - plain.shape[0]
+    np.testing.assert_array_equal(page[above + 4 :], plain[4:])
+    assert above > 0 and (page[: above + 4] < 100).any()
+
+
+def test_labelled_grid_refuses_what_is_no_picture():
+    with pytest.raises(InputError, match=r"got float32\[8, 12, 3\]"):
+        labelled_grid([(colours(1)[0].astype(np.float32), "b")])
     with pytest.raises(InputError, match="at least one"):
         labelled_grid([])
 
@@ -145,9 +198,22 @@ def test_save_png_refuses(tmp_path, image):
 
 
 def test_trailing_mean():
-    np.testing.assert_allclose(trailing_mean([4, 2, 6, 8], 2), [4, 3, 4, 7])
-    np.testing.assert_allclose(trailing_mean([4, 2, 6], 100), [4, 3, 4])
-    np.testing.assert_allclose(trailing_mean([4, 2, 6], 1), [4, 2, 6])
+    steps = [10, 20, 30, 40]
+    np.testing.assert_allclose(trailing_mean(steps, [4, 2, 6, 8], 20), [4, 3, 4, 7])
+    np.testing.assert_allclose(trailing_mean(steps[:3], [4, 2, 6], 1000), [4, 3, 4])
+    np.testing.assert_allclose(trailing_mean(steps[:3], [4, 2, 6], 0), [4, 2, 6])
+    np.testing.assert_allclose(trailing_mean([7], [4], 5), [4])
+
+
+@pytest.mark.parametrize(
+    "extra", [{131: 9.0}, {131: 9.0, 132: 0.1, 133: 12.0}, {201: 5.0, 202: 5.0}, {99: 0.01, 101: 3.0}]
+)
+def test_points_of_few_steps_are_no_spikes(extra):
+    """Where a run stopped, went on or ended, a point is the mean of few steps, and counts for as few."""
+    points = dict.fromkeys(range(10, 201, 10), 1.0) | extra
+    steps = sorted(points)
+    mean = trailing_mean(steps, [points[step] for step in steps], 50)
+    assert max(abs(mean - 1)) < 0.45 and max(abs(np.array([*extra.values()]) - 1)) > 0.9
 
 
 def curve_pixels(tmp_path, **arguments):
@@ -158,17 +224,21 @@ def curve_pixels(tmp_path, **arguments):
         return np.asarray(opened.convert("RGB"))
 
 
+def one_panel(losses):
+    return [{"mse": losses}]
+
+
 def test_loss_curve_draws_what_it_is_given(tmp_path):
     steps = np.arange(50)
     falling, rising = np.exp(-steps / 10), np.exp(steps / 10)
     pictures = [
-        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling}),
-        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": rising}),
-        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling}, smoothing=10),
-        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling, "vlb": rising}),
-        curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": falling - 0.5}),  # negative: a linear axis
+        curve_pixels(tmp_path, steps=steps, panels=one_panel(falling)),
+        curve_pixels(tmp_path, steps=steps, panels=one_panel(rising)),
+        curve_pixels(tmp_path, steps=steps, panels=one_panel(falling), smoothing=0.2),
+        curve_pixels(tmp_path, steps=steps, panels=[{"mse": falling}, {"vlb": rising}]),
+        curve_pixels(tmp_path, steps=steps, panels=one_panel(falling - 0.5)),  # negative: a linear axis
     ]
-    assert all(picture.shape == (450, 800, 3) for picture in pictures)
+    assert [picture.shape for picture in pictures] == [(450, 800, 3)] * 3 + [(600, 800, 3), (450, 800, 3)]
     for number, picture in enumerate(pictures):
         assert all(not np.array_equal(picture, other) for other in pictures[:number])
 
@@ -183,7 +253,7 @@ def test_loss_curve_axis_is_logarithmic_where_it_can_be(tmp_path):
     losses = np.exp(-steps / 40)
     bend = {}
     for name, values in (("log", losses), ("linear", losses - 0.2)):
-        curve = pixels_of(curve_pixels(tmp_path, steps=steps, losses_by_name={"mse": values}), blue)
+        curve = pixels_of(curve_pixels(tmp_path, steps=steps, panels=one_panel(values)), blue)
         curve[:60, 600:] = False  # the legend's sample of the line
         columns = np.nonzero(curve.any(axis=0))[0]
         first, middle, last = (
@@ -198,18 +268,31 @@ def test_loss_curve_keeps_the_raw_curve_faintly(tmp_path):
     losses = np.random.default_rng(0).uniform(1, 2, 50)
     faint = (199, 221, 236)  # a quarter of the line's blue over white
     raw, smoothed = (
-        curve_pixels(tmp_path, steps=np.arange(50), losses_by_name={"mse": losses}, smoothing=n) for n in (1, 10)
+        curve_pixels(tmp_path, steps=np.arange(50), panels=one_panel(losses), smoothing=n) for n in (0, 0.2)
     )
     assert pixels_of(smoothed, faint).sum() > pixels_of(raw, faint).sum() + 500
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-4, 1e-5])
+def test_a_short_run_is_no_flat_line_beside_a_small_term(small, tmp_path):
+    """Each panel has a scale of its own: the loss falls by a twentieth, and its curve by half of the panel."""
+    steps, losses = [5, 10, 15, 20], [1.05, 1.04, 1.01, 1.0]
+    picture = curve_pixels(tmp_path, steps=steps, panels=[{"mse": losses}, {"vb": [small * x for x in losses]}])
+    for colour in ((31, 119, 180), (255, 127, 14)):
+        found = pixels_of(picture, colour)
+        found[:, 620:] = False  # the legend
+        rows = np.nonzero(found.any(axis=1))[0]
+        assert rows.max() - rows.min() > 80
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"steps": [], "losses_by_name": {"mse": []}},
-        {"steps": [1, 2], "losses_by_name": {"mse": [1.0]}},
-        {"steps": [1], "losses_by_name": {}},
-        {"steps": [1], "losses_by_name": {"mse": [1.0]}, "smoothing": 0},
+        {"steps": [], "panels": [{"mse": []}]},
+        {"steps": [1, 2], "panels": [{"mse": [1.0]}]},
+        {"steps": [1], "panels": []},
+        {"steps": [1], "panels": [{"mse": [1.0]}, {}]},
+        {"steps": [1], "panels": [{"mse": [1.0]}], "smoothing": 1.5},
     ],
 )
 def test_loss_curve_refuses(tmp_path, arguments):
