@@ -176,10 +176,9 @@ class _Prefixed(FileArrays):
     def __init__(self, arrays: FileArrays, prefix: str, left_out: Collection[str]):
         self._arrays, self._prefix = arrays, prefix
         names = {name: name.removeprefix(prefix) for name in arrays if name not in set(left_out)}
-        self.shapes, self.kinds, self.files = (
-            {short: known[name] for name, short in names.items()}
-            for known in (arrays.shapes, arrays.kinds, arrays.files)
-        )
+        self.shapes = {short: arrays.shapes[name] for name, short in names.items()}
+        self.kinds = {short: arrays.kinds[name] for name, short in names.items()}
+        self.files = {short: arrays.files[name] for name, short in names.items()}
         self.bfloat16 = arrays.bfloat16
         beside = sorted({name.split(".")[0] for name in left_out})
         self.notes = (

@@ -161,7 +161,7 @@ def _read_storages(pickled: Any) -> dict[str, tuple[str, int]]:
 
 
 # Not the faster one in C, which takes memory for as many objects as a pickle says it will make.
-class _StorageReader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _StorageReader(pickle._Unpickler):
     """Reads a pickle without making any of its objects."""
 
     def __init__(self, file: Any):

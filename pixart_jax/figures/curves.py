@@ -118,10 +118,10 @@ def trailing_mean(steps: Sequence[int], values: Sequence[float], width: float) -
     A value is the mean of the steps since the one before it, and counts for as many; of the first nobody knows how
     many, and it counts like the second.
     """
-    steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
-    counts = np.diff(steps, prepend=steps[0])
+    at = np.asarray(steps, np.float64)
+    counts = np.diff(at, prepend=at[0])
     counts[0] = counts[1] if len(counts) > 1 else 1
-    first = np.minimum(np.searchsorted(steps, steps - width, side="right"), np.arange(len(steps)))
-    sums, weights = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts * values, counts))
+    first = np.minimum(np.searchsorted(at, at - width, side="right"), np.arange(len(at)))
+    sums, weights = (np.concatenate([[0.0], np.cumsum(part)]) for part in (counts * np.asarray(values), counts))
     end = np.arange(1, len(steps) + 1)
     return (sums[end] - sums[first]) / (weights[end] - weights[first])

@@ -74,7 +74,7 @@ def labelled_grid(
     Raises:
       InputError: no entries, or tiles of another shape or dtype.
     """
-    all_tiles = [list(tiles[None] if getattr(tiles, "ndim", 4) == 3 else tiles) for tiles, _ in entries]
+    all_tiles = [[tiles] if isinstance(tiles, np.ndarray) and tiles.ndim == 3 else list(tiles) for tiles, _ in entries]
     if not all_tiles or any(tile.ndim != 3 or tile.dtype != np.uint8 for tiles in all_tiles for tile in tiles):
         shapes = sorted({f"{tile.dtype}{list(tile.shape)}" for tiles in all_tiles for tile in tiles})
         raise InputError(f"labelled_grid needs at least one entry, and tiles uint8[H, W, 3]; got {', '.join(shapes)}")
@@ -82,8 +82,9 @@ def labelled_grid(
     rows = _rows([frame.shape[:2] for frame in framed], columns, padding)
     width = padding + max(sum(framed[i].shape[1] + padding for i in row) for row in rows)
     # Pages are looked at as wholes: what is on a large one must be larger to be read.
-    font = ImageFont.load_default(max(_FONT_SIZE, width // _FONTS_PER_PAGE))
-    line_height = round(_LINE_HEIGHT * font.size / _FONT_SIZE)
+    font_size = max(_FONT_SIZE, width // _FONTS_PER_PAGE)
+    font = ImageFont.load_default(font_size)
+    line_height = round(_LINE_HEIGHT * font_size / _FONT_SIZE)
     captions = [
         wrap_caption(text, frame.shape[1], font.getlength, caption_lines)
         for frame, (_, text) in zip(framed, entries, strict=True)

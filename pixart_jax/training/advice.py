@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import jax
+
 from pixart_jax.config import ConfigDict, flatten, optimizer_spec
 from pixart_jax.optimizers import learning_rate_schedule, lr_scale
 from pixart_jax.training.metrics import format_rate
@@ -67,13 +71,12 @@ def changed_schedule(before: ConfigDict, now: ConfigDict, step: int) -> str | No
             f"all {last} steps are done, and no other rate or schedule changes that: set config.train.num_steps to "
             "more, see docs/training.md#training-longer"
         )
-    was, schedule = (learning_rate_schedule(optimizer_spec(config)) for config in (before, now))
-    # The rate of the step after `step`; of the last one the count is one less than its number.
-    first, end = float(schedule(step)), float(schedule(last - 1))
+    # A step's count is one less than its number.
+    (was,) = _rates(before, [max(0, step - 1)])
+    first, end = _rates(now, [step, last - 1])
     course = "stays there" if first == end else f"comes to {format_rate(end)} at step {last}"
     said = (
-        f"the learning rate was {format_rate(float(was(max(0, step - 1))))}; with these settings it goes on at "
-        f"{format_rate(first)} and {course}"
+        f"the learning rate was {format_rate(was)}; with these settings it goes on at {format_rate(first)} and {course}"
     )
     peak = now.optimizer.learning_rate * lr_scale(now.optimizer.lr_scaling, now.data.batch_size)
     if step >= now.optimizer.warmup_steps and max(first, end) < _HARDLY * min(peak, now.optimizer.learning_rate):
@@ -83,3 +86,14 @@ def changed_schedule(before: ConfigDict, now: ConfigDict, step: int) -> str | No
             "workdir with config.init_from this one; see docs/training.md#training-longer"
         )
     return said
+
+
+def _rates(config: ConfigDict, counts: Sequence[int]) -> list[float]:
+    """The learning rate after so many steps each, in one program: op by op a schedule would compile a dozen."""
+    schedule = learning_rate_schedule(optimizer_spec(config))
+
+    @jax.jit
+    def learning_rates(counts):
+        return [schedule(count) for count in counts]
+
+    return [float(rate) for rate in learning_rates(list(counts))]

@@ -108,7 +108,8 @@ class Journal:
             return
         rows, workdir = self._history.rows, self._plan.workdir
         # The bound is a thousandth of the others.
-        panels = [[name for name in names if name in rows[0]] for names in (("loss", "mse"), ("vb",))]
+        groups: tuple[tuple[str, ...], ...] = (("loss", "mse"), ("vb",))
+        panels = [[name for name in names if name in rows[0]] for names in groups]
         curves = [{name: [row[name] for row in rows] for name in names} for names in panels if names]
         loss_curve_png(workdir / "loss.png", [row["step"] for row in rows], curves, SMOOTHING)
         rate = len(rows) / sum(1 / row["images_per_second"] for row in rows)
