@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class NotFinite(InputError):
+    """What is drawn holds NaN or infinity, and so is no picture. The message says where it was first, and the cure."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss or a gradient was not finite. The message names the step and the last good checkpoint."""
 

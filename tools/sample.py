@@ -11,6 +11,8 @@ their text chunk, are not drawn again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import pathlib
 import re
 import sys
@@ -26,8 +28,9 @@ from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
-from pixart_jax.generation.canvas import choose_canvas
+from pixart_jax.files import check_writable
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.metrics import format_duration
 
@@ -36,6 +39,8 @@ from pixart_jax.training.metrics import format_duration
 GROUP = 256
 # The contact sheet: at most so many pictures, each at most so many pixels wide and high.
 SHEET_PICTURES, SHEET_PIXELS = 64, 384
+# What says how large pictures are.
+SHAPE = ("size", "aspect_ratio", "height", "width")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,21 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out or args.checkpoint / "generated"
     begin = time.perf_counter()
     try:
-        count = draw(args, out)
+        drawn, wanted = draw(args, out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(
-        f"{count} picture(s) in {format_duration(time.perf_counter() - begin)}, compilation included: {out}/sheet.png"
-    )
+    if drawn:
+        duration = format_duration(time.perf_counter() - begin)
+        print(f"{drawn} picture(s) in {duration}, compilation included: {out}/sheet.png")
+    else:
+        print(f"nothing to draw: all {wanted} picture(s) are there already: {out}/sheet.png")
     return 0
 
 
-def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
-    """Draws what is not there yet, group by group; returns how many pictures that were."""
+def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
+    """Draws what is not there yet, group by group; returns how many pictures that were, and how many were asked for."""
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")
-    if args.num_images < 1 or args.batch_size < 1:
-        raise InputError("--num-images and --batch-size must be at least 1")
+    check_writable(out, "--out")
     pipeline = TextToImage.from_checkpoint(
         args.checkpoint,
         ema=args.ema,
@@ -68,26 +74,31 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
         keep_loaded=args.keep_loaded,
         tile_size=args.tile_size,
     )
-    shape = {name: getattr(args, name) for name in ("size", "aspect_ratio", "height", "width")}
-    canvas = choose_canvas(pipeline.resolution, **shape)
-    if canvas.size != pipeline.resolution:
-        print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
+    parts = pipeline.parts
     settings = {"seed": args.seed, "negative_prompt": args.negative_prompt} | {
-        name: getattr(pipeline if getattr(args, name) is None else args, name)
+        name: getattr(parts if getattr(args, name) is None else args, name)
         for name in ("sampler", "num_steps", "guidance_scale")
     }
+    asked = {name: getattr(args, name) for name in ("num_images", "batch_size", *SHAPE)} | settings
+    whole = Request(prompts, **asked)  # What is wrong with a setting is said before anything is drawn.
+    canvas = whole.canvas(pipeline.resolution)
+    if canvas.size != pipeline.resolution:
+        print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
     about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size} | settings
     about |= {"height": canvas.height, "width": canvas.width}
 
     def text(prompt: str, number: int) -> dict[str, str]:
-        chunks = {"prompt": prompt, "image": number} | about
+        chunks = {"prompt": prompt, "image": number} | about | {"step": parts.step()}
         return {name: str(value) for name, value in chunks.items() if value is not None}
 
-    digits = max(3, len(str(len(prompts) * args.num_images - 1)))
+    digits = max(3, len(str(whole.count - 1)))
     paths = [
         [out / f"{i * args.num_images + k:0{digits}d}_{slug(prompt)}.png" for k in range(args.num_images)]
         for i, prompt in enumerate(prompts)
     ]
+    sheet = out / "sheet.png"
+    if blocked := [path for path in (sheet, *itertools.chain(*paths)) if path.is_dir()]:
+        raise InputError(f"{blocked[0]} is a folder, where a picture is to be; move it, or name another --out")
     missing = [
         i
         for i, prompt in enumerate(prompts)
@@ -95,25 +106,19 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> int:
     ]
     if len(missing) < len(prompts):
         print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
-    per_group = max(1, GROUP // args.num_images)
+    # Models that stay need not take turns.
+    per_group = max(1, (args.batch_size if args.keep_loaded else GROUP) // args.num_images)
     progress = ProgressLines(len(missing) * args.num_images)
     for start in range(0, len(missing), per_group):
         group = missing[start : start + per_group]
-        images = pipeline(
-            [prompts[i] for i in group],
-            num_images=args.num_images,
-            batch_size=args.batch_size,
-            progress=progress,
-            **shape,
-            **settings,
-        )
-        for number, image in enumerate(images):
+        request = dataclasses.replace(whole, prompts=[prompts[i] for i in group])
+        for number, image in enumerate(pipeline.draw_each(request, progress)):
             i, k = group[number // args.num_images], number % args.num_images
             save_png(paths[i][k], image, text(prompts[i], k))
-        progress.finish_group(len(images))
+        progress.finish_group(request.count)
     flat = [(path, prompt) for row, prompt in zip(paths, prompts, strict=True) for path in row]
-    write_sheet(out / "sheet.png", flat[:SHEET_PICTURES])
-    return len(missing) * args.num_images
+    write_sheet(sheet, flat[:SHEET_PICTURES])
+    return len(missing) * args.num_images, whole.count
 
 
 class ProgressLines:
@@ -146,7 +151,7 @@ def read_text(path: pathlib.Path) -> dict[str, str] | None:
         with Image.open(path) as image:
             image.load()
             return dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else None
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 
@@ -182,7 +187,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=path_argument, help="folder for the pictures (default: DIR/generated)")
     parser.add_argument("--negative-prompt", help="what to move away from (default: the model's null caption)")
     parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--seed", type=seed_argument, default=0)
+    parser.add_argument("--seed", type=seed_argument, default=0, help="up to 2⁶⁴ - 1")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")
 
     shape = parser.add_argument_group("size", "pictures are drawn in the bucket of the nearest aspect ratio")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 
 from pixart_jax.conversion.arrays import read_json
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
+from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config
 from pixart_jax.models.tiles import decode_tiled, encode_tiled
@@ -92,6 +93,7 @@ class T5TextEncoder:
         self._warned_of: set[str] = set()  # once, not in every epoch
         self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
+        self._directory = directory
         self._weights = LazyParams(lambda: restore_text_encoder(directory, mesh, dtype=dtype)[1], keep=keep)
 
     def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,6 +131,9 @@ class T5TextEncoder:
         Returns:
           (text f32[n, max_tokens, d_model], length i32[n]). As in PyTorch's pipelines, rows past a caption's length are
           not zero; nothing attends to them.
+
+        Raises:
+          NotFinite: the features hold NaN or infinity.
         """
         ids, length = self.tokenize(captions)
         params = self._weights()
@@ -138,7 +143,17 @@ class T5TextEncoder:
         for rows in _batches(len(ids), batch_size):
             parts.append(np.asarray(_features(self._model, params, *self._place((ids[rows], length[rows])))))
             progress(min(len(ids), batch_size * len(parts)))
-        return np.concatenate(parts)[: len(ids)], length
+        text = np.concatenate(parts)[: len(ids)]
+        if not np.isfinite(text).all():
+            raise NotFinite(self._fault(params))
+        return text, length
+
+    def _fault(self, params: Any) -> str:
+        """Why features hold NaN or infinity."""
+        begin = f"reading the captions: features of the text encoder {self._directory} hold NaN or infinity"
+        if broken := not_finite(params):
+            return f"{begin}; its weights hold it: {names(broken)}; convert it again from a sound file"
+        return f"{begin}, though its weights do not: compute in float32, or convert it again"
 
     def probe(self) -> str:
         """A few digits that another T5, or the same with other weights, would hardly give."""
@@ -202,6 +217,7 @@ class Autoencoder:
         mesh = Mesh(mesh.devices.reshape(-1, 1), ("data", "fsdp"))
         self._tile_size, self._num_devices = tile_size, mesh.size
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
+        self._directory = directory
         self._weights = LazyParams(lambda: restore_vae(directory, mesh)[1], keep=keep)
 
     def probe(self) -> str:
@@ -236,24 +252,43 @@ class Autoencoder:
         mean, std = (np.concatenate(arrays)[: len(pictures)] for arrays in zip(*parts, strict=True))
         return mean, std
 
-    def decode(self, latents: np.ndarray, progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+    def decode(self, latents: np.ndarray) -> np.ndarray:
         """Pictures f32[n, h·s, w·s, 3], about [-1, 1], of unscaled latents f32[n, h, w, C]; one per device at a time.
 
-        Args:
-          progress: told how many are done.
+        Raises:
+          NotFinite: as `decode_each`.
+        """
+        return np.stack([*self.decode_each(latents)])
+
+    def decode_each(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """As `decode`, but yields each picture as soon as it is decoded.
+
+        Raises:
+          NotFinite: one holds NaN or infinity.
         """
         params = self._weights()
-        pictures = []
-        if latents.shape[1] * latents.shape[2] > self._tile_size**2:
-            for i in range(len(latents)):
-                decode = functools.partial(_decode, self._model, params)
-                pictures.append(decode_tiled(decode, latents[i : i + 1], tile_size=self._tile_size))
-                progress(len(pictures))
-        else:
-            for rows in _batches(len(latents), self._num_devices):
-                pictures.append(np.asarray(_decode(self._model, params, self._place(latents[rows]))))
-                progress(min(len(latents), self._num_devices * len(pictures)))
-        return np.concatenate(pictures)[: len(latents)]
+        tiled = latents.shape[1] * latents.shape[2] > self._tile_size**2
+        decode = functools.partial(_decode, self._model, params)
+        done = 0
+        for rows in _batches(len(latents), 1 if tiled else self._num_devices):
+            batch = latents[rows]
+            if tiled:
+                pictures = decode_tiled(decode, batch, tile_size=self._tile_size)
+            else:
+                pictures = np.asarray(decode(self._place(batch)))
+            if not np.isfinite(pictures).all():
+                raise NotFinite(self._fault(params, batch))
+            yield from pictures[: len(latents) - done]
+            done += len(pictures)
+
+    def _fault(self, params: Any, latents: np.ndarray) -> str:
+        """Why pictures hold NaN or infinity."""
+        begin = f"decoding: a picture of the autoencoder {self._directory} holds NaN or infinity"
+        if broken := not_finite(params):
+            return f"{begin}; its weights hold it: {names(broken)}; convert it again from a sound file"
+        if not np.isfinite(latents).all():
+            return f"{begin}; so do the latents: make them again"
+        return f"{begin}, of latents up to {np.abs(latents).max():.3g}: compute in float32, or convert it again"
 
 
 def load_tokenizer(directory: pathlib.Path):

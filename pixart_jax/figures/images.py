@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from pixart_jax.errors import InputError
-from pixart_jax.files import write_atomically
+from pixart_jax.errors import InputError, NotFinite
+from pixart_jax.files import reason, write_atomically
 
 _FONT_SIZE = 11
 _LINE_HEIGHT = 13
@@ -20,9 +20,15 @@ _ELLIPSIS = "..."  # three full stops: Pillow's built-in bitmap font has no … 
 
 
 def to_uint8(images) -> np.ndarray:
-    """Rounds images f32[...] in [-1, 1] to uint8[...] in [0, 255]; what lies outside is clipped, NaN becomes black."""
-    levels = np.rint((np.asarray(images, np.float32) + 1.0) * 127.5)
-    return np.nan_to_num(np.clip(levels, 0.0, 255.0)).astype(np.uint8)
+    """Rounds images f32[...] in [-1, 1] to uint8[...] in [0, 255]; what lies outside is clipped.
+
+    Raises:
+      NotFinite: NaN or infinity, which has no colour.
+    """
+    images = np.asarray(images, np.float32)
+    if not np.isfinite(images).all():
+        raise NotFinite("a decoded picture holds NaN or infinity: its latents are damaged, or its autoencoder is")
+    return np.clip(np.rint((images + 1.0) * 127.5), 0.0, 255.0).astype(np.uint8)
 
 
 def image_grid(images, columns: int, padding: int = 2) -> np.ndarray:
@@ -177,7 +183,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str]
       text: PNG text chunks by keyword (latin-1, 1 to 79 characters), such as the prompt and the seed.
 
     Raises:
-      InputError: wrong shape or dtype.
+      InputError: wrong shape or dtype; or as `write_picture`.
     """
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
@@ -189,6 +195,16 @@ def save_png(path: str | os.PathLike, image: np.ndarray, text: Mapping[str, str]
 
 
 def write_picture(path: str | os.PathLike, write: Callable) -> None:
-    """Lets `write` fill a file, whole or not at all, in a folder that need not exist."""
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, write)
+    """Lets `write` fill a file, whole or not at all, in a folder that need not exist.
+
+    Raises:
+      InputError: it cannot be written: the disk is full, or something is in the way.
+    """
+    try:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, write)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({reason(error)}); make room, or name another folder, and give the same "
+            "command again"
+        ) from error

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -50,6 +51,34 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike, option: str) -> None:
+    """Finds out, before long work, whether files can be written to a folder, which need not be there; leaves nothing.
+
+    Raises:
+      InputError: they cannot: a file is in the way, there are no rights, a name is too long, the disk is full.
+    """
+    folder = pathlib.Path(folder).absolute()
+    made: list[pathlib.Path] = []
+    try:
+        for path in (*reversed(folder.parents), folder):
+            if not path.is_dir():
+                path.mkdir()
+                made.append(path)
+        # As long as the name of any picture on its way to disk.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-".ljust(100, "x")) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{option} {folder}: {error.filename} is no folder; name another") from error
+    except OSError as error:
+        raise InputError(
+            f"{option} {folder}: cannot be written to ({error.strerror}); name another folder, or make room"
+        ) from error
+    finally:
+        for path in reversed(made):
+            path.rmdir()
 
 
 def check_space(folder: str | os.PathLike, num_bytes: int) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from pixart_jax.data.buckets import RESOLUTIONS, Bucket, nearest_bucket, sampling_buckets
 from pixart_jax.errors import InputError
@@ -29,7 +33,7 @@ def choose_canvas(
     resolution: int,
     *,
     size: int | None = None,
-    aspect_ratio: str | None = None,
+    aspect_ratio: str | float | Sequence[float] | None = None,
     height: int | None = None,
     width: int | None = None,
 ) -> Canvas:
@@ -38,7 +42,7 @@ def choose_canvas(
     Args:
       resolution: the model's own, in pixels along a side of the square.
       size: another resolution to draw at; None is the model's own.
-      aspect_ratio: "WIDTH:HEIGHT", such as "16:9"; None is a square.
+      aspect_ratio: "WIDTH:HEIGHT", such as "16:9", the pair (16, 9), or the number width/height; None is a square.
       height, width: exact pixels of the picture, in place of an aspect ratio: it is drawn in the bucket of the nearest
         ratio, resized to cover and cropped, as in diffusers.
 
@@ -49,7 +53,7 @@ def choose_canvas(
     if size not in (*RESOLUTIONS, resolution):
         raise InputError(f"size {size}: must be one of {', '.join(map(str, RESOLUTIONS))}, or the model's {resolution}")
     if height is None and width is None:
-        ratio = parse_aspect_ratio(aspect_ratio or "1:1")
+        ratio = 1.0 if aspect_ratio is None else parse_aspect_ratio(aspect_ratio)
     elif height is None or width is None:
         raise InputError("height and width go together; give both, or an aspect ratio")
     elif aspect_ratio is not None:
@@ -67,13 +71,18 @@ def choose_canvas(
     return Canvas(bucket, size, height or bucket.height, width or bucket.width)
 
 
-def parse_aspect_ratio(text: str) -> float:
-    """ "16:9" (width:height) as height/width, 0.5625.
+def parse_aspect_ratio(given: str | float | Sequence[float]) -> float:
+    """ "16:9", (16, 9) or 16 / 9, width by height, as height/width: 0.5625.
 
     Raises:
-      InputError: not two positive numbers.
+      InputError: not two positive numbers, or one.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text.strip())
-    if not match or not all(float(side) for side in match.groups()):
-        raise InputError(f"aspect ratio {text!r}: must be WIDTH:HEIGHT, such as 16:9")
-    return float(match[2]) / float(match[1])
+    sides: Any = given.split(":") if isinstance(given, str) and ":" in given else given
+    try:
+        width, height = (float(side) for side in (sides if np.ndim(sides) else (sides, 1)))
+        ratio = height / width
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        ratio = width = math.nan
+    if isinstance(given, bool) or not (math.isfinite(ratio) and ratio > 0 and width > 0):
+        raise InputError(f"aspect ratio {given!r}: must be WIDTH:HEIGHT, such as 16:9")
+    return ratio

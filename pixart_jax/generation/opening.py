@@ -15,9 +15,10 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
+from pixart_jax.generation.parts import Parts
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
-from pixart_jax.models.params import abstract_params, kernels_as
+from pixart_jax.models.params import abstract_params, apply_of, kernels_as
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.tokens import same_latent_scale
 
@@ -31,8 +32,8 @@ def open_parts(
     dtype: Dtype,
     keep_loaded: bool,
     tile_size: int,
-) -> dict[str, Any]:
-    """Fields of a TextToImage; arguments and errors are those of `TextToImage.from_checkpoint`."""
+) -> Parts:
+    """What a TextToImage is made of; arguments and errors are those of `TextToImage.from_checkpoint`."""
     mesh = make_mesh(devices=jax.local_devices())
     if (directory / "model.json").exists():
         fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
@@ -60,7 +61,7 @@ def open_parts(
             )
     if vae:
         autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
-        fields["decode_latents"] = autoencoder.decode
+        fields["decode_latents"] = autoencoder.decode_each
         if autoencoder.latent_channels != model.latent_channels:
             raise InputError(
                 f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
@@ -72,11 +73,11 @@ def open_parts(
                 f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
-    return {"mesh": mesh, **fields}
+    return Parts(name=str(directory), mesh=mesh, apply=apply_of(model), **fields)
 
 
 def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:
-    """Fields of a TextToImage from a directory that `tools.convert` wrote."""
+    """Fields of `Parts` from a directory that `tools.convert` wrote."""
     if ema is not None:
         raise InputError(f"{directory} holds one set of weights; leave out --ema and --no-ema")
     stored = read_stored_model(directory)
@@ -94,7 +95,7 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
 
 
 def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a TextToImage from the workdir of a run, with the encoders that it keeps.
+    """Fields of `Parts` from the workdir of a run, with the encoders that it keeps.
 
     Args:
       given: directories of encoders by kind, or None; of those given, the fields are left to the caller.
@@ -104,13 +105,13 @@ def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: d
     model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     encoders = workdir / ENCODERS
     manifest = read_manifest(encoders, may_be_empty=True)
-    fields = {}
+    fields: dict[str, Any] = {}
     if not given["text_encoder"] and not model.num_classes:
         text_encoder = load_text_encoder(encoders, manifest)
         fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
     if not given["vae"]:
         autoencoder = load_autoencoder(encoders, manifest)
-        fields["decode_latents"] = lambda latents, progress: autoencoder.decode(latents)
+        fields["decode_latents"] = lambda latents: iter(autoencoder.decode(latents))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
     abstract = kernels_as(dtype, abstract_params(model, mesh))

@@ -9,9 +9,10 @@ images = pipeline(["a lighthouse in fog"], aspect_ratio="16:9", seed=1)   # uint
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from pixart_jax.adapters.adapter import Params
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
@@ -28,13 +28,14 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
+from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, adapted
 from pixart_jax.generation.canvas import Canvas
 from pixart_jax.generation.opening import open_parts
+from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.request import Progress, Request
+from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
-from pixart_jax.models.params import apply_of
-from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, make_sample_fn, sample_in_batches
@@ -42,39 +43,37 @@ from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+def _tell_nobody(stage: str, done: int, total: int) -> None:
+    """Where nobody asks how far it is."""
+
+
 class TextToImage:
     """Prompts to pictures with a model, its text encoder and its autoencoder.
 
-    Attributes:
-      model: the denoiser's architecture.
-      apply, weights: what is called for a prediction, and what gives its parameters on `mesh`.
-      mesh: devices that pictures are spread over; their number rounds batches up.
-      position_base, position_scale: see `tokens.grid_positions`.
-      latent_scale: what latents were multiplied by in training.
-      has_null_text: whether the parameters hold the null caption of guidance; otherwise it is the text encoder's
-        features of the empty caption, as in diffusers.
-      encode_text: (n captions, told how many are done) -> (text [n, L, text_dim], length i32[n]).
-      decode_latents: (latents [n, h, w, C], told how many are done) -> pictures [n, H, W, 3] in [-1, 1].
-      caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
-      sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
+    pipeline = TextToImage.from_checkpoint("weights/sigma-1024")   # what tools.convert wrote, or a run's workdir
+    images = pipeline("a lighthouse in fog", aspect_ratio="16:9", seed=1)   # uint8[1, 768, 1344, 3]
+
+    `from_checkpoint` opens one, a call draws. What can be asked for is a `Request`; the same can be drawn with `draw`,
+    or with `draw_each`, which hands each picture over as soon as it is done.
+
+    Args:
+      parts: what `from_checkpoint` finds.
+
+    Raises:
+      InputError: `parts` is something else.
     """
 
-    model: PixArt
-    apply: Apply
-    weights: Callable[[], Params]
-    mesh: jax.sharding.Mesh
-    position_base: int
-    position_scale: float
-    latent_scale: float
-    has_null_text: bool
-    encode_text: Callable[[Sequence[str], Callable[[int], None]], tuple[np.ndarray, np.ndarray]]
-    decode_latents: Callable[[np.ndarray, Callable[[int], None]], np.ndarray]
-    caption_cleaning: str
-    sampler: str
-    num_steps: int = 20
-    guidance_scale: float = 4.5
-    guidance: str = "cfg"
+    def __init__(self, parts: Parts):
+        if not isinstance(parts, Parts):
+            raise InputError(f"TextToImage takes Parts; TextToImage.from_checkpoint({str(parts)!r:.80}) opens a model")
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        parts, model = self.parts, self.parts.model
+        return (
+            f"<TextToImage of {parts.name}: {parts.resolution} px, {model.depth} blocks of {model.hidden_size}, "
+            f"{parts.sampler}, {parts.num_steps} steps, guidance {parts.guidance_scale:g}>"
+        )
 
     @classmethod
     def from_checkpoint(
@@ -99,7 +98,7 @@ class TextToImage:
           dtype: of matrix products; None is bfloat16 on accelerators and float32 on a CPU.
           keep_loaded: leave all three models on the devices between calls. Otherwise each is loaded when it is its turn
             and gone after, so that the largest alone decides how much memory is needed.
-          tile_size: latent cells along a side of the square up to which pictures are decoded at once.
+          tile_size: latent cells along a side of the square up to which pictures are decoded at once; at least 4.
           adapters: laid over the model, one after the other.
           wrap: takes the adapted model, and gives what is called in its place: to cache, to quantise, to watch.
 
@@ -109,29 +108,44 @@ class TextToImage:
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-        fields = open_parts(
-            pathlib.Path(directory),
+        parts = open_parts(
+            local_path(directory, "the checkpoint"),
             ema=ema,
             text_encoder=text_encoder,
             vae=vae,
             dtype=dtype,
             keep_loaded=keep_loaded,
-            tile_size=tile_size,
+            tile_size=whole_number("tile_size", tile_size, 4),
         )
-        apply, weights = adapted(apply_of(fields["model"]), fields["weights"], adapters)
-        return cls(**fields | {"apply": wrap(apply), "weights": weights})
+        apply, weights = adapted(parts.apply, parts.weights, adapters)
+        return cls(dataclasses.replace(parts, apply=wrap(apply), weights=weights))
 
     def __call__(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = _tell_nobody,
         **settings: Any,
     ) -> np.ndarray:
-        """Draws pictures of prompts: `draw` of a `Request`, of which `settings` are the attributes."""
+        """Draws pictures of prompts: `draw` of a `Request`.
+
+        Args:
+          prompts: a caption or a list of them.
+          progress: told what is being done and how far it is.
+          settings: the other attributes of `Request`: negative_prompt, num_images, seed, sampler, num_steps,
+            guidance_scale, guidance, size, aspect_ratio, height, width, noise, start, batch_size.
+
+        Returns, raises: as `draw`.
+        """
+        known = [field.name for field in dataclasses.fields(Request)][1:]
+        for name in settings.keys() - set(known):
+            # What diffusers calls it.
+            meant = {"num_inference_steps": ["num_steps"], "num_images_per_prompt": ["num_images"]}.get(name)
+            near = meant or difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
+            raise InputError(f"unknown setting {name}; did you mean {near[0]}?")
         return self.draw(Request(prompts, **settings), progress)
 
-    def draw(self, request: Request, progress: Progress = lambda stage, done, total: None) -> np.ndarray:
+    def draw(self, request: Request, progress: Progress = _tell_nobody) -> np.ndarray:
         """Draws what is asked for.
 
         Args:
@@ -142,48 +156,56 @@ class TextToImage:
 
         Raises:
           InputError: a setting that is out of range or unknown.
+          NotFinite: there is NaN or infinity on the way; says where it was first.
         """
-        canvas, count = request.canvas(self.resolution), request.count
+        return np.stack([*self.draw_each(request, progress)])
+
+    def draw_each(self, request: Request, progress: Progress = _tell_nobody) -> Iterator[np.ndarray]:
+        """As `draw`, but yields uint8[height, width, 3], each picture as soon as it is decoded."""
+        parts, canvas, count = self.parts, request.canvas(self.parts.resolution), request.count
         sample_fn = self._sample_fn(
-            request.sampler or self.sampler,
-            self.num_steps if request.num_steps is None else request.num_steps,
+            request.sampler or parts.sampler,
+            parts.num_steps if request.num_steps is None else request.num_steps,
             request.start.start,
-            request.guidance or self.guidance,
+            request.guidance or parts.guidance,
         )
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
+        token_dim = parts.model.patch_size**2 * parts.model.latent_channels
+        self._check_start(request, (*layout["positions"].shape[:2], token_dim))
         text, null = self._encode(request, progress)
         conditions = layout | text
-        patch_size, block_ratio = self.model.patch_size, self._block_ratio
+        patch_size, block_ratio = parts.model.patch_size, self._block_ratio
         tokens = sample_in_batches(
             sample_fn,
-            self.weights(),
+            parts.weights(),
             conditions,
             null_branch(conditions) | null,
-            token_dim=patch_size**2 * self.model.latent_channels,
+            token_dim=token_dim,
             seed=request.seed,
             indices=np.tile(np.arange(request.num_images), len(request.prompts)),
-            guidance_scale=self.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            batch_size=-(-min(request.batch_size, count) // self.mesh.size) * self.mesh.size,
+            guidance_scale=parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+            batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,
             noise=noise,
             start_tokens=request.start.tokens,
             correct=request.start.correct,
-            place=lambda arrays: jax.device_put(arrays, batch_sharding(self.mesh)),
+            place=lambda arrays: jax.device_put(arrays, batch_sharding(parts.mesh)),
             progress=lambda done: progress("drawing", done, count),
         )
         rows, columns, _ = self._latent_shape(canvas)
         grid = (rows // patch_size, columns // patch_size)
-        latents = tokens_to_latents(tokens, grid, patch_size, self.latent_scale, block_ratio)
-        pictures = to_uint8(self.decode_latents(latents, lambda done: progress("decoding", done, count)))
-        if (canvas.height, canvas.width) == pictures.shape[1:3]:
-            return pictures
+        latents = tokens_to_latents(tokens, grid, patch_size, parts.latent_scale, block_ratio)
         target = Bucket(canvas.bucket.label, canvas.height, canvas.width)
-        return np.stack([fit(Image.fromarray(picture), target) for picture in pictures])
+        for number, decoded in enumerate(parts.decode_latents(latents), 1):
+            picture = to_uint8(decoded)
+            as_wanted = picture.shape[:2] == (canvas.height, canvas.width)
+            yield picture if as_wanted else fit(Image.fromarray(picture), target)
+            progress("decoding", number, count)
 
     @property
     def resolution(self) -> int:
         """Pixels along one side of the square that the model was trained at."""
-        return self.position_base * self.model.patch_size * DOWNSAMPLE
+        return self.parts.resolution
 
     def tokens_of(self, latents: np.ndarray, request: Request) -> np.ndarray:
         """Unscaled latents f32[n, h, w, C] as the tokens f32[n, N, p·p·C] that a request's `Start` takes.
@@ -191,46 +213,56 @@ class TextToImage:
         Raises:
           InputError: they are not of the request's number and size.
         """
-        return self._to_tokens("latents have", latents * self.latent_scale, request)
+        return self._to_tokens("latents have", finite_array("latents", latents) * self.parts.latent_scale, request)
+
+    def _check_start(self, request: Request, shape: tuple[int, ...]) -> None:
+        tokens = request.start.tokens
+        if tokens is not None and tokens.shape != shape:
+            raise InputError(f"start tokens have shape {tokens.shape}, these pictures' have {shape}; see tokens_of")
 
     def _to_tokens(self, what: str, latents: np.ndarray, request: Request) -> np.ndarray:
-        canvas = request.canvas(self.resolution)
+        canvas = request.canvas(self.parts.resolution)
         expected = (request.count, *self._latent_shape(canvas))
         if latents.shape != expected:
             raise InputError(f"{what} shape {latents.shape}, these pictures start from {expected}")
-        num_tokens = (canvas.size // (DOWNSAMPLE * self.model.patch_size)) ** 2
-        return latents_to_tokens(np.asarray(latents, np.float32), self.model.patch_size, num_tokens, self._block_ratio)
+        num_tokens = (canvas.size // (DOWNSAMPLE * self.parts.model.patch_size)) ** 2
+        return latents_to_tokens(
+            np.asarray(latents, np.float32), self.parts.model.patch_size, num_tokens, self._block_ratio
+        )
 
     @property
     def _block_ratio(self) -> int:
-        return max(self.model.kv_compress, default=1)
+        return max(self.parts.model.kv_compress, default=1)
 
     def _encode(self, request: Request, progress: Progress) -> tuple[dict, dict]:
         """The text conditions of both branches."""
-        negative_prompt = request.negative_prompt
-        clean = CLEANING[self.caption_cleaning]
+        given, clean = request.negative_prompt, CLEANING[self.parts.caption_cleaning]
         prompts = [clean(prompt) for prompt in request.prompts]
-        if negative_prompt is None and not self.has_null_text:
-            negative_prompt = ""
-        distinct = [*dict.fromkeys([*prompts, *([] if negative_prompt is None else [clean(negative_prompt)])])]
-        text, length = self.encode_text(distinct, lambda done: progress("reading", done, len(distinct)))
+        if given is None and not self.parts.has_null_text:
+            given = ""
+        negatives = None
+        if given is not None:
+            each = [given] * len(prompts) if isinstance(given, str) else given
+            negatives = [clean(prompt) for prompt in each]
+        distinct = [*dict.fromkeys([*prompts, *(negatives or ())])]
+        text, length = self.parts.encode_text(distinct, lambda done: progress("reading", done, len(distinct)))
 
         def conditions(captions):
             rows = np.repeat([distinct.index(caption) for caption in captions], request.num_images)
             return {"text": text[rows], "text_length": length[rows], "text_drop": np.zeros(len(rows), bool)}
 
         positive = conditions(prompts)
-        if negative_prompt is None:
+        if negatives is None:
             # As large as a negative prompt's, so that one program serves both.
             return positive, {**positive, **null_branch(positive)}
-        return positive, conditions([clean(negative_prompt)] * len(prompts))
+        return positive, conditions(negatives)
 
     def _layout(self, canvas: Canvas, count: int) -> dict[str, np.ndarray]:
         """The conditions that say where the tokens of `count` pictures are, and α's micro-conditions."""
-        bucket, unit = canvas.bucket, DOWNSAMPLE * self.model.patch_size
+        bucket, unit = canvas.bucket, DOWNSAMPLE * self.parts.model.patch_size
         grid = (bucket.height // unit, bucket.width // unit)
         order = block_order(grid, self._block_ratio)
-        positions = grid_positions(grid, self.position_base, self.position_scale)[order]
+        positions = grid_positions(grid, self.parts.position_base, self.parts.position_scale)[order]
         padded = np.zeros(((canvas.size // unit) ** 2, 2), np.float32)
         padded[: len(positions)] = positions
         return {
@@ -242,10 +274,10 @@ class TextToImage:
         }
 
     def _latent_shape(self, canvas: Canvas) -> tuple[int, int, int]:
-        return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.model.latent_channels
+        return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.parts.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
     def _sample_fn(self, sampler: str, num_steps: int, start: float, guidance: str) -> SampleFn:
         schedule = linear_schedule()
         built = build_sampler(sampler, schedule, num_steps, start=start)
-        return make_sample_fn(self.apply, schedule, built, guidance=guidance)
+        return make_sample_fn(self.parts.apply, schedule, built, guidance=guidance)

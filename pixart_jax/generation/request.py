@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from pixart_jax.errors import InputError
 from pixart_jax.generation.canvas import Canvas, choose_canvas
+from pixart_jax.generation.values import captions, finite_array, real_number, whole_number
+from pixart_jax.rng import check_seed
 from pixart_jax.samplers.steps import Correct
 
 # (what is being done, how many are done, of how many)
@@ -29,8 +32,16 @@ class Start:
     start: float = 1.0
     correct: Correct | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "start", real_number("start", self.start))
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", finite_array("start tokens", self.tokens))
+
 
 NOISE = Start()
+
+# The least of each attribute of a `Request` that is a whole number.
+_WHOLE = {"num_images": 1, "seed": 0, "num_steps": 1, "size": 1, "height": 1, "width": 1, "batch_size": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,9 +52,10 @@ class Request:
     size and the number of devices: the k-th picture of every prompt starts from the seed's k-th noise.
 
     Attributes:
-      prompts: captions as a person writes them; they are cleaned as in training.
-      negative_prompt: what guidance moves away from, instead of the null caption.
+      prompts: captions as a person writes them; they are cleaned as in training. A string is one.
+      negative_prompt: what guidance moves away from, instead of the null caption: one for all prompts, or one of each.
       num_images: of each prompt; n = len(prompts)·num_images in all, those of one prompt side by side.
+      seed: up to 2⁶⁴ - 1.
       guidance: one of `samplers.program.GUIDANCES`.
       size, aspect_ratio, height, width: see `choose_canvas`.
       noise: f32[n, h, w, C] instead of the seed's.
@@ -51,12 +63,12 @@ class Request:
       batch_size: pictures drawn at a time; one program is compiled for each batch size.
 
     Raises:
-      InputError: no prompts, or a number below 1.
+      InputError: no prompts, a number that is none or out of range, or NaN or infinity.
     """
 
-    prompts: Sequence[str]
+    prompts: str | Sequence[str]
     _: dataclasses.KW_ONLY
-    negative_prompt: str | None = None
+    negative_prompt: str | Sequence[str] | None = None
     num_images: int = 1
     seed: int = 0
     sampler: str | None = None
@@ -64,7 +76,7 @@ class Request:
     guidance_scale: float | None = None
     guidance: str | None = None
     size: int | None = None
-    aspect_ratio: str | None = None
+    aspect_ratio: str | float | Sequence[float] | None = None
     height: int | None = None
     width: int | None = None
     noise: np.ndarray | None = None
@@ -72,15 +84,42 @@ class Request:
     batch_size: int = 4
 
     def __post_init__(self):
-        if isinstance(self.prompts, str) or not self.prompts:
-            raise InputError("prompts must be a list of at least one caption")
-        for name in ("num_images", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        # What was given in another form than it is used in: the one that it is used in.
+        given: dict[str, Any] = {"prompts": captions("prompts", self.prompts)}
+        if self.negative_prompt is not None:
+            given["negative_prompt"] = self._negative_prompts(len(given["prompts"]))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _WHOLE:
+                low = _WHOLE[field.name]
+                value = field.default if value is None else value
+                given[field.name] = None if value is None else whole_number(field.name, value, low)
+        if self.guidance_scale is not None:
+            given["guidance_scale"] = real_number("guidance_scale", self.guidance_scale)
+        if self.noise is not None:
+            given["noise"] = finite_array("noise", self.noise)
+        for name in ("sampler", "guidance"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InputError(f"{name} = {getattr(self, name)!r}: must be a name")
+        given["start"] = NOISE if self.start is None else self.start
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+        check_seed(self.seed, "seed")
+        if not isinstance(self.start, Start):
+            raise InputError(f"start must be a Start, not {self.start!r}: Start(tokens=..., start=0.6)")
         if self.start.start < 1 and self.start.tokens is None:
             raise InputError(
                 f"start = {self.start.start}: there are no tokens to begin near; give them, or set it to 1"
             )
+
+    def _negative_prompts(self, count: int) -> str | list[str]:
+        """One for all, or a list of one for each of `count` prompts."""
+        found = captions("negative_prompt", self.negative_prompt)
+        if len(found) not in (1, count):
+            raise InputError(
+                f"negative_prompt has {len(found)} captions for {count} prompts; give one for all, or one for each"
+            )
+        return found[0] if len(found) == 1 else found
 
     @property
     def count(self) -> int:

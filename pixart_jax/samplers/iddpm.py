@@ -8,7 +8,7 @@ import numpy as np
 
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn
+from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults
 
 
 def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
@@ -28,9 +28,10 @@ def sample_iddpm(
     correct: Correct | None = None,
     *,
     num_steps: int | None = None,
-) -> jax.Array:
-    """Runs the steps of a (respaced) schedule from x f32[B, ...] to x_0. The model must predict the variance.
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the steps of a (respaced) schedule from x f32[B, ...]; as `Sampler.run`.
 
+    The model must predict the variance.
     x_0 is not clipped: latents have no bounds. The last step adds no noise.
 
     Args:
@@ -52,10 +53,11 @@ def sample_iddpm(
         mean, log_variance = gaussian.p_mean_log_variance(schedule, x, jnp.full(x.shape[:1], index, jnp.int32), eps, v)
         noise = jnp.where(index > 0, noise_fn(step), 0.0)
         x = mean + jnp.exp(0.5 * log_variance) * noise
+        values = [eps, x]
         if correct is not None:
             # Its noise is numbered behind that of all steps: none is used twice.
             x = correct(x, next_t, noise_fn(schedule.num_steps + step))
-        return x, None
+            values.append(x)
+        return x, faults(*values)
 
-    x, _ = jax.lax.scan(body, x, rows)
-    return x
+    return jax.lax.scan(body, x, rows)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn
+from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ def second_order_table(
 
 def sample_multistep(
     denoise: Denoiser, x: jax.Array, table: MultistepTable, noise_fn: NoiseFn, correct: Correct | None = None
-) -> jax.Array:
-    """Runs the table's steps from x f32[B, ...] to x_0, as one loop whose body is compiled once."""
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the table's steps from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
     steps = table.rows() | {"step": np.arange(table.num_steps), "next_t": np.append(table.t[1:], table.end)}
     rows = {name: jnp.asarray(value, jnp.int32 if name == "step" else jnp.float32) for name, value in steps.items()}
 
@@ -78,9 +78,11 @@ def sample_multistep(
         eps = denoise(x, jnp.full(x.shape[:1], row["t"]))[0]
         x0 = (x - row["sigma"] * eps) / row["alpha"]
         x = row["from_x"] * x + row["from_x0"] * x0 + row["from_last"] * last
+        values = [eps, x]
         if correct is not None:
             x = correct(x, row["next_t"], noise_fn(row["step"]))
-        return (x, x0), None
+            values.append(x)
+        return (x, x0), faults(*values)
 
-    (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
-    return x
+    (x, _), found = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
+    return x, found

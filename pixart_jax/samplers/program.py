@@ -12,8 +12,9 @@ import numpy as np
 
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.rng import seed_words, stream_key
+from pixart_jax.samplers.blame import first_fault
 from pixart_jax.samplers.guidance import guide
 from pixart_jax.samplers.iddpm import per_sample_noise
 from pixart_jax.samplers.steps import Apply, Correct, Sampler
@@ -21,8 +22,9 @@ from pixart_jax.samplers.steps import Apply, Correct, Sampler
 Conditions = Mapping[str, np.ndarray]
 
 # (params, noise f32[B, N, p·p·C], key of each picture's later noise [B], conditions, null conditions, guidance_scale,
-# start tokens f32[B, N, p·p·C] or None, correct or None) -> tokens f32[B, N, p·p·C]
-SampleFn = Callable[..., jax.Array]
+# start tokens f32[B, N, p·p·C] or None, correct or None) -> (tokens f32[B, N, p·p·C], `steps.faults` of each of S steps
+# i32[B, S])
+SampleFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 GUIDANCES = ("cfg", "none")
 
@@ -54,7 +56,8 @@ def make_sample_fn(
             alpha, sigma = noise_level(schedule, sampler.first_t)
             x = alpha * start_tokens + sigma * noise
         denoiser = guide(denoise, conditions, null if guidance == "cfg" else None, guidance_scale)
-        return sampler(denoiser, x, per_sample_noise(keys, noise.shape[1:]), correct)
+        tokens, found = sampler.run(denoiser, x, per_sample_noise(keys, noise.shape[1:]), correct)
+        return tokens, found.T
 
     return jax.jit(sample)
 
@@ -105,6 +108,9 @@ def sample_in_batches(
 
     Returns:
       tokens f32[n, N, p·p·C].
+
+    Raises:
+      NotFinite: a picture holds NaN or infinity; says which step and part had it first, and why.
     """
     count, shape = len(indices), (conditions["positions"].shape[1], token_dim)
     indices = np.asarray(indices, np.int32)
@@ -115,7 +121,11 @@ def sample_in_batches(
         x = x if noise is None else noise[row]
         x, keys, given, *rest = place((x, keys, *_rows((conditions, null, start_tokens, correct), row)))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.
-        parts.append(fetch(sample_fn(params, x, keys, given, rest[0], guidance_scale, *rest[1:])))
+        tokens, found = sample_fn(params, x, keys, given, rest[0], guidance_scale, *rest[1:])
+        parts.append(fetch(tokens))
+        if not np.isfinite(parts[-1][np.arange(shape[0]) < conditions["num_tokens"][row][:, None]]).all():
+            branches = _rows(dict(conditions), row), _rows(dict(null), row)
+            raise NotFinite(first_fault(fetch(found), params, *branches, guidance_scale))
         progress(min(count, batch_size * len(parts)))
     return np.concatenate(parts)[:count]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 # (x [B, ...], t f32[B]) -> (eps, v), the shape of `pixart_jax.models.pixart.ModelOutput`.
 Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
@@ -20,18 +21,32 @@ NoiseFn = Callable[[jax.Array], jax.Array]
 # for a clean picture; `diffusion.gaussian.noise_level` gives x's. The noise is standard normal and that step's.
 Correct = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+# What of a step was not finite first, by the number that `faults` gives; 0 is nothing.
+FAULTS = ("", "the model's prediction", "the picture after the step", "the picture after its correction")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """A solver with its coefficients computed: (denoiser, x f32[B, ...], noise, correct) -> x_0.
 
     Attributes:
-      run: see above. A deterministic one uses the noise for `correct` alone, and both may be None.
+      run: the same, -> (x_0, `faults` of each step i32[S, B]). A deterministic one uses the noise for `correct` alone,
+        and both may be None.
       first_t: the timestep of x: that of pure noise, or a later one, see `build_sampler`.
     """
 
-    run: Callable[[Denoiser, jax.Array, NoiseFn, Correct | None], jax.Array]
+    run: Callable[[Denoiser, jax.Array, NoiseFn, Correct | None], tuple[jax.Array, jax.Array]]
     first_t: float
 
     def __call__(self, denoise: Denoiser, x: jax.Array, noise_fn: NoiseFn, correct: Correct | None = None) -> jax.Array:
-        return self.run(denoise, x, noise_fn, correct)
+        return self.run(denoise, x, noise_fn, correct)[0]
+
+
+def faults(*values: jax.Array) -> jax.Array:
+    """The number in FAULTS, i32[B], of the first of a step's [B, ...] values that holds NaN or infinity."""
+    found = jnp.zeros(len(values[0]), jnp.int32)
+    for number in range(len(values), 0, -1):
+        value = values[number - 1]
+        finite = jnp.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+        found = jnp.where(finite, found, number)
+    return found

@@ -55,7 +55,7 @@ def test_every_sampler_draws(workdir, sampler):
 
 
 def test_raw_and_averaged_weights_differ(workdir):
-    ema, raw = (TextToImage.from_checkpoint(workdir, ema=ema).weights() for ema in (True, False))
+    ema, raw = (TextToImage.from_checkpoint(workdir, ema=ema).parts.weights() for ema in (True, False))
     assert not np.array_equal(ema["x_embedder"]["kernel"], raw["x_embedder"]["kernel"])
 
 

@@ -87,7 +87,7 @@ def test_without_guidance_the_batch_is_not_doubled(workdir, pipeline):
 def test_a_late_start_stays_near_its_picture(pipeline, sampler):
     request = Request(CAPTIONS[:2], **SETTINGS, sampler=sampler)
     latents = np.random.default_rng(5).normal(size=(2, 4, 4, 4)).astype(np.float32)
-    decoded = pipeline.decode_latents(latents, lambda done: None)
+    decoded = np.stack([*pipeline.parts.decode_latents(latents)])
     near = []
     for start in (0.1, 0.5, 1.0):
         begin = Start(pipeline.tokens_of(latents, request), start)
@@ -125,7 +125,7 @@ def test_a_correction_keeps_half_of_the_picture(pipeline, sampler, compilations)
         left = pipeline.tokens_of(np.tile(np.float32([1, 1, 0, 0])[:, None], (2, 4, 1, 4)), request) > 0
         correct = jax.tree_util.Partial(keep_where, left, known)
         drawn = pipeline(CAPTIONS[:2], **SETTINGS, sampler=sampler, start=Start(correct=correct))
-        decoded = np.clip((pipeline.decode_latents(latents, lambda done: None) + 1) * 127.5, 0, 255)
+        decoded = np.clip((np.stack([*pipeline.parts.decode_latents(latents)]) + 1) * 127.5, 0, 255)
         assert np.abs(drawn[:, :, :16] - decoded[:, :, :16]).max() <= 1
         assert np.abs(drawn[:, :, 16:].astype(int) - decoded[:, :, 16:]).max() > 20
         assert np.abs(drawn[:, :, 16:].astype(int) - plain[:, :, 16:]).max() > 0

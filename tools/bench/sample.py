@@ -96,7 +96,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
         vae_peer = AUTOENCODERS[vae] | _block_types(len(autoencoder.block_out_channels)), shapes
 
         def draw_pictures():
-            return decode(vae_params, compiled(*arguments))
+            return decode(vae_params, compiled(*arguments)[0])
 
         draw = draw_pictures
 
@@ -109,7 +109,7 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
         turns = {name: functools.partial(call, "turn", noise, calls) for name, call in peers.items()}
         figures = compare(turn, turns, rounds)
         if sampling.sampler == COMPARABLE:
-            latents = np.asarray(compiled(*arguments))
+            latents = np.asarray(compiled(*arguments)[0])
             for name, row in (figures["peer"] or {}).items():
                 row["max_difference"] = float(np.abs(peers[name]("sample", noise) - latents).max())
             figures["latents_std"] = float(latents.std())

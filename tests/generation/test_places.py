@@ -1,0 +1,125 @@
+"""Pictures that are drawn are kept: places that cannot be written are found before, and each picture is saved when it
+is done."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+
+from pixart_jax.errors import InputError
+from pixart_jax.figures.images import save_png
+from pixart_jax.files import check_writable
+from pixart_jax.generation.pipeline import TextToImage
+from tools import sample
+
+
+def in_the_way(folder):
+    (folder / "file").write_text("")
+    return folder / "file"
+
+
+def below_a_file(folder):
+    return in_the_way(folder) / "a" / "b"
+
+
+def too_long(folder):
+    return folder / "a" / ("x" * 300)
+
+
+def a_path_too_long(folder):
+    return folder.joinpath(*["x" * 250] * 17)
+
+
+def a_loop(folder):
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop" / "a"
+
+
+def a_dangling_link(folder):
+    (folder / "link").symlink_to(folder / "nothing" / "there")
+    return folder / "link"
+
+
+def not_a_disk(folder):
+    return f"/proc/{os.getpid()}/pictures"
+
+
+PLACES = [in_the_way, below_a_file, too_long, a_path_too_long, a_loop, a_dangling_link, not_a_disk]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_pictures_cannot_be_written_nothing_is_drawn(weights, tmp_path, place, monkeypatch, capsys):
+    monkeypatch.setattr(TextToImage, "draw_each", lambda *arguments: pytest.fail("something is drawn"))
+    out = place(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert sample.main(["--checkpoint", str(weights), "--prompt", "a red cat", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out ") and "name another" in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_a_pictures_place(weights, tmp_path, capsys):
+    for name in ("000_a-red-cat.png", "sheet.png"):
+        (tmp_path / name).mkdir()
+        arguments = ["--checkpoint", str(weights), "--prompt", "a red cat", "--out", str(tmp_path)]
+        assert sample.main(arguments) == 2
+        assert f"{name} is a folder, where a picture is to be" in capsys.readouterr().err
+        (tmp_path / name).rmdir()
+
+
+def test_a_disk_that_is_full_later_keeps_what_is_drawn(weights, tmp_path, monkeypatch, capsys):
+    arguments = ["--checkpoint", str(weights), "--out", str(tmp_path), "--num-steps", "2"]
+    arguments += [f"--prompt=picture {number}" for number in range(3)]
+    save, done = sample.save_png, []
+
+    def save_until_full(path, image, text=None):
+        if len(done) < 2:
+            done.append(path)
+            return save(path, image, text)
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        try:
+            return save(path, image, text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "save_png", save_until_full)
+        assert sample.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "002_picture-2.png cannot be written" in error and "give the same command again" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000_picture-0.png", "001_picture-1.png"]
+    assert sample.main(arguments) == 0
+    assert "1 picture(s)" in capsys.readouterr().out
+    assert sample.main(arguments) == 0
+    assert "nothing to draw: all 3 picture(s) are there already" in capsys.readouterr().out
+
+
+def test_pictures_are_given_out_one_by_one(weights):
+    pipeline = TextToImage.from_checkpoint(weights)
+    decoded = []
+    decode = pipeline.parts.decode_latents
+
+    def watched(latents):
+        for picture in decode(latents):
+            decoded.append(picture)
+            yield picture
+
+    object.__setattr__(pipeline.parts, "decode_latents", watched)
+    from pixart_jax.generation.request import Request
+
+    pictures = pipeline.draw_each(Request(["a", "b", "c"], num_steps=1))
+    for number in range(1, 4):
+        assert next(pictures).shape == (256, 256, 3) and len(decoded) == number
+
+
+@pytest.mark.parametrize("place", [in_the_way, below_a_file, too_long])
+def test_a_picture_that_cannot_be_written_is_an_input_error(tmp_path, place):
+    with pytest.raises(InputError, match="cannot be written"):
+        save_png(place(tmp_path) / "a.png", np.zeros((2, 2, 3), np.uint8))
