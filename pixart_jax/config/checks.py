@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
 from pixart_jax.config.settings import flatten, require_setting
@@ -27,7 +28,10 @@ def check_config(config: ConfigDict) -> None:
     require = functools.partial(require_setting, config)
     values = flatten(config)
     for key, setting in flatten(SETTINGS).items():
-        require(setting.range.holds(values[key]), key, setting.range.cure)
+        value = values[key]
+        is_finite = not isinstance(value, float) or abs(value) <= float(np.finfo(np.float32).max)
+        require(is_finite, key, "must be a finite number that float32 can hold")
+        require(setting.range.holds(value), key, setting.range.cure)
     for check in (
         _optimizer_heeds_what_is_set,
         _schedule_has_where_to_end,

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
 from pixart_jax.adapters.adapter import Parameters
-from pixart_jax.errors import InputError
+from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.evaluators.drawings import Drawings
 from pixart_jax.evaluators.evaluator import Report
 
@@ -30,7 +31,8 @@ def retrieval_ranks(generated, gallery, target) -> np.ndarray:
       i64[n] in [0, m).
 
     Raises:
-      InputError: shapes do not fit, no pictures, a target out of range, or a pixel that is not finite.
+      InputError: shapes do not fit, no pictures, or a target out of range.
+      NotFinite: a pixel is not finite.
     """
     generated, gallery, target = np.asarray(generated), np.asarray(gallery), np.asarray(target)
     if generated.ndim != 4 or generated.shape[1:] != gallery.shape[1:] or not len(generated) or not len(gallery):
@@ -40,7 +42,7 @@ def retrieval_ranks(generated, gallery, target) -> np.ndarray:
     if target.min() < 0 or target.max() >= len(gallery):
         raise InputError(f"retrieval targets must lie in [0, {len(gallery)}), got {target.min()} to {target.max()}")
     if not (np.isfinite(generated).all() and np.isfinite(gallery).all()):
-        raise InputError("retrieval met a pixel that is not finite; the sampler or the model that made it has diverged")
+        raise NotFinite("retrieval met a pixel that is not finite; the sampler or the model that made it has diverged")
 
     references = gallery.reshape(len(gallery), -1).astype(np.float64)
     reference_energy = np.sum(references**2, axis=1)
@@ -75,8 +77,12 @@ class Retrieval:
 
     def __call__(self, weights: Parameters, beat: Callable[[], None]) -> Report:
         indices = self.drawings.spread(self.count)
-        generated = self.drawings.draw(weights, indices, beat)
-        beat()
-        gallery = self.drawings.real(range(len(self.drawings.samples)))
-        score = retrieval_at_1(np.stack(generated), np.stack(gallery), indices)
+        try:
+            generated = self.drawings.draw(weights, indices, beat)
+            beat()
+            gallery = self.drawings.real(range(len(self.drawings.samples)))
+            score = retrieval_at_1(np.stack(generated), np.stack(gallery), indices)
+        except NotFinite as error:  # What is trained is saved all the same.
+            logging.error("NO RETRIEVAL IS MEASURED: %s", error)
+            return Report("no retrieval: the pictures are not finite")
         return Report(f"retrieval@1 over {self.count} captions: {score:.3f}", {"retrieval_at_1": score})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from absl import logging
+
 from pixart_jax.adapters.adapter import Parameters
+from pixart_jax.errors import NotFinite
 from pixart_jax.evaluators.drawings import Drawings
 from pixart_jax.evaluators.evaluator import Report
 
@@ -24,4 +27,8 @@ class Samples:
 
     def __call__(self, weights: Parameters, beat: Callable[[], None]) -> Report:
         about = "real | drawn" if self.drawings.has_pictures else "prompts"
-        return Report(about, pictures={"samples": self.drawings.grid(weights, self.count, beat)})
+        try:
+            return Report(about, pictures={"samples": self.drawings.grid(weights, self.count, beat)})
+        except NotFinite as error:  # Training may well recover from it, and a black grid would say nothing.
+            logging.error("NO PICTURES ARE DRAWN: %s", error)
+            return Report("no pictures: they are not finite")

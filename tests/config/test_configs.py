@@ -11,6 +11,7 @@ from config_runs import PATHS, ROOT, read
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.synthetic import SyntheticSamples
+from pixart_jax.errors import InputError
 from pixart_jax.training.advice import short_run
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.warm_start.transitions import Choices, plan_transition
@@ -127,3 +128,13 @@ def test_a_stage_can_start_from_the_one_before(name):
 def describe(name):
     config = read(name, {})
     return describe_run(config, SyntheticSamples(batch_spec(config), config.model.resolution).manifest, {})
+
+
+@pytest.mark.parametrize("key", ["sample.guidance_scale", "model.position_scale", "optimizer.learning_rate"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf"), 1e39])
+def test_numbers_are_finite(key, number):
+    config = default_config()
+    section, name = key.split(".")
+    config[section][name] = number
+    with pytest.raises(InputError, match=rf"config.{key} = .*: must be a finite number that float32 can hold"):
+        check_config(config)
