@@ -32,7 +32,7 @@ from pixart_jax.checkpoints.contents import (
     verify,
     write_contents,
 )
-from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, save_errors
+from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, quiet_failure, save_errors
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
@@ -45,6 +45,8 @@ _ARRAYS = ("params", "ema_params", "opt_state")
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
+# Times that a checkpoint is looked for which is not deleted before it is read.
+_LOOKS = 30
 # Seconds between two looks at a save that is waited for.
 _POLL = 0.01
 
@@ -238,23 +240,48 @@ class Checkpoints:
     def restore_params(self, abstract, *, ema: bool = True):
         """Only the (EMA) parameters of the newest checkpoint, with the shapes, dtypes and shardings of `abstract`.
 
-        Those that are converted to another dtype on the way are not held against their checksums.
+        Those that are converted to another dtype on the way are not held against their checksums. Where the run goes on
+        meanwhile, and deletes what is being read, the newest that there is then is taken; `latest_step` is that.
 
         Raises:
           InputError: there is no checkpoint, or it is of another model or damaged.
         """
-        step = self.require_step()
         item = "ema_params" if ema else "params"
-        try:
-            recorded = self._read_progress(step)[0][item]
-            self._check_shapes(step, recorded, abstract)
-            with any_error_is_damage(item):
-                args = ocp.args.Composite(**{item: _restore_args(abstract)})
-                params = self._manager.restore(step, args=args)[item]
-            verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
-        except Damaged as error:
-            raise self._damage(step, error) from error
+        with quiet_failure() as settle:
+            for _ in range(_LOOKS):
+                step = self.require_step()
+                try:
+                    return self._restore_item(step, item, abstract)
+                except Damaged as error:
+                    if not self.has_moved_on(step):
+                        raise self._damage(step, error) from error
+                settle()
+        raise InputError(
+            f"{self.directory}: the run replaced its newest checkpoint {_LOOKS} times while it was read; keep more of "
+            "them (config.train.keep_checkpoints), or save less often (config.train.checkpoint_every)"
+        )
+
+    def _restore_item(self, step: int, item: str, abstract):
+        recorded = self._read_progress(step)[0][item]
+        self._check_shapes(step, recorded, abstract)
+        with any_error_is_damage(item):
+            args = ocp.args.Composite(**{item: _restore_args(abstract)})
+            params = self._manager.restore(step, args=args)[item]
+        verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
+        if not (self.directory / str(step)).is_dir():
+            raise Damaged("it was deleted meanwhile")
         return params
+
+    def has_moved_on(self, step: int) -> bool:
+        """Looks at the folder again: whether a run that goes on has saved another checkpoint, or deleted that one."""
+        if not self._read_only:
+            return False
+        self._manager.close()
+        self._manager = self._open_manager()
+        if self.latest_step != step:
+            logging.warning("the checkpoint of step %d was replaced while it was read; looking again", step)
+            return True
+        return False
 
     def recorded_checksums(self, step: int, item: str) -> dict[str, int | None]:
         """'/'-joined path to `array_checksum` of each array of an item.

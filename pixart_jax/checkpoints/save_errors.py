@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import pathlib
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +16,9 @@ import orbax.checkpoint as ocp
 
 from pixart_jax.errors import SaveFailed
 from pixart_jax.files import reason
+
+# Seconds for reads that are under way when another has failed.
+_SETTLE = 0.1
 
 
 @contextmanager
@@ -95,3 +101,32 @@ def alone() -> ocp.options.MultiprocessingOptions:
     """For what each process of a run reads by itself, without waiting for the others, which may have failed to."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+@contextmanager
+def quiet_failure():
+    """Where one array cannot be read, those that are read beside it fail as well: not with tracebacks of their own.
+
+    Yields what to call after a failure: it waits for the others.
+    """
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "never retrieved" not in record.getMessage()
+
+    def pass_on(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    logger.addFilter(is_ours)
+    sys.unraisablehook = pass_on
+
+    def settle() -> None:
+        time.sleep(_SETTLE)
+        gc.collect()  # Now, and not when nothing listens any more.
+
+    try:
+        yield settle
+    finally:
+        sys.unraisablehook = hook
+        logger.removeFilter(is_ours)

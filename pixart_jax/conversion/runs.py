@@ -27,32 +27,44 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
     """
     config = load_config(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest_step if step is None else step
-    if step is None:
-        raise InputError(f"{workdir}: no checkpoint yet; train first")
     item = "ema_params" if ema else "params"
-    provenance = {"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"}
-    stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
-    checksums = checkpoints.recorded_checksums(step, item)
-    instead = checkpoints.instead_of(step)
-    checkpoints.close()
-    with _naming(instead):
-        params = StoredParams(checkpoints.directory / str(step) / item, stored.model, checksums)
 
-    def read(path: str) -> np.ndarray:
-        with _naming(instead):
-            return params[path]
+    def open_step(step: int) -> ModelWeights:
+        provenance = {"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"}
+        stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
+        with _naming(checkpoints, step):
+            checksums = checkpoints.recorded_checksums(step, item)
+            params = StoredParams(checkpoints.directory / str(step) / item, stored.model, checksums)
 
-    return ModelWeights(stored, list(params), read)
+        def read(path: str) -> np.ndarray:
+            with _naming(checkpoints, step):
+                return params[path]
+
+        return ModelWeights(stored, list(params), read)
+
+    if step is not None:
+        return open_step(step)
+    while True:
+        newest = checkpoints.require_step()
+        try:
+            return open_step(newest)
+        except InputError:
+            if checkpoints.latest_step == newest:  # `_naming` has looked again.
+                raise
 
 
 @contextmanager
-def _naming(instead: str):
-    """Adds to the error of damaged arrays what there is instead of them."""
+def _naming(checkpoints: Checkpoints, step: int):
+    """Adds to the error of damaged arrays what there is instead of them, or that they have been deleted."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error}; {instead}") from error
+        if checkpoints.has_moved_on(step) and not (checkpoints.directory / str(step)).exists():
+            raise InputError(
+                f"{checkpoints.directory}: the run goes on, and has deleted the checkpoint of step {step} while it was "
+                "read; give the same command again, or keep more of them (config.train.keep_checkpoints)"
+            ) from error
+        raise InputError(f"{error}; {checkpoints.instead_of(step)}") from error
 
 
 def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:

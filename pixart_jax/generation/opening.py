@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
@@ -76,6 +78,28 @@ def open_parts(
     return Parts(name=str(directory), mesh=mesh, apply=apply_of(model), **fields)
 
 
+class ReadOnce:
+    """Weights that are read from disk once, and placed from the host's memory after that.
+
+    A run that goes on may have saved others meanwhile: all pictures are drawn with the same.
+
+    Args:
+      read: gives them, on devices.
+      keep: whoever asks leaves them there, and will not ask again.
+    """
+
+    def __init__(self, read: Callable[[], Params], keep: bool):
+        self._read, self._keep, self._copy = read, keep, None
+
+    def __call__(self) -> Params:
+        if self._copy is not None:
+            return jax.tree.map(lambda array, sharding: jax.device_put(array, sharding), *self._copy)
+        params = self._read()
+        if not self._keep:
+            self._copy = jax.device_get(params), jax.tree.map(lambda leaf: leaf.sharding, params)
+        return params
+
+
 def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dict[str, Any]:
     """Fields of `Parts` from a directory that `tools.convert` wrote."""
     if ema is not None:
@@ -118,7 +142,8 @@ def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: d
 
     return fields | {
         "model": model,
-        "weights": LazyParams(lambda: checkpoints.restore_params(abstract, ema=ema), keep=keep),
+        "weights": LazyParams(ReadOnce(lambda: checkpoints.restore_params(abstract, ema=ema), keep), keep=keep),
+        "step": lambda: checkpoints.latest_step,
         "position_base": position_base(config),
         "position_scale": config.model.position_scale,
         "latent_scale": manifest.latent_scale,
