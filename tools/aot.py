@@ -22,6 +22,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     finally:
         if rows and not args.json:
-            print("\n".join(table(rows)))
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print("\n".join(table(rows, width)))
     return 0
 
 
@@ -181,8 +183,10 @@ def compile_in_child(case: Case, timeout: float) -> dict:
 # --- words
 
 
-def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
-    """Markdown, one line for each program; all figures per chip."""
+def table(rows: Sequence[tuple[Case, dict]], width: int | None = None) -> Iterator[str]:
+    """All figures per chip: Markdown, one line for each program; where that is wider than `width`, one column for each,
+    as many beside each other as there is room for.
+    """
     columns = {
         "program": lambda case, r: f"{pathlib.Path(case.config).stem} {case.program}",
         "topology": lambda case, r: case.topology,
@@ -201,9 +205,29 @@ def table(rows: Sequence[tuple[Case, dict]]) -> Iterator[str]:
     }
     cells = [list(columns), *([show(case, result) for show in columns.values()] for case, result in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    if width is not None and sum(widths) + 3 * len(widths) + 1 > width:
+        yield from columns_of(cells, width)
+        return
     cells.insert(1, ["-" * width for width in widths])
     for row in cells:
         yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+
+def columns_of(cells: Sequence[Sequence[str]], width: int) -> Iterator[str]:
+    """The first row of cells as a column of names, beside it as many others as there is room for, and so on below."""
+    names, *rest = cells
+    first = max(map(len, names))
+    while rest:
+        taken, used = 0, first
+        while taken < len(rest) and (not taken or used + 2 + max(map(len, rest[taken])) <= width):
+            used += 2 + max(map(len, rest[taken]))
+            taken += 1
+        block, rest = rest[:taken], rest[taken:]
+        for name, *row in zip(names, *block, strict=True):
+            padded = (cell.ljust(max(map(len, column))) for cell, column in zip(row, block, strict=True))
+            yield "  ".join([name.ljust(first), *padded]).rstrip()
+        if rest:
+            yield ""
 
 
 def gigabytes(count: float | None) -> str:

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from pixart_jax.devices.hardware import HARDWARE
-from tools.aot import attempts, kept_bytes, main
+from tools.aot import attempts, kept_bytes, main, table
 from tools.aot_compile import (
     Case,
     case_config,
@@ -104,6 +104,34 @@ def record(path, case, **result):
     }
     line = json.dumps({"case": dataclasses.asdict(case), "result": figures | result})
     path.write_text((path.read_text() if path.exists() else "") + line + "\n")
+
+
+FIGURES = {
+    "chips": 16,
+    "batch_size": 16,
+    "fsdp": 1,
+    "context": 1,
+    "accumulation_steps": 1,
+    "capacity_bytes": 16e9,
+    "flops": 1e12,
+    "compiler": "Used 20.52G of 15.75G hbm",
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132])
+def test_a_table_wider_than_the_terminal_is_turned(width):
+    rows = [(Case(f"configs/stage{n}.py", (), "v5e:4x4"), FIGURES) for n in range(7)]
+    lines = list(table(rows, width))
+    assert max(map(len, lines)) <= width
+    programs = [word for line in lines if line.startswith("program") for word in line.split()[1:] if word != "train"]
+    assert programs == [f"stage{n}" for n in range(7)]
+    assert sum(line.startswith("total / capacity GB") for line in lines) == lines.count("") + 1
+
+
+@pytest.mark.parametrize("width", [None, 1000])
+def test_a_table_that_fits_is_markdown(width):
+    lines = list(table([(Case("a.py", (), "v5e:4x4"), FIGURES)] * 2, width))
+    assert len(lines) == 4 and all(line.startswith("| ") and line.count("|") == 15 for line in lines)
 
 
 def test_fit_takes_the_fewest_accumulation_steps(config, tmp_path, capsys):

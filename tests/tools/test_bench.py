@@ -18,8 +18,9 @@ from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.objectives.denoising import diffusion_terms
-from tools.bench.__main__ import main
+from tools.bench.__main__ import BENCHMARKS, main
 from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params
+from tools.bench.table import table
 from tools.bench.torch_train import Train
 from tools.bench.train import missing_training, synthetic_batch, training_spec
 from tools.bench.turns import compare, in_process, take_turns
@@ -279,3 +280,79 @@ def test_attention_refuses_what_it_does_not_know(capsys):
     assert main(["--what=attention", "--resolutions=100"]) == 2
     assert main(["--what=attention", "--config.model.depth=2"]) == 2
     assert "--resolutions=100" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- For people.
+
+
+def test_a_single_figure_is_a_list():
+    rows = [
+        {
+            "what": "train",
+            "config": "quickstart",
+            "overrides": ["--config.model.depth=1", "--config.seed=3"],
+            "seconds": 0.014334,
+            "compile_seconds": 75.69,
+            "peer": {"eager": {"seconds": 0.19968, "seconds_max": 1.0}},
+            "ratio": 13.93,
+            "model_flops_per_second": 1.8e10,
+            "utilisation": 0.1267,
+            "mfu": None,
+            "peak_bytes": 23887204,
+            "tokens": 4096,
+            "versions": {"jax": "0.10"},
+        }
+    ]
+    assert list(table(rows)) == [
+        "config                  quickstart",
+        "overrides               --config.model.depth=1 --config.seed=3",
+        "seconds                 14.3 ms",
+        "compile seconds         75.7 s",
+        "peer eager seconds      200 ms",
+        "ratio                   13.9×",
+        "model flops per second  18 GFLOP/s",
+        "utilisation             12.7%",
+        "peak bytes              23.9 MB",
+        "tokens                  4,096",
+    ]
+
+
+def test_several_figures_are_a_table_of_what_differs(monkeypatch):
+    rows = [{"devices": n, "dtype": "float32", "seconds": n / 10, "copies": n if n > 1 else None} for n in (1, 2, 4)]
+    shared, empty, *lines = table(rows)
+    assert (shared, empty) == ("dtype  float32", "")
+    assert [line.split() for line in lines] == [
+        ["devices", "seconds", "copies"],
+        ["1", "100", "ms"],
+        ["2", "200", "ms", "2"],
+        ["4", "400", "ms", "4"],
+    ]
+    # Where that would wrap, a list for each.
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = list(table(rows))
+    assert lines[2:5] == ["devices  1", "seconds  100 ms", ""] and max(map(len, lines)) <= 20
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--help", "--steps=3"]])
+def test_help_needs_no_benchmark(argv, capsys):
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert all(f"--what={name}" in printed for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize("what", ["forward", "convert"])
+def test_help_of_a_benchmark_is_its_own(what, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help", f"--what={what}"])
+    assert stopped.value.code == 0
+    assert f"--what={what} [-h]" in capsys.readouterr().out
+
+
+def test_json_stays_alone_on_stdout(capsys, monkeypatch):
+    rows = [{"seconds": 1.0, "devices": n} for n in (1, 2)]
+    monkeypatch.setattr("tools.bench.scaling.run", lambda argv: iter(rows))
+    assert main(["--what=scaling"]) == 0
+    printed = capsys.readouterr()
+    found = [json.loads(line) for line in printed.out.splitlines()]
+    assert [{name: row[name] for name in ("seconds", "devices")} for row in found] == rows
+    assert printed.err.splitlines()[-3:] == ["devices", "1", "2"]

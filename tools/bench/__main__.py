@@ -1,4 +1,5 @@
-"""Benchmarks. Each prints one JSON line per figure and runs on any device; docs/benchmarks.md says what they measure.
+"""Benchmarks. Each runs on any device and prints a JSON line per figure to stdout, and the same as a table to stderr;
+docs/benchmarks.md says what they measure.
 
 python -m tools.bench --what=train --config=configs/quickstart.py [--config.model.depth=12 ...] [--steps=20]
 python -m tools.bench --what=forward --config=configs/stage3_256.py
@@ -22,6 +23,7 @@ from pixart_jax.commands import command, with_commands
 from pixart_jax.errors import InputError
 
 from .rates import where
+from .table import table
 
 # A module of this package each, imported when asked for: an accelerator image lacks what some of them need.
 BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert")
@@ -34,17 +36,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,  # -h goes on to the benchmark
     )
-    parser.add_argument("--what", choices=BENCHMARKS, required=True)
+    parser.add_argument(
+        "--what", choices=BENCHMARKS, required=True, help="with --help: the options of that benchmark (--help)"
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(argv) and not any(arg.startswith("--what") for arg in argv):
+        parser.print_help()
+        return 0
     args, rest = parser.parse_known_args(argv)
     try:
         benchmark = importlib.import_module(f".{args.what}", __package__)
     except ModuleNotFoundError as error:
         print(f"error: --what={args.what} needs {error.name}, which is not installed", file=sys.stderr)
         return 2
+    rows = []
     try:
         for figures in benchmark.run(rest):
             # Devices are looked for only now: a benchmark may have a say in what there are.
-            print(json.dumps({"what": args.what, **figures, **where()}), flush=True)
+            rows.append({"what": args.what, **figures, **where()})
+            print(json.dumps(rows[-1]), flush=True)
+        print("\n".join(["", *table(rows)]), file=sys.stderr)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
