@@ -4,9 +4,11 @@ import json
 import logging
 
 import pytest
+from tiny_run import read_metrics, tiny_config, write_data
 
 from pixart_jax.config import default_config
 from pixart_jax.training.advice import changed_schedule, short_run
+from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.record import record_config
 
 
@@ -98,3 +100,25 @@ def test_a_resumed_run_says_it(tmp_path, caplog):
     caplog.clear()
     record_config(tmp_path, config_of(train__num_steps=8060), 8000)
     assert not caplog.records
+
+
+def test_both_ways_to_train_longer(tmp_path, caplog):
+    """As docs/training.md has them: another schedule from where the run ended, and its weights in another workdir."""
+    config = tiny_config(write_data(tmp_path / "data"))
+    config.optimizer.schedule = "cosine"
+    config.sample.every = 0
+    config.train.update({"num_steps": 6, "log_every": 3, "checkpoint_every": 6})
+    train_and_evaluate(config, tmp_path / "run")
+    config.train.num_steps = 9
+    config.optimizer.schedule = "constant"
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert "it goes on at 0.003 and stays there" in caplog.text and "run down" not in caplog.text
+    assert [row["learning_rate"] for row in read_metrics(tmp_path / "run")][-1] == pytest.approx(3e-3)
+
+    config.init_from = str(tmp_path / "run")
+    config.optimizer.update({"schedule": "cosine", "warmup_steps": 0})
+    train_and_evaluate(config, tmp_path / "longer")
+    rates = [row["learning_rate"] for row in read_metrics(tmp_path / "longer")]
+    assert [row["step"] for row in read_metrics(tmp_path / "longer")] == [3, 6, 9]
+    assert rates[0] > rates[1] > rates[2] and rates[0] > 2e-3
