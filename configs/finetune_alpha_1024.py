@@ -23,5 +23,5 @@ def get_config():
     config.model.micro_condition = True
     config.init_from = "weights/alpha-1024"
     config.data.update({"source": "data/photos-1024", "batch_size": 32})
-    config.train.num_steps = 10_000
+    config.train.update({"num_steps": 10_000, "ema_warmup": True})
     return config

@@ -23,5 +23,5 @@ def get_config():
     config.init_from = "weights/sigma-1024"
     config.init.null_text = "weights/sigma-1024/text_encoder"
     config.data.update({"source": "data/photos-1024", "batch_size": 32})
-    config.train.num_steps = 10_000
+    config.train.update({"num_steps": 10_000, "ema_warmup": True})
     return config

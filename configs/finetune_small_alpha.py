@@ -26,6 +26,8 @@ def get_config():
     config.data.update({"source": "data/photos-1024", "batch_size": 4})
     # As the reference's DreamBooth: a rate that does not follow the batch. Twice its 5e-6, for four times its batch.
     config.optimizer.update({"learning_rate": 1e-5, "lr_scaling": "none", "warmup_steps": 50})
-    config.train.update({"num_steps": 1500, "ema_decay": 0.99, "log_every": 10, "checkpoint_every": 250})
+    config.train.update(
+        {"num_steps": 1500, "ema_decay": 0.99, "ema_warmup": True, "log_every": 10, "checkpoint_every": 250}
+    )
     config.sample.update({"every": 250, "num_images": 4})
     return config

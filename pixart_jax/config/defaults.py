@@ -169,6 +169,10 @@ SETTINGS = {
         # Microbatches that one optimizer step is summed over.
         "accumulation_steps": Setting(1, AT_LEAST_ONE),
         "ema_decay": Setting(0.9999, SHARE),
+        # The average's decay is min(ema_decay, (1 + step) / (10 + step)), an average over about the last ninth of the
+        # steps so far: it follows in short runs too. False: ema_decay from the first step on, as in the reference. A
+        # run keeps what it began with.
+        "ema_warmup": Setting(True),
         # The optimizer's state lies in the hosts' memory, and comes to the devices for each update.
         "offload_optimizer": Setting(False),
         # The reference's `snr_loss`; no config it ships sets it.

@@ -17,6 +17,8 @@ Settings are the reference code's, or where it has none, the paper's. As in the 
 2e-5·√(global batch/256); the paper names 2e-5 alone, which is --config.optimizer.lr_scaling=none. The rule is kept
 because it is what the released code does unless told otherwise, and because it follows a batch that is not the paper's.
 
+The average's decay is fixed, as the reference's (train.ema_warmup=False); fine-tuning, which may be short, warms it up.
+
 What the reference does and these do not:
 - its warm-up ends after 1000/(number of processes) optimizer steps, because each process moves the schedule; here it is
   as long as it says;
@@ -45,6 +47,7 @@ def _config(resolution):
     # The reference's, and so are the defaults of the optimizer that are not named here: 2e-5, a constant schedule, the
     # gradient's norm at most 0.01, AdamW's epsilon and decay.
     config.optimizer.lr_scaling = "sqrt"
+    config.train.ema_warmup = False
     config.sample.num_images = _GRID[resolution]
     if resolution >= 1024:
         # Steps take long, and runs have few.

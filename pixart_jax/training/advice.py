@@ -25,7 +25,7 @@ _HARDLY = 0.1
 
 def short_run(config: ConfigDict) -> list[str]:
     """A line for each setting that the run is too short for."""
-    last, warmup, decay = config.train.num_steps, config.optimizer.warmup_steps, config.train.ema_decay
+    last, warmup = config.train.num_steps, config.optimizer.warmup_steps
     of_the_run = f"the run has {last} steps (config.train.num_steps)"
     lines = []
     if warmup > last / 2:
@@ -33,11 +33,6 @@ def short_run(config: ConfigDict) -> list[str]:
         lines.append(
             f"config.optimizer.warmup_steps = {warmup}: {of_the_run}, so the learning rate rises for "
             f"{'all' if reached < 1 else 'most'} of it, to {reached:.0%} of what is set; set it to {last // 20} or so"
-        )
-    if decay < 1 and (memory := round(1 / (1 - decay))) > last:
-        lines.append(
-            f"config.train.ema_decay = {decay:g} averages over about {memory} steps: {of_the_run}, so the "
-            f"average, which is drawn from, lags behind what is learnt; set it to {_ema_decay(last):g} or so"
         )
     for key in ("sample.every", "eval.every", "train.log_every"):
         used = key != "eval.every" or config.eval.source.strip()
@@ -47,11 +42,6 @@ def short_run(config: ConfigDict) -> list[str]:
                 f"config.{key} = {flatten(config)[key]}: {of_the_run}, so {only}; set it to {max(1, last // 5)} or so"
             )
     return lines
-
-
-def _ema_decay(steps: int) -> float:
-    """One that averages over about a tenth of them, in two digits."""
-    return round(1 - 1 / max(2.0, steps / 10), 2 if steps < 1000 else 3)
 
 
 def changed_schedule(before: ConfigDict, now: ConfigDict, step: int) -> str | None:

@@ -20,11 +20,15 @@ class Compiled:
     rates: Rates
 
 
-def compile_step(plan: Plan) -> Compiled:
-    """Ahead of the loop: a batch of another shape is then an error, not a silent second compilation."""
+def compile_step(plan: Plan, ema_warmup: bool) -> Compiled:
+    """Ahead of the loop: a batch of another shape is then an error, not a silent second compilation.
+
+    Args:
+      ema_warmup: whether the run's average began with a warm-up.
+    """
     shapes = plan.batch_shapes()
     with announced("compiling the training step, which takes minutes for a large model"):
-        step = plan.program.lower(shapes).compile()
+        step = plan.program.lower(shapes, ema_warmup=ema_warmup).compile()
     hardware = find_hardware(jax.devices()[0].device_kind)
     flops = plan.program.flops(shapes) if hardware else None
     return Compiled(step, Rates(plan.config.data.batch_size, flops, hardware))

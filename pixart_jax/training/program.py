@@ -85,19 +85,28 @@ class Program:
 
     @property
     def step(self) -> TrainStep:
+        return self._step(self.config.train.ema_warmup)
+
+    def _step(self, ema_warmup: bool) -> TrainStep:
         return make_train_step(
             self.parts.objective(self.config, self.adapter),
             self.birth.tx,
             seed=self.config.seed,
             ema_decay=self.config.train.ema_decay,
+            ema_warmup=ema_warmup,
             accumulation_steps=self.config.train.accumulation_steps,
             learning_rate=learning_rate_schedule(optimizer_spec(self.config)),
         )
 
-    def lower(self, batch: BatchShapes) -> jax.stages.Lowered:
-        """(state, frozen, batch) -> (state, metrics), with the state donated."""
+    def lower(self, batch: BatchShapes, *, ema_warmup: bool | None = None) -> jax.stages.Lowered:
+        """(state, frozen, batch) -> (state, metrics), with the state donated.
+
+        Args:
+          ema_warmup: in place of the config's, of a run that began with another.
+        """
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-        step = jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
+        warmup = self.config.train.ema_warmup if ema_warmup is None else ema_warmup
+        step = jax.jit(self._step(warmup), donate_argnums=0, out_shardings=(shardings, None))
         return step.lower(self.state, self.frozen, dict(batch))
 
     def flops(self, batch: Mapping) -> float | None:

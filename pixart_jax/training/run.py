@@ -19,7 +19,7 @@ from pixart_jax.cluster.watchdog import Watchdog, watched
 from pixart_jax.errors import TrainingDiverged
 from pixart_jax.evaluators.evaluator import Evaluator
 from pixart_jax.objectives.objective import Batch, Metrics
-from pixart_jax.training.beginning import Beginning, begin
+from pixart_jax.training.beginning import Beginning, begin, warn_of_lag
 from pixart_jax.training.compiled import Compiled, compile_step
 from pixart_jax.training.journal import Journal
 from pixart_jax.training.metrics import MetricsWindow, Stopwatch, progress_line
@@ -168,6 +168,7 @@ class Run:
             self._checkpoints.wait()
             self.look(self._last)
         self._journal.finish()
+        warn_of_lag(self._plan, self._beginning.ema_warmup)
         return self.state
 
     def diverged(self, error: TrainingDiverged) -> TrainingDiverged:
@@ -192,9 +193,10 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
             beginning = begin(plan, checkpoints)
         closing.callback(plan.data.batches.close)
         start = int(beginning.state.step)
+        warn_of_lag(plan, beginning.ema_warmup)
         journal = Journal(plan, evaluators, start)
         closing.callback(journal.close)
-        compiled = compile_step(plan) if start < plan.last else None
+        compiled = compile_step(plan, beginning.ema_warmup) if start < plan.last else None
         if compiled:
             journal.compiled(compiled.step)
         watchdog = Watchdog(plan.workdir, train.hang_timeout, ending=ending)

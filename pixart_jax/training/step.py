@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pixart_jax.adapters.adapter import Params
@@ -24,6 +25,7 @@ def make_train_step(
     *,
     seed: int,
     ema_decay: float,
+    ema_warmup: bool = False,
     accumulation_steps: int = 1,
     learning_rate: optax.Schedule | None = None,
 ) -> TrainStep:
@@ -37,6 +39,8 @@ def make_train_step(
 
     Args:
       objective: see `objectives.objective`.
+      ema_decay: of the averaged parameters.
+      ema_warmup: it begins lower, see `ema_rate`.
       accumulation_steps: the batch is cut into this many microbatches, whose gradients are averaged in float32.
       learning_rate: reported beside the metrics when given.
     """
@@ -65,10 +69,31 @@ def make_train_step(
         grads, metrics = gradients(state.params, Held(frozen, state.ema_params), batch, keys)
         updates, opt_state = tx.update(grads, to_device(state.opt_state), state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = jax.tree.map(lambda ema, p: ema + (1.0 - ema_decay) * (p - ema), state.ema_params, params)
+        rate = ema_rate(ema_decay, ema_warmup, state.step)
+        ema_params = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, params)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return TrainState(state.step + 1, params, ema_params, to_memory_of(opt_state, state.opt_state)), metrics
 
     return train_step
+
+
+def ema_rate(decay: float, warmup: bool, step: jax.Array) -> jax.Array | float:
+    """The share of the way to the parameters that their average goes in a step.
+
+    With a warm-up it is 1 - min(decay, (1 + step) / (10 + step)), the usual rule (`num_updates` of TensorFlow's
+    ExponentialMovingAverage, diffusers' EMAModel): the average is over about the last ninth of the steps so far, until
+    that is more than 1 / (1 - decay). Without it short runs hardly move the average, see `ema_memory`.
+
+    Args:
+      step: i32[], steps done before this one.
+    """
+    return jnp.maximum(1.0 - decay, 9.0 / (10.0 + step)) if warmup else 1.0 - decay
+
+
+def ema_memory(decay: float, warmup: bool, num_steps: int) -> float:
+    """The share of the parameters that a run starts from in their average after so many steps; see `ema_rate`."""
+    steps = np.arange(num_steps)
+    decays = np.minimum(decay, (1 + steps) / (10 + steps)) if warmup else np.full(num_steps, decay)
+    return float(np.prod(decays))

@@ -28,7 +28,6 @@ def config_of(**settings):
     [
         ({"optimizer__warmup_steps": 9000}, "optimizer.warmup_steps = 9000", "rises for all of it, to 89% of what"),
         ({"optimizer__warmup_steps": 5000}, "optimizer.warmup_steps = 5000", "rises for most of it, to 100% of what"),
-        ({"train__ema_decay": 0.9999}, "train.ema_decay = 0.9999", "averages over about 10000 steps"),
         ({"sample__every": 8001}, "sample.every = 8001", "only the one at its end; set it to 1600 or so"),
         ({"eval__every": 9000, "eval__source": "held"}, "eval.every = 9000", "only the one at its end"),
         ({"train__log_every": 10_000}, "train.log_every = 10000", "only its end is logged"),
@@ -41,8 +40,7 @@ def test_a_run_too_short_for_a_setting(settings, key, says):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"sample__every": 0}, {"eval__every": 9000}, {"train__ema_decay": 1.0}, {"train__ema_decay": 0.0},
-     {"optimizer__warmup_steps": 0}, {"sample__every": 8000}],
+    [{}, {"sample__every": 0}, {"eval__every": 9000}, {"optimizer__warmup_steps": 0}, {"sample__every": 8000}],
 )  # fmt: skip
 def test_nothing_is_said_of_what_fits(settings):
     assert short_run(config_of(**settings)) == []
@@ -50,7 +48,7 @@ def test_nothing_is_said_of_what_fits(settings):
 
 def test_what_is_advised_is_no_reason_for_another_warning():
     for steps in (10, 30, 100, 1000, 10_000):
-        config = config_of(train__num_steps=steps, train__ema_decay=0.99999, optimizer__warmup_steps=10 * steps)
+        config = config_of(train__num_steps=steps, optimizer__warmup_steps=10 * steps)
         config.sample.every = config.train.log_every = 2 * steps
         for line in short_run(config):
             key, value = line.removeprefix("config.").split()[0], line.rpartition("set it to ")[2].split()[0]

@@ -12,7 +12,7 @@ from pixart_jax.config import build_objective, optimizer_spec
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.optimizers import learning_rate_schedule
 from pixart_jax.training.program import Program
-from pixart_jax.training.step import make_train_step
+from pixart_jax.training.step import ema_memory, make_train_step
 from tools.bench.train import synthetic_batch
 
 
@@ -50,6 +50,30 @@ def test_accumulation_changes_nothing_but_rounding(accumulation_steps):
     # Adam's first moment is the gradient: parameters themselves would hide an error behind Adam's normalisation.
     for (name, moment), other in zip(flat(whole.opt_state).items(), flat(parts.opt_state).values(), strict=True):
         np.testing.assert_allclose(other, moment, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("before,rate", [(0, 0.9), (2, 0.75), (30, 0.225), (80, 0.1), (10_000, 0.1)])
+def test_the_average_warms_up(before, rate):
+    """1 - min(decay, (1 + step) / (10 + step))."""
+    state, batch, step = setup()
+    state = state.replace(step=jnp.asarray(before, jnp.int32))
+    new, _ = step(state, batch, ema_warmup=True)
+    expected = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, new.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), new.ema_params, expected)
+
+
+@pytest.mark.parametrize(
+    "decay,warmup,steps,memory",
+    [
+        (0.9999, False, 100, 0.99),
+        (0.9999, True, 100, 0),
+        (0.9, False, 12, 0.28),
+        (0.9, True, 1, 0.1),
+        (1.0, False, 9, 1),
+    ],
+)
+def test_how_much_of_its_beginning_is_left_in_an_average(decay, warmup, steps, memory):
+    assert ema_memory(decay, warmup, steps) == pytest.approx(memory, abs=0.003)
 
 
 def test_ema_follows_the_new_parameters():
