@@ -20,11 +20,21 @@ from pixart_jax.devices.offload import to_device
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 # Elements that numpy works on at a time: what fits into a core's cache.
 _CHUNK = 1 << 16
+# Elements of an array that the host takes the checksum of.
+_SMALL = 1 << 22
 
 
 def tree_checksums(tree: Any) -> jax.Array:
     """u32[number of leaves] for a tree of arrays of at most 32 bits an element, in the order of `jax.tree.leaves`."""
     return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(to_device(tree))])
+
+
+def device_checksum(array: jax.Array) -> int:
+    """That of one array on devices."""
+    # Compiling for each of an autoencoder's many shapes takes longer than fetching them.
+    if array.size < _SMALL and array.is_fully_addressable:
+        return array_checksum(np.asarray(array))
+    return int(jax.jit(tree_checksums)([array])[0])
 
 
 def array_checksum(array: np.ndarray) -> int:

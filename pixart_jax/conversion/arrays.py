@@ -47,6 +47,10 @@ class FileArrays(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the array.
+        return name in self.shapes
+
     def check_kinds(self) -> None:
         """Raises InputError unless all arrays are of floats."""
         for name, kind in self.kinds.items():
@@ -175,7 +179,7 @@ class _Prefixed(FileArrays):
 
     def __init__(self, arrays: FileArrays, prefix: str, left_out: Collection[str]):
         self._arrays, self._prefix = arrays, prefix
-        names = {name: name.removeprefix(prefix) for name in arrays if name not in set(left_out)}
+        names = {name: name.removeprefix(prefix) for name in arrays if name.startswith(prefix)}
         self.shapes = {short: arrays.shapes[name] for name, short in names.items()}
         self.kinds = {short: arrays.kinds[name] for name, short in names.items()}
         self.files = {short: arrays.files[name] for name, short in names.items()}
@@ -204,6 +208,18 @@ def strip_prefix(arrays: FileArrays, markers: Collection[str], file: pathlib.Pat
         arrays = _Prefixed(arrays, prefix, left_out)
     arrays.check_kinds()
     return arrays
+
+
+def torch_array(tensor: Any, path: pathlib.Path) -> np.ndarray:
+    """`uncond_prompt_embeds` of a PyTorch file as an array; raises InputError where it is none of floats, or a huge
+    view."""
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise InputError(f"{path} holds neither a tensor nor `uncond_prompt_embeds`")
+    arrays = _Tensors([(path, {"uncond_prompt_embeds": tensor})])
+    arrays.check_kinds()
+    return arrays["uncond_prompt_embeds"]
 
 
 def _kind(tensor: Any) -> str:

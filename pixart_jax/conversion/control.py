@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from pixart_jax.conversion.arrays import read_json
+from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.names.controlnet import convert_controlnet, count_copies
 from pixart_jax.conversion.stored import StoredArrays, write_params
 from pixart_jax.errors import InputError
@@ -111,4 +112,9 @@ def open_control(directory: pathlib.Path, model: PixArt) -> Control | None:
     except InputError as error:
         raise InputError(f"{folder / _CONFIG}: {error}") from error
     arrays = StoredArrays(folder / "params", shapes)
-    return Control(num_copies, list(arrays), arrays.__getitem__)
+
+    def read(path: str) -> np.ndarray:
+        check_finite(array := arrays[path], f"{folder}: {path}")
+        return array
+
+    return Control(num_copies, list(arrays), read)

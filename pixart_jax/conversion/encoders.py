@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_json
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
+from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
@@ -158,7 +159,10 @@ def write_reference_encoder(target: pathlib.Path, source: EncoderSource) -> None
 def _read(source: EncoderSource) -> dict[str, np.ndarray]:
     """Our parameters of an encoder."""
     if isinstance(source.arrays, StoredArrays):
-        return source.arrays.read_all()
+        params = source.arrays.read_all()
+        for path, array in params.items():
+            check_finite(array, f"{source.path}: {path}")
+        return params
     expected = _paths(source.kind, source.model)
     try:
         return ENCODER_KINDS[source.kind].convert(source.arrays, source.model, expected, source.bfloat16)
@@ -219,10 +223,7 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
     )
     if ENCODER_KINDS[kind].may_be_bfloat16 and jnp.dtype(dtype) == jnp.bfloat16:
         abstract = kernels_as(dtype, abstract)
-    try:
-        return model, restore_tree(path, abstract)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    return model, restore_tree(path, abstract)
 
 
 def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> nn.Module:

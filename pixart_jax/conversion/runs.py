@@ -9,6 +9,7 @@ import numpy as np
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model, load_config, position_base
+from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel, StoredParams
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
@@ -38,7 +39,9 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
 
         def read(path: str) -> np.ndarray:
             with _naming(checkpoints, step):
-                return params[path]
+                array = params[path]
+                check_finite(array, f"{workdir}: {item} of step {step}: {path}")
+                return array
 
         return ModelWeights(stored, list(params), read)
 

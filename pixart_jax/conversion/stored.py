@@ -16,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from pixart_jax.checkpoints.checksums import array_checksum
+from pixart_jax.checkpoints.checksums import array_checksum, device_checksum
 from pixart_jax.checkpoints.save_errors import alone
+from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
 from pixart_jax.models.params import parameter_shapes
@@ -115,7 +116,7 @@ def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[st
 
 
 def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
-    """Writes a new Orbax checkpoint, which `ocp.StandardCheckpointer` restores.
+    """Writes a new Orbax checkpoint, which `ocp.StandardCheckpointer` restores, with checksums in it.
 
     Uncompressed, which trained weights hardly gain from, and without Orbax's defensive copy: so that no second copy of
     the model is ever in memory.
@@ -139,6 +140,7 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
             checkpointer.save(path.absolute(), tree)
         except ValueError as error:  # TensorStore's for a full disk.
             raise OSError(reason(error)) from error
+    write_checksums(path, params)
 
 
 def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
@@ -160,7 +162,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
     Args:
       path: where `write_params` wrote them, or an item of a training run's checkpoint.
       shapes: '/'-joined path to shape of each of them.
-      checksums: '/'-joined path to `array_checksum`, where it is known.
+      checksums: '/'-joined path to `array_checksum`, where it is known; None takes those of `write_params`.
 
     Attributes:
       shapes: as given.
@@ -177,7 +179,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
         checksums: Mapping[str, int | None] | None = None,
     ):
         self._path = pathlib.Path(path).absolute()
-        self._checksums = checksums or {}
+        self._checksums = read_checksums(self._path) if checksums is None else checksums
         self._checkpointer = ocp.Checkpointer(
             ocp.PyTreeCheckpointHandler(multiprocessing_options=alone()), multiprocessing_options=alone()
         )
@@ -202,14 +204,16 @@ class StoredArrays(Mapping[str, np.ndarray]):
         )
         try:
             found = self._checkpointer.restore(self._path, args=args)
-        except (ValueError, OSError) as error:
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        # Damage makes Orbax raise almost anything.
+        except Exception as error:
             which = f": {paths[0]}" if len(paths) == 1 else ""
-            raise InputError(f"{self._path}{which} is damaged: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{self._path}{which} is damaged: {reason(error)}") from error
         arrays = flax.traverse_util.flatten_dict(found, sep="/")
         for name, array in arrays.items():
-            known = self._checksums.get(name)
-            if known is not None and array_checksum(array) != known:
-                raise InputError(f"{self._path}: {name} is damaged: its numbers are not those that were saved")
+            if self._checksums.get(name) is not None:
+                check_array(self._path, name, array_checksum(array), self._checksums)
         return arrays
 
     def __iter__(self) -> Iterator[str]:
@@ -247,15 +251,59 @@ def restore_params(directory: str | pathlib.Path, abstract: Any):
 def restore_tree(path: pathlib.Path, abstract: Any):
     """A tree of jax arrays like `abstract`, read a few at a time: the host needs little more than one of them.
 
+    Each is held against its checksum as it is stored, and becomes what `abstract` wants after that.
+
     Raises:
-      ValueError, OSError: the checkpoint is damaged.
+      InputError: they are damaged.
     """
-    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    handler = ocp.StandardCheckpointHandler(
+    flat, stored = flax.traverse_util.flatten_dict(abstract, sep="/"), stored_leaves(path)
+    recorded = read_checksums(path)
+    found: dict[str, jax.Array] = {}
+    for names in _groups(flat, stored, recorded):
+        as_stored = {name: stored[name].dtype if recorded else flat[name].dtype for name in names}
+        arrays = _restore_some(path, {name: _with_dtype(flat[name], as_stored[name]) for name in names})
+        for name in recorded.keys() & arrays.keys():
+            check_array(path, name, device_checksum(arrays[name]), recorded)
+        found |= {name: _converted(array, flat[name]) for name, array in arrays.items()}
+    return flax.traverse_util.unflatten_dict(found, sep="/")
+
+
+def _restore_some(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """By '/'-joined path, as `restore_tree`, but of the dtypes that are stored."""
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values())
+    handler = ocp.PyTreeCheckpointHandler(
         restore_concurrent_gb=1 + math.ceil(largest / 1e9), multiprocessing_options=alone()
     )
-    with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
-        return checkpointer.restore(path, args=ocp.args.StandardRestore(abstract))
+    tree = flax.traverse_util.unflatten_dict(dict(abstract), sep="/")
+    args = ocp.args.PyTreeRestore(
+        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+    )
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
+            restored = checkpointer.restore(path, args=args)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    # Damage makes Orbax raise almost anything.
+    except Exception as error:
+        raise InputError(f"{path} is damaged: {reason(error)}") from error
+    return flax.traverse_util.flatten_dict(restored, sep="/")
+
+
+def _groups(flat: Mapping[str, Any], stored: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[list[str]]:
+    """Paths that are restored together: all that stay as they are; of the others each alone, so that no two of them are
+    on the devices in both their dtypes."""
+    same = [name for name in flat if not recorded or flat[name].dtype == stored[name].dtype]
+    return ([same] if same else []) + [[name] for name in flat if name not in set(same)]
+
+
+def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+
+def _converted(array: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if array.dtype == leaf.dtype:
+        return array
+    return jax.jit(lambda value: value.astype(leaf.dtype), out_shardings=leaf.sharding)(array)
 
 
 def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
@@ -268,11 +316,13 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is no Orbax checkpoint, or a damaged one: {str(error).splitlines()[0]}") from error
-    if metadata is None:  # Orbax has logged why.
+            leaves = None if metadata is None else flax.traverse_util.flatten_dict(metadata.tree, sep="/")
+    # Damage makes Orbax raise almost anything.
+    except Exception as error:
+        raise InputError(f"{path} is no Orbax checkpoint, or a damaged one: {reason(error)}") from error
+    if leaves is None or not all(hasattr(leaf, "shape") for leaf in leaves.values()):  # Orbax has logged why.
         raise InputError(f"{path} is no Orbax checkpoint, or a damaged one; convert the weights again")
-    return flax.traverse_util.flatten_dict(metadata.tree, sep="/")
+    return leaves
 
 
 def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> None:

@@ -6,19 +6,24 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from pixart_jax.conversion.arrays import WEIGHTS, load_torch
+from pixart_jax.conversion.arrays import WEIGHTS, torch_array
 from pixart_jax.conversion.control import write_control
+from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
 from pixart_jax.conversion.names.controlnet import BASE, CONTROL, revert_controlnet
 from pixart_jax.conversion.names.diffusers import NULL_TEXT, diffusers_config, revert_diffusers
 from pixart_jax.conversion.names.pixart import position_table, revert_pixart
 from pixart_jax.conversion.stored import write_model
+from pixart_jax.conversion.torch_files import load_torch
 from pixart_jax.errors import InputError
+from pixart_jax.files.arrays import read_npy
 from pixart_jax.models.params import parameter_shapes
+
+# Of a file of a null caption: far more than any has.
+_NULL_TEXT_BYTES = 256 << 20
 
 
 def load_weights(
@@ -69,18 +74,18 @@ def read_null_text(path: pathlib.Path) -> np.ndarray:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    what, cure = "features of the empty caption", "encode it again"
     if path.suffix == ".npy":
-        try:
-            array = np.load(path)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} is damaged, or no .npy: {error}") from error
+        array = read_npy(path, what, cure, _NULL_TEXT_BYTES)
     else:
         found = load_torch(path)
-        tensor: Any = found.get("uncond_prompt_embeds") if isinstance(found, dict) else found
-        if not hasattr(tensor, "numpy"):
-            raise InputError(f"{path} holds neither a tensor nor `uncond_prompt_embeds`")
-        array = tensor.float().numpy()
-    return np.asarray(array.reshape(array.shape[-2:]) if array.ndim == 3 and len(array) == 1 else array, np.float32)
+        array = torch_array(found.get("uncond_prompt_embeds") if isinstance(found, dict) else found, path)
+    if array.dtype.kind != "f" or array.ndim not in (2, 3) or (array.ndim == 3 and len(array) != 1):
+        raise InputError(f"{path} holds {array.dtype} of shape {array.shape}, not {what}, floats [L, text_dim]; {cure}")
+    with np.errstate(over="ignore"):
+        features = array.reshape(array.shape[-2:]).astype(np.float32)
+    check_finite(features, str(path))
+    return features
 
 
 def write_orbax(target: pathlib.Path, weights: ModelWeights) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +12,12 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from pixart_jax.errors import InputError
+from pixart_jax.files.arrays import read_npz
 
 _TOKENIZER_FILE = "tokenizer.json"
 _EMBEDDING_FILE = "word_embeddings.npz"
+# Of that file: far more than any has.
+_MAX_BYTES = 256 << 20
 # Of an encoder, beside the data that it made.
 FILES = (_TOKENIZER_FILE, _EMBEDDING_FILE)
 
@@ -77,7 +79,7 @@ class WordEncoder:
         tokenizer.encode_special_tokens = True  # a caption that spells "[end]" means the letters, not the token
         shape = (tokenizer.get_vocab_size(), dim)
         embedding = np.float32(_EMBEDDING_STD) * np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-        return cls(tokenizer, embedding, max_tokens)
+        return cls(tokenizer, embedding, int(max_tokens))
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodes B captions.
@@ -122,16 +124,14 @@ class WordEncoder:
                 f"{directory / _TOKENIZER_FILE}: not a tokenizer ({error}); make the data set again"
             ) from error
         tokenizer.encode_special_tokens = True  # not part of the file
-        try:
-            with np.load(directory / _EMBEDDING_FILE, allow_pickle=False) as file:
-                embedding, max_tokens = file["embedding"].astype(np.float32), int(file["max_tokens"])
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{directory / _EMBEDDING_FILE}: not word embeddings ({error}); make the data set again"
-            ) from error
+        file, cure = directory / _EMBEDDING_FILE, "make the data set again"
+        values = read_npz(file, ("embedding", "max_tokens"), "word embeddings", cure, _MAX_BYTES)
+        embedding, max_tokens = values["embedding"].astype(np.float32), values["max_tokens"]
+        if max_tokens.shape or max_tokens.dtype.kind != "i" or max_tokens < 1 or not np.isfinite(embedding).all():
+            raise InputError(f"{file}: not word embeddings, or damaged; {cure}")
         if embedding.ndim != 2 or len(embedding) != tokenizer.get_vocab_size():
             raise InputError(
                 f"{directory}: {_TOKENIZER_FILE} has {tokenizer.get_vocab_size()} words, {_EMBEDDING_FILE} has shape "
                 f"{embedding.shape}: the files are of different encoders; make the data set again"
             )
-        return cls(tokenizer, embedding, max_tokens)
+        return cls(tokenizer, embedding, int(max_tokens))

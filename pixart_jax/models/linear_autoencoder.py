@@ -11,15 +11,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import zipfile
 
 import einops
 import numpy as np
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.files.arrays import read_npz
 
 _FIELDS = ("mean", "basis", "channel_scale", "latent_scale", "block")
+# Of a file: far more than any has.
+_MAX_BYTES = 64 << 20
 # Below this share of the blocks' total variance a component is rounding noise, not to be divided by its std.
 _NEGLIGIBLE_VARIANCE = 1e-9
 
@@ -139,11 +141,11 @@ class LinearAutoencoder:
         path = pathlib.Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no linear autoencoder there; make the data set again")
+        values = read_npz(path, _FIELDS, "a linear autoencoder", "make the data set again", _MAX_BYTES)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in _FIELDS}
-            block, (size, channels) = int(values["block"]), values["basis"].shape
-        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            block, latent_scale = int(values["block"]), float(values["latent_scale"])
+            size, channels = values["basis"].shape
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path}: not a linear autoencoder ({error}); make the data set again") from error
         if (
             size != block * block * 3
@@ -158,7 +160,7 @@ class LinearAutoencoder:
             mean=values["mean"].astype(np.float32),
             basis=values["basis"].astype(np.float32),
             channel_scale=values["channel_scale"].astype(np.float32),
-            latent_scale=float(values["latent_scale"]),
+            latent_scale=latent_scale,
             block=block,
         )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixart_jax.checkpoints.checksums import array_checksum, tree_checksums
+from pixart_jax.checkpoints.checksums import array_checksum, device_checksum, tree_checksums
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -21,6 +21,10 @@ def test_numpy_and_the_device_agree():
     found = jax.jit(tree_checksums)(ARRAYS).tolist()
     assert found == [array_checksum(np.asarray(ARRAYS[name])) for name in sorted(ARRAYS)]
     assert len(set(found)) == len(ARRAYS)
+    large = np.ones(1 << 22, np.float32)
+    assert device_checksum(jnp.asarray(large)) == array_checksum(large)
+    for name, array in ARRAYS.items():
+        assert device_checksum(jnp.asarray(array)) == array_checksum(np.asarray(ARRAYS[name]))
 
 
 def test_every_bit_counts():

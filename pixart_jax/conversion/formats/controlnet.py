@@ -30,6 +30,9 @@ class _Half(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.shapes)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
 
 def _split(source: Source) -> tuple[Source, Mapping[str, np.ndarray]]:
     """The source of the PixArt alone, and the ControlNet's names and arrays.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 
 import numpy as np
 
+from pixart_jax.conversion.finite import check_finite
 from pixart_jax.errors import InputError
 
 
@@ -91,7 +92,7 @@ def convert(
     no more than one of them in memory.
 
     Args:
-      state_dict: the reference's names to arrays.
+      state_dict: the reference's names to arrays. One with `shapes` is not asked for arrays that do not fit.
       rules: for names outside the blocks; of several that match, the first.
       block_pattern: matches a name inside a block; its groups are the block's index and the name that `block_rules`
         take.
@@ -106,7 +107,7 @@ def convert(
 
     Raises:
       InputError: lists every source key that no rule or parameter takes or that another has filled, every parameter
-        left empty, and every wrong shape.
+        left empty, and every wrong shape; or names the first array that is not finite as `dtype`.
     """
     names = [name for name in state_dict if name not in dropped]
     slots, problems = _assign(names, rules, block_pattern, block_rules, stacks)
@@ -117,7 +118,7 @@ def convert(
         wanted = [(block, part) for part in range(parts) for block in blocks]
         if path not in expected:
             name, layout = next(iter(sources.values()))
-            found = np.shape(_ours(state_dict[name], layout))
+            found = _shape(state_dict, name, layout)
             shape = found if blocks == [None] else (len({block for block, _ in sources}), *found)
             problems.append(f"no parameter takes: {path} {shape}")
         elif missing := [key for key in wanted if key not in sources]:
@@ -174,6 +175,17 @@ def _ours(array, layout) -> np.ndarray:
         return array
 
 
+def _shape(state_dict, name, layout) -> tuple[int, ...]:
+    """Of what becomes of an array, which is not read where the mapping knows shapes."""
+    shapes = getattr(state_dict, "shapes", None)
+    if shapes is None:
+        return _ours(state_dict[name], layout).shape
+    try:
+        return _ours(np.broadcast_to(np.float32(0), shapes[name]), layout).shape
+    except ValueError:  # More numbers than numpy can count.
+        return tuple(shapes[name])
+
+
 def _fill(param, path, state_dict, sources, blocks) -> list[str]:
     """Copies the sources to their places in `param`; returns what does not fit."""
     shapes = {}
@@ -183,19 +195,19 @@ def _fill(param, path, state_dict, sources, blocks) -> list[str]:
         parts = getattr(layout, "parts", 1)
         if parts > 1:
             place = layout.cut(place)
-        array = _ours(state_dict[name], layout)
-        if array.shape == place.shape:
-            place[...] = array
+        shape = _shape(state_dict, name, layout)
+        if shape == place.shape:
+            with np.errstate(over="ignore"):
+                place[...] = _ours(state_dict[name], layout)
+            check_finite(place, name)
         elif parts > 1:
-            wrong_parts.append(
-                f"wrong shape: {name} is {array.shape} as part {part} of {path}, which takes {place.shape}"
-            )
-        shapes[block] = array.shape
+            wrong_parts.append(f"wrong shape: {name} is {shape} as part {part} of {path}, which takes {place.shape}")
+        shapes[block] = shape
     if wrong_parts or parts > 1:
         return wrong_parts
     if len(set(shapes.values())) > 1:
         return [f"wrong shape: {path} differs between the blocks: {dict(sorted(shapes.items()))}"]
-    found = array.shape if block is None else (len(shapes), *array.shape)
+    found = shape if block is None else (len(shapes), *shape)
     return [] if found == param.shape else [f"wrong shape: {path} is {found}, the model has {param.shape}"]
 
 

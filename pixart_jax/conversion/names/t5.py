@@ -58,15 +58,25 @@ def convert_t5(
       InputError: the two names of the embedding table hold different arrays; else as `convert`.
     """
     dropped = {name for name in state_dict if re.fullmatch(_DROPPED, name)}
-    if _TABLE in state_dict and _TABLE_AGAIN in state_dict:
-        if not np.array_equal(state_dict[_TABLE], state_dict[_TABLE_AGAIN]):
-            raise InputError(
-                f"{_TABLE} and {_TABLE_AGAIN} differ, but are one array in T5: the checkpoint is damaged, or another "
-                "model's; download it again"
-            )
+    both = _TABLE in state_dict and _TABLE_AGAIN in state_dict
+    if both:
         dropped.add(_TABLE_AGAIN)
-    stacks = _stacks(num_layers)
-    return convert(state_dict, _RULES, _BLOCK, _BLOCK_RULES, stacks, expected, dropped=dropped, dtype=dtype)
+    params = convert(
+        state_dict, _RULES, _BLOCK, _BLOCK_RULES, _stacks(num_layers), expected, dropped=dropped, dtype=dtype
+    )
+    if both and not _equal(params["shared/embedding_table"], state_dict):
+        raise InputError(
+            f"{_TABLE} and {_TABLE_AGAIN} differ, but are one array in T5: the checkpoint is damaged, or another "
+            "model's; download it again"
+        )
+    return params
+
+
+def _equal(table: np.ndarray, state_dict: Mapping[str, np.ndarray]) -> bool:
+    shapes = getattr(state_dict, "shapes", None)
+    if shapes is not None and tuple(shapes[_TABLE_AGAIN]) != table.shape:
+        return False
+    return np.array_equal(table, state_dict[_TABLE_AGAIN].astype(table.dtype, copy=False))
 
 
 def revert_t5(
