@@ -17,7 +17,9 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
+from pixart_jax.generation.other_weights import refuse_other_weights
 from pixart_jax.generation.parts import Parts
+from pixart_jax.generation.run_encoders import encoders_of_run
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import abstract_params, apply_of, kernels_as
@@ -47,8 +49,10 @@ def open_parts(
                     f"its directory (--{option.replace('_', '-')})"
                 )
     else:
+        refuse_other_weights(directory)
         given = {"text_encoder": text_encoder, "vae": vae}
-        fields = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
+        fields, found = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
+        text_encoder, vae = found["text_encoder"], found["vae"]
     model: PixArt = fields["model"]
     if model.num_classes:
         raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
@@ -118,29 +122,35 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
     }
 
 
-def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `Parts` from the workdir of a run, with the encoders that it keeps.
+def open_run(
+    workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of `Parts` from the workdir of a run, with the encoders that it keeps, and the folders of the others.
 
     Args:
-      given: directories of encoders by kind, or None; of those given, the fields are left to the caller.
+      given: directories of encoders by kind, or None.
+
+    Returns:
+      The fields, and directories by kind, or None, of encoders whose fields are left to the caller.
     """
     config = load_config(workdir)
     # Whatever the run's machine computed attention with, this one may not have.
     model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     encoders = workdir / ENCODERS
     manifest = read_manifest(encoders, may_be_empty=True)
+    found = given if model.num_classes else encoders_of_run(workdir, config, manifest, given)
     fields: dict[str, Any] = {}
-    if not given["text_encoder"] and not model.num_classes:
+    if not found["text_encoder"] and not model.num_classes:
         text_encoder = load_text_encoder(encoders, manifest)
         fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
-    if not given["vae"]:
+    if not found["vae"]:
         autoencoder = load_autoencoder(encoders, manifest)
         fields["decode_latents"] = lambda latents: iter(autoencoder.decode(latents))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
     abstract = kernels_as(dtype, abstract_params(model, mesh))
 
-    return fields | {
+    fields |= {
         "model": model,
         "weights": LazyParams(ReadOnce(lambda: checkpoints.restore_params(abstract, ema=ema), keep), keep=keep),
         "step": lambda: checkpoints.latest_step,
@@ -153,3 +163,4 @@ def open_run(workdir: pathlib.Path, ema: bool, mesh, dtype, keep: bool, given: d
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,
     }
+    return fields, found

@@ -19,7 +19,7 @@ from pixart_jax.training.hints import next_steps, shown
 from pixart_jax.training.history import History
 from pixart_jax.training.metrics import format_duration
 from pixart_jax.training.plan import Plan
-from pixart_jax.training.record import record_config, record_parameters, record_run, write_json
+from pixart_jax.training.record import record_config, record_parameters, record_run, told_encoders, write_json
 
 RESULTS_FILE = "results.json"
 # Share of a run that its loss curve is the mean over.
@@ -64,7 +64,7 @@ class Journal:
         """Records what the run runs on, and what its step needs."""
         if self._writes:
             program, workdir = self._plan.program, self._plan.workdir
-            record_run(workdir, program.state.params, program.frozen, step)
+            record_run(workdir, program.state.params, program.frozen, step, told_encoders(self._plan.config))
             record_parameters(workdir, program.state.params)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -7,6 +7,8 @@ import json
 import pathlib
 import platform
 import subprocess
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from absl import logging
 from pixart_jax import __version__
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
+from pixart_jax.encoding.told import describe_encoder
 from pixart_jax.files import write_atomically
 from pixart_jax.training.advice import changed_schedule
 
@@ -50,9 +53,29 @@ def record_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> N
     write_json(path, config.to_dict())
 
 
-def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: jax.stages.Compiled) -> None:
-    """Writes workdir/run.json: what code this is, versions of packages, devices, number of parameters, and the step's
-    memory by the compiler.
+def told_encoders(config: ConfigDict) -> dict[str, dict[str, str]]:
+    """The converted encoders that a config names, by kind; whoever draws from the run takes them where they are."""
+    named = {
+        "text_encoder": (config.data.text_encoder, config.init.null_text),
+        "vae": (config.data.vae,),
+    }
+    found = {}
+    for kind, names in named.items():
+        folder = next((pathlib.Path(name) for name in names if name and pathlib.Path(name).is_dir()), None)
+        if folder:
+            found[kind] = describe_encoder(folder)
+    return found
+
+
+def record_run(
+    workdir: pathlib.Path,
+    params: Params,
+    frozen: Params,
+    compiled: jax.stages.Compiled,
+    encoders: Mapping[str, Mapping[str, str]] = types.MappingProxyType({}),
+) -> None:
+    """Writes workdir/run.json: what code this is, versions of packages, devices, number of parameters, the step's
+    memory by the compiler, and the encoders.
 
     Says which versions are others than when the run last started: its numbers may differ from here on.
 
@@ -60,6 +83,7 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
       params, frozen: what is trained and what is only held; shapes are enough.
       compiled: the training step. Its `argument_bytes` (state and batch) and `scratch_bytes` are per device, None where
         the compiler does not say.
+      encoders: `told_encoders`. One that was told before, and is not now, is kept.
     """
     memory = compiled.memory_analysis()
     device = jax.devices()[0]
@@ -87,6 +111,7 @@ def record_run(workdir: pathlib.Path, params: Params, frozen: Params, compiled: 
             "num_trained": _size(params),
             "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
             "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
+            "encoders": {**(kept if isinstance(kept := before.get("encoders"), dict) else {}), **encoders},
         },
     )
 
