@@ -93,7 +93,8 @@ class ReadOnce:
     """
 
     def __init__(self, read: Callable[[], Params], keep: bool):
-        self._read, self._keep, self._copy = read, keep, None
+        self._read, self._keep = read, keep
+        self._copy: tuple[Params, Params] | None = None
 
     def __call__(self) -> Params:
         if self._copy is not None:
