@@ -90,7 +90,11 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
     except ValueError as error:
         raise InputError(f"--caption-weights {args.caption_weights}: must be FIELD=NUMBER,... ({error})") from error
     pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
-    print(f"{args.source}: {len(pictures)} items, {len(pictures.class_names)} classes", file=sys.stderr)
+    print(
+        f"{args.source}: {len(pictures)} items, {len(pictures.class_names)} classes; each new shape of picture is "
+        f"compiled first, and every {args.items_per_shard} items are a line here",
+        file=sys.stderr,
+    )
     dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     mesh = local_mesh()
     vae = args.vae or (args.checkpoint and args.checkpoint / "vae")

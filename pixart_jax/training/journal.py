@@ -45,7 +45,6 @@ class Journal:
                     plan.warm_start.write_record(plan.workdir)
                 for line in short_run(plan.config) if start < plan.last else ():
                     logging.warning("%s", line)
-        self._announced: set[str] = set()
         self._begin = time.perf_counter()
         self._events = Events(plan.workdir if self._writes else None)
         self._history: History | None = None
@@ -73,11 +72,10 @@ class Journal:
         if self._history:
             self._history.append(step, scalars)
 
-    def announce(self, step: int, name: str) -> None:
+    def announce(self, step: int, name: str, *, first: bool) -> None:
         """Says that training waits for an evaluator of that name, whose `report` comes next."""
-        first = "" if name in self._announced else ", and its first time compiles"
-        logging.info("step %d/%d  %s: training waits%s ...", step, self._plan.last, name, first)
-        self._announced.add(name)
+        compiles = ", and its first time compiles" if first else ""
+        logging.info("step %d/%d  %s: training waits%s ...", step, self._plan.last, name, compiles)
         self._begin = time.perf_counter()
 
     def report(self, step: int, name: str, report: Report) -> None:

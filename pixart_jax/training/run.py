@@ -148,7 +148,7 @@ class Run:
                 first = evaluator.name not in self._looked
                 beat = functools.partial(self._watchdog.beat, step, f"an evaluation: {evaluator.name}", first=first)
                 beat()
-                self._journal.announce(step, evaluator.name)
+                self._journal.announce(step, evaluator.name, first=first)
                 report = evaluator(weights, beat)
                 self._looked.add(evaluator.name)
                 self._journal.report(step, evaluator.name, report)
