@@ -22,12 +22,13 @@ GROUPS = {
     "mini_stage3": (),
     "quickstart": (),
 }
-# They change no program and nothing that a run does: numbers, and what only a run heeds that starts from
-# weights, or evaluates, which none of these does.
+# They change no program and nothing that a run does: numbers, and what only a run heeds that starts from weights, or
+# evaluates, which none of these does. Of the average's warm-up the demo runs with, and the stages without.
 INDIFFERENT = {
     "model.position_scale",
     "optimizer.lr_scaling",
     "train.ema_decay",
+    "train.ema_warmup",
     "init.null_text",
     "eval.every",
     "eval.num_samples",
