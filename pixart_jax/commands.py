@@ -20,6 +20,7 @@ _SCRIPTS = {
     "bench": "pixart-bench",
     "convert": "pixart-convert",
     "cost": "pixart-cost",
+    "evaluate": "pixart-evaluate",
     "extract_features": "pixart-extract",
     "inspect_data": "pixart-inspect",
     "sample": "pixart-sample",

@@ -51,9 +51,11 @@ class FileArrays(Mapping[str, np.ndarray]):
         # Mapping's own would read the array.
         return name in self.shapes
 
-    def check_kinds(self) -> None:
-        """Raises InputError unless all arrays are of floats."""
+    def check_kinds(self, beside: Collection[str] = ()) -> None:
+        """Raises InputError unless all arrays, but those `beside` a model's own, are of floats."""
         for name, kind in self.kinds.items():
+            if name in beside:
+                continue
             # An integer would be converted without a word, though without its scale it means nothing.
             if kind not in _FLOATS:
                 raise InputError(

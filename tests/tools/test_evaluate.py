@@ -1,0 +1,170 @@
+"""tools.evaluate as a command: two folders of pictures, killed and resumed, shared, compared, and what it refuses."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from inception_weights import draw_weights
+from PIL import Image
+
+from tools import evaluate
+
+ROOT = pathlib.Path(__file__).parents[2]
+METRICS = ["--metrics", "fid", "kid", "pr"]
+# Whose roots of matrices do not cost seconds.
+CHEAP = ["--metrics", "kid", "pr"]
+SMALL = ["--batch-size", "4", "--pictures-per-unit", "4", "--num-threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """weights.pth; generated/ of 7 pictures, one broken and a text beside them; real/ of 6."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    torch.save(draw_weights(), folder / "weights.pth")
+    random = np.random.default_rng(0)
+    for name, count in (("generated", 7), ("real", 6)):
+        (folder / name / "deeper").mkdir(parents=True)
+        for i in range(count):
+            height, width = random.integers(20, 60, 2)
+            pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / ("deeper" if i % 2 else "") / f"{i:02d}.png")
+    (folder / "generated" / "broken.png").write_bytes((folder / "generated" / "00.png").read_bytes()[:500])
+    (folder / "generated" / "notes.txt").write_text("no picture", encoding="utf-8")
+    return folder
+
+
+def _arguments(place, out, *more):
+    named = [str(place / "generated"), "--reference", str(place / "real"), "--inception", str(place / "weights.pth")]
+    return [*named, "--out", str(out), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def result(place):
+    assert evaluate.main(_arguments(place, place / "out", *METRICS)) == 0
+    return json.loads((place / "out" / "result.json").read_text(encoding="utf-8"))
+
+
+def test_result_holds_what_it_depends_on(place, result):
+    figures = result["metrics"]
+    # The weights are not the published ones, so this is not called FID.
+    assert set(figures) == {"frechet_distance", "kid", "kid_std", "precision", "recall"}
+    assert all(np.isfinite(value) for value in figures.values()) and figures["frechet_distance"] > 0
+    assert result["pictures"]["files"] == 8 and result["pictures"]["used"] == 7 and result["pictures"]["skipped"] == 1
+    assert result["reference"]["used"] == 6 and result["preprocessing"] == "clean-fid"
+    assert result["kid_subset_size"] == 6 and not result["network"]["published"]
+    assert "broken.png: damaged" in (place / "out" / "skipped.txt").read_text(encoding="utf-8")
+    assert "weights that are not the published ones" in (place / "out" / "result.md").read_text(encoding="utf-8")
+
+
+def test_two_processes_give_the_same(place, result, tmp_path, capsys):
+    for index in ("1", "0"):
+        shared = ["--process-index", index, "--process-count", "2"]
+        assert evaluate.main(_arguments(place, tmp_path / "out", *CHEAP, *shared)) == 0
+        assert (tmp_path / "out" / "result.json").exists() == (index == "0")
+    found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert len(found["metrics"]) == 4
+    assert found["metrics"] == pytest.approx({name: result["metrics"][name] for name in found["metrics"]}, rel=1e-6)
+
+
+def test_a_killed_one_goes_on(place, result, tmp_path):
+    command = [sys.executable, "-m", "tools.evaluate", *_arguments(place, tmp_path / "out", *CHEAP)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob("out/pictures/*.npz")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = tmp_path / "out" / "pictures" / "000000.npz"
+    written = first.stat().st_mtime_ns
+    assert evaluate.main(_arguments(place, tmp_path / "out", *CHEAP)) == 0
+    assert first.stat().st_mtime_ns == written
+    found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert len(found["metrics"]) == 4
+    assert found["metrics"] == pytest.approx({name: result["metrics"][name] for name in found["metrics"]}, rel=1e-6)
+
+
+def test_statistics_are_a_reference(place, result, tmp_path):
+    weights = ["--inception", str(place / "weights.pth"), "--out", str(tmp_path / "real"), *SMALL]
+    assert evaluate.main([str(place / "real"), *weights, "--statistics", str(tmp_path / "real.npz")]) == 0
+    shutil.copytree(place / "out" / "pictures", tmp_path / "out" / "pictures")  # The features are there already.
+    arguments = _arguments(place, tmp_path / "out")
+    arguments[2] = str(tmp_path / "real.npz")
+    assert evaluate.main(arguments) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert found["metrics"]["frechet_distance"] == pytest.approx(result["metrics"]["frechet_distance"], rel=1e-9)
+    assert found["reference"]["used"] == 6
+    assert found["reference"]["fingerprint"] == result["reference"]["fingerprint"]
+
+
+def test_only_what_compares_is_set_side_by_side(place, result, tmp_path, capsys):
+    path = str(place / "out" / "result.json")
+    assert evaluate.main(["--compare", path, path]) == 0
+    assert capsys.readouterr().out.count(str(place / "generated")) == 2
+    for change, said in [
+        ({"preprocessing": "pytorch-fid"}, "preprocessing: 'clean-fid' and 'pytorch-fid'"),
+        ({"pictures": result["pictures"] | {"used": 5}}, "pictures.used: 7 and 5"),
+        ({"reference": result["reference"] | {"fingerprint": "x"}}, "reference.fingerprint"),
+        ({"network": {"sha256": "x"}}, "network"),
+    ]:
+        (tmp_path / "other.json").write_text(json.dumps(result | change), encoding="utf-8")
+        assert evaluate.main(["--compare", path, str(tmp_path / "other.json")]) == 2
+        assert said in capsys.readouterr().err
+    for text in ("{", "[]", "{}", '{"metrics": {}}'):
+        (tmp_path / "other.json").write_text(text, encoding="utf-8")
+        assert evaluate.main(["--compare", path, str(tmp_path / "other.json")]) == 2
+        assert "other.json" in capsys.readouterr().err
+
+
+def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
+    mu, sigma = np.zeros(2048), np.eye(2048)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npz").write_text("no numbers", encoding="utf-8")
+    np.savez(tmp_path / "good.npz", mu=mu, sigma=sigma)
+    np.savez(tmp_path / "narrow.npz", mu=mu[:768], sigma=sigma[:768, :768])
+    np.savez(tmp_path / "half.npz", mu=mu)
+    np.savez(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma)
+    np.savez(tmp_path / "other.npz", mu=mu, sigma=sigma, preprocessing="pytorch-fid")
+    np.savez(tmp_path / "foreign.npz", mu=mu, sigma=sigma, network="x")
+    for reference, more, said in [
+        ("missing", [], "missing is no folder"),
+        ("empty", [], "no pictures"),
+        ("good.npz", ["--metrics", "fid", "kid"], "mean and covariance only"),
+        ("good.npz", ["--inception", str(tmp_path / "none.pth")], "none.pth cannot be read"),
+        ("text.npz", [], "text.npz cannot be read"),
+        ("narrow.npz", [], "768 values"),
+        ("half.npz", [], "should hold mu"),
+        ("nan.npz", [], "finite"),
+        ("other.npz", [], "--preprocessing pytorch-fid"),
+        ("foreign.npz", [], "other weights"),
+        ("good.npz", ["--batch-size", "0"], "--batch-size 0"),
+        ("good.npz", ["--process-index", "1"], "--process-index 1"),
+        ("good.npz", ["--statistics", "x.npz"], "leave --reference out"),
+    ]:
+        out = tmp_path / "out"
+        arguments = [str(place / "generated"), "--inception", str(place / "weights.pth"), "--out", str(out), *more]
+        assert evaluate.main([*arguments, "--reference", str(tmp_path / reference)]) == 2, reference
+        assert said in capsys.readouterr().err
+        assert not out.exists()
+    assert evaluate.main(arguments[:5]) == 2
+    assert "--reference is missing" in capsys.readouterr().err
+
+
+def test_a_folder_begun_otherwise_is_not_gone_on_with(place, result, capsys):
+    assert evaluate.main(_arguments(place, place / "out", "--preprocessing", "pytorch-fid")) == 2
+    assert "other preprocessing" in capsys.readouterr().err
+
+
+def test_features_that_are_not_finite_name_the_picture(place, tmp_path, capsys):
+    weights = draw_weights()
+    weights["Mixed_7c.branch1x1.bn.bias"][0] = 3e38  # Finite, as all weights that are read: their sum is not.
+    torch.save(weights, tmp_path / "weights.pth")
+    arguments = _arguments(place, tmp_path / "out")
+    arguments[4] = str(tmp_path / "weights.pth")
+    assert evaluate.main(arguments) == 2
+    assert "00.png: its features are not finite" in capsys.readouterr().err

@@ -1,0 +1,343 @@
+"""How far a folder of pictures is from another: FID and its relatives, with everything that the figures depend on.
+
+python -m tools.evaluate PICTURES --reference REAL --inception pt_inception-2015-12-05-6726825d.pth --out results/mine
+python -m tools.evaluate PICTURES --reference coco.npz --inception FILE.pth --preprocessing pytorch-fid --out results/b
+python -m tools.evaluate REAL --inception FILE.pth --statistics coco.npz --out results/coco  # a reference, for later
+python -m tools.evaluate --compare results/mine/result.json results/b/result.json
+
+--out keeps the features: the same command goes on where a killed one stopped, and other --metrics cost no second look
+at the pictures. Several processes share the work if each is given its --process-index of --process-count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.errors import InputError
+from pixart_jax.evaluators.distances import (
+    Statistics,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_and_recall,
+    statistics_of,
+)
+from pixart_jax.evaluators.picture_sets import FidNetwork, PictureFolder, SetFeatures, extract, load
+from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
+from pixart_jax.files import write_atomically
+from pixart_jax.files.typed_json import read_fields
+from pixart_jax.models.inception import NUM_FEATURES
+
+from .extract_features import ProgressLines, Tally
+
+METRICS = ("fid", "kid", "is", "pr")
+# What two results must have in common to stand side by side; see docs/evaluation.md.
+COMPARED = ("network", "preprocessing", "pictures.used", "reference.fingerprint", "reference.used", "kid_subset_size")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        if args.compare:
+            print(compare(*args.compare))
+            return 0
+        return evaluate(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    pictures = PictureFolder.open(args.pictures, args.pictures_per_unit)
+    sides = {"pictures": pictures}
+    reference: PictureFolder | Reference | None = None
+    if args.reference and args.reference.suffix == ".npz":
+        reference = read_statistics(args.reference, args.preprocessing)
+    elif args.reference:
+        reference = sides["reference"] = PictureFolder.open(args.reference, args.pictures_per_unit)
+    network = FidNetwork(args.inception, args.preprocessing, batch_size=args.batch_size, num_threads=args.num_threads)
+    if isinstance(reference, Reference) and reference.network not in ("", network.sha256):
+        raise InputError(f"{args.reference} was made with other weights than {args.inception}; make it again")
+    begin(args.out, sides, network)
+    found: dict[str, SetFeatures] = {}
+    for name, folder in sides.items():
+        extract(
+            folder,
+            network,
+            args.out / name,
+            process_index=args.process_index,
+            process_count=args.process_count,
+            report=progress(name, len(folder.files)),
+        )
+    for name, folder in sides.items():
+        features = load(folder, args.out / name)
+        if features is None:
+            print(f"{args.out}: this process's share is done; the one that ends last measures", flush=True)
+            return 0
+        found[name] = features
+    write_skipped(args.out, found)
+    if reference is None:
+        write_statistics(args.statistics, found["pictures"], pictures, network)
+        print(f"{args.statistics}: statistics of {len(found['pictures'].f2048)} pictures")
+        return 0
+    result = measure(args, pictures, reference, network, found)
+    write_text(args.out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    write_text(args.out / "result.md", table([result]) + "\n")
+    print(table([result]))
+    return 0
+
+
+def progress(side: str, total: int) -> Callable[[int], None]:
+    lines = ProgressLines(f"{side}: ")
+    return lambda done: lines(Tally(0, 0, done, total, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A file of statistics: pytorch-fid's and clean-fid's hold `mu` and `sigma` alone, ours how they came about too.
+
+    network, preprocessing, fingerprint: "" where the file does not say.
+    """
+
+    statistics: Statistics
+    network: str
+    preprocessing: str
+    fingerprint: str
+
+
+def read_statistics(path: pathlib.Path, preprocessing: str) -> Reference:
+    """Raises InputError if it is no such file, or of another network or preprocessing."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: np.asarray(arrays[name]) for name in arrays.files if name in _STATISTICS}
+    except Exception as error:  # numpy and zipfile meet damage with some five kinds of exceptions.
+        raise InputError(f"{path} cannot be read: {error}; name a .npz that holds mu and sigma") from error
+    mu, sigma = held.get("mu"), held.get("sigma")
+    if mu is None or sigma is None or mu.ndim != 1 or sigma.shape != (mu.size, mu.size) or mu.dtype.kind != "f":
+        raise InputError(f"{path} should hold mu [D] and sigma [D, D], as pytorch-fid and clean-fid write them")
+    if mu.size != NUM_FEATURES or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise InputError(
+            f"{path}: mu has {mu.size} values, where FID-Inception's {NUM_FEATURES} finite ones belong; it "
+            "is of another network"
+        )
+    said = str(held.get("preprocessing", ""))
+    if said not in ("", preprocessing):
+        raise InputError(f"{path} was made with --preprocessing {said}, not {preprocessing}; the two do not compare")
+    count = int(held.get("count", 0))
+    return Reference(
+        Statistics(mu.astype(np.float64), sigma.astype(np.float64), count),
+        str(held.get("network", "")),
+        said,
+        str(held.get("fingerprint", "")),
+    )
+
+
+_STATISTICS = ("mu", "sigma", "count", "network", "preprocessing", "fingerprint")
+
+
+def write_statistics(path: pathlib.Path, found: SetFeatures, pictures: PictureFolder, network: FidNetwork) -> None:
+    """What `read_statistics` reads, and pytorch-fid and clean-fid too."""
+    statistics = statistics_of([found.f2048], NUM_FEATURES)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        mu=statistics.mu,
+        sigma=statistics.sigma,
+        count=statistics.count,
+        network=network.sha256,
+        preprocessing=network.preprocessing,
+        fingerprint=pictures.fingerprint,
+    )
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def begin(out: pathlib.Path, sides: Mapping[str, PictureFolder], network: FidNetwork) -> None:
+    """Says in the folder what its features are of; refuses one that holds those of something else."""
+    recipe = {
+        "network": network.sha256,
+        "preprocessing": network.preprocessing,
+        "pictures per unit": sides["pictures"].per_unit,
+        **{name: folder.fingerprint for name, folder in sides.items()},
+    }
+    path = out / "recipe.json"
+    if path.exists():
+        begun = read_fields(path, f"remove {out}, or name another --out")
+        if changed := sorted(name for name in recipe if begun.get(name, recipe[name]) != recipe[name]):
+            raise InputError(f"{out} was begun with other {', '.join(changed)}; name another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(recipe, indent=2) + "\n")
+
+
+def measure(
+    args: argparse.Namespace,
+    pictures: PictureFolder,
+    reference: PictureFolder | Reference,
+    network: FidNetwork,
+    found: Mapping[str, SetFeatures],
+) -> dict[str, Any]:
+    """The figures, and all that they depend on."""
+    generated = found["pictures"]
+    figures: dict[str, float] = {}
+    subset = None
+    if isinstance(reference, Reference):
+        second = reference.statistics
+        against = {"path": str(args.reference), "used": second.count, "fingerprint": reference.fingerprint}
+    else:
+        real = found["reference"].f2048
+        against = about(reference, found["reference"])
+        if "kid" in args.metrics:
+            subset = min(args.kid_subset_size, len(generated.f2048), len(real))
+            figures["kid"], figures["kid_std"] = kernel_distance(generated.f2048, real, subset_size=subset)
+        if "pr" in args.metrics:
+            figures["precision"], figures["recall"] = precision_and_recall(generated.f2048, real)
+        if "fid" in args.metrics:
+            second = statistics_of([real], NUM_FEATURES)
+    if "fid" in args.metrics:
+        name = "fid" if network.is_published else "frechet_distance"
+        figures[name] = frechet_distance(statistics_of([generated.f2048], NUM_FEATURES), second)
+    if "is" in args.metrics:
+        figures["inception_score"], figures["inception_score_std"] = inception_score(generated.logits)
+    return {
+        "metrics": figures,
+        "network": {"name": "FID-Inception", "sha256": network.sha256, "published": network.is_published},
+        "preprocessing": network.preprocessing,
+        "kid_subset_size": subset,
+        "pictures": about(pictures, generated),
+        "reference": against,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy", "pillow")},
+    }
+
+
+def about(folder: PictureFolder, found: SetFeatures) -> dict[str, Any]:
+    return {
+        "path": str(folder.root),
+        "files": len(folder.files),
+        "used": len(found.f2048),
+        "skipped": len(found.skipped),
+        "fingerprint": folder.fingerprint,
+    }
+
+
+def compare(first: pathlib.Path, second: pathlib.Path) -> str:
+    """Two results side by side; raises InputError, with the reason, if they do not compare."""
+    results = []
+    for path in (first, second):
+        try:
+            results.append(dict(read_fields(path, "name a result.json")))
+            for key in (*COMPARED, "metrics", "pictures.path", "reference.path"):
+                field(results[-1], key)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is no result of {command('evaluate')}: {error} is not in it") from error
+    one, two = results
+    if differing := [key for key in COMPARED if field(one, key) != field(two, key)]:
+        rows = [f"{key}: {field(one, key)!r} and {field(two, key)!r}" for key in differing]
+        raise InputError(f"{first} and {second} do not compare, as they differ in\n  " + "\n  ".join(rows))
+    return table(results)
+
+
+def field(result: dict[str, Any], dotted: str) -> Any:
+    value: Any = result
+    for key in dotted.split("."):
+        value = value[key]
+    return value
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row per result, and a line on what they have in common."""
+    names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
+    lines = ["| pictures | N | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for result in results:
+        figures = [f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "" for name in names]
+        side = result["pictures"]
+        lines.append(f"| {side['path']} | {side['used']} | " + " | ".join(figures) + " |")
+    first = results[0]
+    weights = "its published weights" if first["network"]["published"] else "weights that are not the published ones"
+    lines += [
+        "",
+        f"Features of FID-Inception with {weights}, preprocessing {first['preprocessing']}; reference "
+        f"{first['reference']['path']} ({first['reference']['used'] or 'an unknown number of'} pictures).",
+    ]
+    return "\n".join(lines)
+
+
+def write_skipped(out: pathlib.Path, found: Mapping[str, SetFeatures]) -> None:
+    """Lists what could not be read, and counts it on the terminal."""
+    rows = [(side, line) for side, features in found.items() for line in features.skipped]
+    write_text(out / "skipped.txt", "".join(f"{side}: {line}\n" for side, line in rows))
+    for side, features in found.items():
+        if features.skipped:
+            total = len(features.skipped) + len(features.f2048)
+            print(f"{side}: {len(features.skipped)} of {total} could not be read, see {out / 'skipped.txt'}")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if args.statistics and args.reference:
+        raise InputError("--statistics makes a reference of PICTURES; leave --reference out")
+    if not args.statistics and not args.reference:
+        raise InputError("--reference is missing: a folder of pictures, or a .npz of statistics")
+    if args.reference and args.reference.suffix == ".npz" and (more := set(args.metrics) & {"kid", "pr"}):
+        raise InputError(
+            f"--metrics {' '.join(sorted(more))} need the reference's pictures, and {args.reference} holds mean and "
+            "covariance only; name their folder"
+        )
+    if not 0 <= args.process_index < args.process_count:
+        raise InputError(f"--process-index {args.process_index} of --process-count {args.process_count}: count from 0")
+    for name in ("batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
+        if getattr(args, name) < 1 + (name == "kid_subset_size"):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=command("evaluate"),
+        description=with_commands(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", nargs="?", type=path_argument, help="a folder; pictures at any depth")
+    parser.add_argument("--reference", type=path_argument, help="a folder, or a .npz of mu and sigma")
+    parser.add_argument("--inception", type=path_argument, metavar="FILE", help="weights of FID-Inception")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="DIR", help="for the result, the features and what is left"
+    )
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid"], help="(default: fid)")
+    parser.add_argument(
+        "--preprocessing",
+        choices=PREPROCESSINGS,
+        default="clean-fid",
+        help="whose way to resize and scale (default: %(default)s)",
+    )
+    parser.add_argument("--kid-subset-size", type=int, default=1000, help="at most (default: %(default)s)")
+    parser.add_argument("--statistics", type=path_argument, metavar="FILE.npz", help="write PICTURES' and stop")
+    parser.add_argument("--compare", nargs=2, type=path_argument, metavar="RESULT", help="two result.json side by side")
+    parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time (default: %(default)s)")
+    parser.add_argument(
+        "--pictures-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
+    )
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
+    parser.add_argument("--process-index", type=int, default=0)
+    parser.add_argument("--process-count", type=int, default=1)
+    args = parser.parse_args(argv)
+    if not args.compare and not (args.pictures and args.inception and args.out):
+        parser.error("PICTURES, --inception and --out are needed, or --compare")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
