@@ -16,8 +16,7 @@ from ml_collections import config_flags
 from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_others
 from pixart_jax.cluster.processes import all_fail, join
 from pixart_jax.commands import quieten_libraries
-from pixart_jax.config import flatten, read_config_file, unknown_key_error
-from pixart_jax.config.settings import find_config
+from pixart_jax.config import find_config, flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/ by name, or a file with a get_config().")
@@ -89,6 +88,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Flags parsed by absl, after a check of our own that says which config key was meant."""
     if any(arg.lstrip("-").startswith("help") for arg in argv[1:]):
         return flags.FLAGS(argv)  # absl prints the help and exits.
+    argv = _joined(argv, "config")
     settings = [arg.lstrip("-") for arg in argv[1:] if arg.startswith(("--config.", "-config."))]
     files = [arg.split("=", 1)[1] for arg in argv[1:] if arg.lstrip("-").startswith("config=")]
     if not files:
@@ -99,7 +99,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     for setting in settings:
         key = setting.split("=", 1)[0].removeprefix("config.")
         if key not in known:
-            raise unknown_key_error(key, config)
+            raise unknown_key_error(key)
     if not any(arg.lstrip("-").startswith("workdir") for arg in argv[1:]):
         raise InputError("--workdir is missing: name a directory for checkpoints, metrics and pictures")
     others = [arg for arg in argv if not arg.lstrip("-").startswith("config=")]
@@ -107,6 +107,17 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS([others[0], f"--config={path}", *others[1:]])
     except flags.Error as error:
         raise InputError(error) from error
+
+
+def _joined(argv: list[str], option: str) -> list[str]:
+    """Arguments with "--option=VALUE" in place of "--option VALUE", which absl takes as well."""
+    joined: list[str] = []
+    for arg in argv:
+        if joined and joined[-1] in (f"--{option}", f"-{option}"):
+            joined[-1] = f"{joined[-1]}={arg}"
+        else:
+            joined.append(arg)
+    return joined
 
 
 def run(ending: Ending | None = None) -> None:

@@ -6,14 +6,8 @@ This package needs only the core's imports, so that a benchmark can read configs
 
 from pixart_jax.config.checks import check_attention, check_batch, check_config, check_offload
 from pixart_jax.config.defaults import ConfigDict, default_config
-from pixart_jax.config.settings import (
-    flatten,
-    load_config,
-    override,
-    read_config_file,
-    require_setting,
-    unknown_key_error,
-)
+from pixart_jax.config.files import find_config, load_config, read_config_file
+from pixart_jax.config.settings import check_keys, flatten, override, require_setting, unknown_key_error
 from pixart_jax.config.typed import (
     architecture,
     build_adapter,
@@ -34,9 +28,11 @@ __all__ = [
     "check_attention",
     "check_batch",
     "check_config",
+    "check_keys",
     "check_offload",
     "default_config",
     "eval_timesteps",
+    "find_config",
     "flatten",
     "load_config",
     "mesh_spec",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
-from pixart_jax.config.settings import flatten, require_setting
+from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
@@ -25,6 +25,7 @@ Require = Callable[[bool, str, str], None]
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for the first setting that cannot work; names the key, the value and the cure."""
+    check_keys(config)
     require = functools.partial(require_setting, config)
     values = flatten(config)
     for key, setting in flatten(SETTINGS).items():

@@ -18,7 +18,9 @@ from pixart_jax import __version__
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.config import ConfigDict, flatten, load_config
 from pixart_jax.encoding.told import describe_encoder
+from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.files.typed_json import Fields, read_fields
 from pixart_jax.training.advice import changed_schedule
 
 RUN_FILE = "run.json"
@@ -41,12 +43,12 @@ def _version(package: str) -> str | None:
 
 def record_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> None:
     """Writes workdir/config.json, which sampling reads; says what changed since the run started, and what that does to
-    the learning rate from `step` on."""
+    the learning rate from `step` on. A damaged one, which nothing but that needs, is set aside."""
     path = workdir / "config.json"
-    if path.exists():
-        before, new = load_config(workdir), flatten(config)
+    if (before := _config_before(workdir, path)) is not None:
+        new = flatten(config)
         for key, value in flatten(before).items():
-            if key in new and new[key] != value:
+            if new[key] != value:
                 logging.warning("config.%s was %r when this run started, now it is %r", key, value, new[key])
         if step and (said := changed_schedule(before, config, step)):
             logging.warning("%s", said)
@@ -65,6 +67,21 @@ def told_encoders(config: ConfigDict) -> dict[str, dict[str, str]]:
         if folder:
             found[kind] = describe_encoder(folder)
     return found
+
+
+def _config_before(workdir: pathlib.Path, path: pathlib.Path) -> ConfigDict | None:
+    try:
+        return load_config(workdir) if path.exists() else None
+    except InputError as error:
+        _set_aside(path, error)
+        return None
+
+
+def _set_aside(path: pathlib.Path, error: InputError) -> None:
+    """Keeps a damaged file, which is about to be written anew, under another name."""
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    logging.error("%s IS DAMAGED; it is kept as %s, and written anew: %s", path, aside, error)
 
 
 def record_run(
@@ -146,15 +163,13 @@ def _before(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = read_run(workdir)
-        if isinstance(found, dict) and isinstance(found.get("versions", {}), dict):
-            return found
-    except ValueError:
-        pass
-    aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
-    logging.error("%s IS DAMAGED; it is kept as %s, and written anew", path, aside)
-    return {}
+        found = read_fields(path, "nothing in it is needed to train")
+        for key in ("commit", "version"):
+            found.text(key, None)
+        return {**found, "versions": dict(found.fields("versions", Fields(path, {}, "")))}
+    except InputError as error:
+        _set_aside(path, error)
+        return {}
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
