@@ -24,6 +24,7 @@ from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
+from pixart_jax.conversion.weight_files import find_weights
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
@@ -96,9 +97,8 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     if (path / "params").is_dir():
         return EncoderSource(path, kind, config, model, StoredArrays(path / "params", _paths(kind, model)), tokenizer)
     stem = ENCODER_KINDS[kind].stem
-    names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", "pytorch_model.bin", f"{WEIGHTS}.bin"]
-    names += [f"{name}.index.json" for name in names[2:]]
-    file = next((path / name for name in names if (path / name).exists()), None)
+    names = [f"{stem}.safetensors", "pytorch_model.bin", f"{WEIGHTS}.bin"]
+    file = find_weights(path, names)
     if file is None:
         raise InputError(f"{path} has no weights; one of these should be there: {', '.join(names)}")
     return EncoderSource(path, kind, config, model, open_arrays(file, [ENCODER_KINDS[kind].marker]), tokenizer)

@@ -168,6 +168,14 @@ def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:
 
 
 def _of_folder(sizes: Mapping[str, int], folder: str) -> list[str]:
+    for name in sizes:
+        if name.endswith(".index.json") and name.removesuffix(".index.json") in sizes:
+            file = name.removesuffix(".index.json")
+            if posixpath.dirname(name) == folder and _weights(sizes, folder) == [file]:
+                raise InputError(
+                    f"{folder or 'the repository'} holds weights twice, {posixpath.basename(file)} and the shards of "
+                    f"{posixpath.basename(name)}, saved at different times; download it, and move the older ones away"
+                )
     own = [name for name in sizes if posixpath.dirname(name) == folder]
     return _weights(sizes, folder) + [name for name in own if re.fullmatch(_SMALL, posixpath.basename(name))]
 

@@ -11,7 +11,7 @@ from pixart_jax.conversion.formats.controlnet import CONTROLNET
 from pixart_jax.conversion.formats.diffusers import DIFFUSERS
 from pixart_jax.conversion.formats.orbax import ORBAX
 from pixart_jax.conversion.formats.reference import DIT, PIXART
-from pixart_jax.conversion.weight_files import check_weight_file
+from pixart_jax.conversion.weight_files import check_weight_file, find_weights
 from pixart_jax.errors import InputError
 
 # The first that fits decides.
@@ -46,10 +46,8 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
             raise InputError(f"{path} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
         return Source(path, format, {}, {})
     folder = path / "transformer" if (path / "model_index.json").exists() else path
-    forms = ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
-    for weights in (f"{WEIGHTS}.{form}" for form in forms):
-        if (folder / weights).exists():
-            return _open_weights(folder, folder / weights, ema)
+    if file := find_weights(folder, [f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"]):
+        return _open_weights(folder, file, ema)
     raise InputError(
         f"{path} is neither a model of ours (model.json), nor a diffusers transformer ({WEIGHTS}.safetensors) or a "
         "pipeline (model_index.json) with one in transformer/"

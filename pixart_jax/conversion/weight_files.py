@@ -1,9 +1,10 @@
-"""What is looked at before a file of weights is opened: that it is a file, and not what stands for one."""
+"""Which of a folder's files hold its weights; and that they are files, and not what stands for one."""
 
 from __future__ import annotations
 
 import pathlib
 import stat
+from collections.abc import Sequence
 
 from pixart_jax.errors import InputError
 
@@ -27,3 +28,25 @@ def check_weight_file(path: pathlib.Path) -> None:
             f"{path} is damaged: it is Git LFS's pointer to the file, not the file; run git lfs pull where it was "
             "cloned, or download the file"
         )
+
+
+def find_weights(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+    """The file of weights in a folder, or the index of several; None where there is none.
+
+    Args:
+      names: of the files that may hold all of them, the first that is there, or has an index, before the others.
+
+    Raises:
+      InputError: there are both a file and shards of that name, of which one is left over from an older save. diffusers
+        would take the shards and transformers the file, and nothing tells which is meant.
+    """
+    for name in names:
+        file, index = folder / name, folder / f"{name}.index.json"
+        if file.exists() and index.exists():
+            raise InputError(
+                f"{folder} holds weights twice, {name} and the shards of {index.name}: they were saved at different "
+                "times; move the older ones away"
+            )
+        if file.exists() or index.exists():
+            return file if file.exists() else index
+    return None

@@ -330,3 +330,28 @@ def test_a_killed_conversion(tmp_path):
     assert main([str(tmp_path / "transformer"), str(target), "--family=sigma"]) == 0
     assert os.listdir(target.parent) == [target.name] and sorted(os.listdir(target)) == ["model.json", "params"]
     assert sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) > size > 40e6
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "index"),
+    [
+        ("sharded_transformer", "diffusion_pytorch_model.safetensors", None),
+        ("transformer", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+        (
+            "pipeline/transformer",
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.safetensors.index.json",
+        ),
+        ("sharded_t5", "model.safetensors", None),
+        ("t5", "model.safetensors", "model.safetensors.index.json"),
+        ("vae", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+    ],
+)
+def test_weights_that_a_folder_holds_twice_are_refused(source, file, index, damaged, capsys):
+    """A model saved again in another form: diffusers and transformers differ in which they take."""
+    folder = damaged(source)
+    if index:
+        (folder / index).write_text('{"weight_map": {"a": "a-00001-of-00001.safetensors"}}', encoding="utf-8")
+    else:
+        shutil.copyfile(next(folder.glob("*-00001-of-*.safetensors")), folder / file)
+    check_refused(folder, rf"holds weights twice, {file} and the shards of {file}\.index\.json", capsys)

@@ -103,6 +103,7 @@ REPOS = {
     "them/collection": contents([*PTH, "README.md", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]),
     "them/gated": contents(PTH),
     "them/fp16": contents([*TRANSFORMER, "text_encoder/config.json", "text_encoder/model.fp16.safetensors"]),
+    "them/twice": contents([*T5, "pytorch_model.bin"]),
     "them/pictures": contents(["1.png", "config.json"]),
     "them/html": {},
     "them/down": {},
@@ -320,6 +321,7 @@ ERRORS = {
     "them/large/x.pth": [" has room for ", "1,000,000.0 GB are to be downloaded; make room, or set HF_HOME"],
     "them/short/x.pth": ["them/short/x.pth: the download broke off: Consistency check failed", "run it again"],
     "them/fp16": ["them/fp16/text_encoder has no weights in a form", "; name them/fp16/transformer to have"],
+    "them/twice": ["holds weights twice, pytorch_model.bin and the shards of pytorch_model.bin.index.json"],
     "them/pictures": ["them/pictures holds no weights that can be converted"],
     "them/pipeline/README.md": ["them/pipeline/README.md is no file of weights, which end with .pth, .pt, .bin"],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from pixart_jax.conversion.describe import (
@@ -55,30 +56,56 @@ def _positions(source: Source, hints: Hints, fallback: Hints, patch: int) -> tup
     base, scale = hinted_base(hints, patch), hints.position_scale
     if "pos_embed" in source.shapes:
         base = base or math.isqrt(_shape(source, "pos_embed", 3)[1])
-        scale = scale or read_position_scale(source.arrays["pos_embed"], str(source.path))
+        told = read_position_scale(source.arrays["pos_embed"], str(source.path)) if scale is None else scale
+        if (hints.resolution is None or hints.position_scale is None) and source.format is PIXART:
+            _check_pair(source, math.isqrt(source.shapes["pos_embed"][1]), told)
+        scale = told
     return told_positions(source, base or hinted_base(fallback, patch), scale or fallback.position_scale)
+
+
+def _check_pair(source: Source, base: int, scale: float) -> None:
+    """Refuses a table that no PixArt was trained with: some trainers save the same one whatever the resolution."""
+    # α's 256 px are the exception: it was not trained with positions half as far apart, Σ was.
+    if base < _SMALLEST_BASE or scale == base / 32 or (base, scale) == (16, 1.0):
+        return
+    raise InputError(
+        f"{source.path}: pos_embed is a table of {base}×{base} tokens of scale {scale:g}, which no PixArt was trained "
+        "with, and which some trainers write whatever the resolution; pass --resolution and --position-scale (α: 256 "
+        "and 1, 512 and 1, 1024 and 2; Σ: 256 and 0.5, 512 and 1, 1024 and 2, 2048 and 4)"
+    )
+
+
+# Of the lowest resolution of the known models; what is smaller is somebody's own.
+_SMALLEST_BASE = 16
 
 
 def read_position_scale(table: np.ndarray, where: str) -> float:
     """The position scale that a reference's `pos_embed` [1, base², D] was made with.
 
     Token (0, 1) of the table begins with sin(1/scale) and, a quarter of the channels on, cos(1/scale). The whole table
-    is then made again, because a table of another kind would be lost: the model computes its own.
+    is then made again, because a table of another kind would be lost: the model computes its own. One that has been
+    through half precision is compared as exactly as that can tell, also if it is float32 again.
 
     Raises:
       InputError: it is no such table, or of one token; begins with `where`.
     """
     _, count, hidden = table.shape
     base = math.isqrt(count)
+    halves = [dtype for dtype in (ml_dtypes.bfloat16, np.float16) if np.array_equal(table.astype(dtype), table)]
+    # Half a unit in the last place of values up to 1.
+    tolerance = float(ml_dtypes.finfo(halves[0]).eps) / 2 if halves and count > 1 else 1e-5
+    table = table.astype(np.float32)
     angle = math.atan2(table[0, 1, 0], table[0, 1, hidden // 4]) if count > 1 else 0.0
-    # Scales are short numbers; the table holds 1/scale to seven digits.
-    scale = float(f"{1 / angle:.5g}") if angle > 0 else 1.0
-    if base * base != count or np.abs(position_table(base, scale, hidden) - table).max() > 1e-5 or count == 1:
-        raise InputError(
-            f"{where}: pos_embed is not a sin-cos table of a square of tokens at any scale above 0.32, the only kind "
-            "the model computes; to use such a table instead, pass --position-scale and --resolution"
-        )
-    return scale
+    if base * base == count > 1:
+        # Scales are short numbers, and the table holds 1/scale to a few digits: the shortest that makes it.
+        for digits in range(1, 6):
+            scale = float(f"{1 / angle:.{digits}g}") if angle > 0 else 1.0
+            if np.abs(position_table(base, scale, hidden) - table).max() <= tolerance:
+                return scale
+    raise InputError(
+        f"{where}: pos_embed is not a sin-cos table of a square of tokens at any scale above 0.32, the only kind "
+        "the model computes; to use such a table instead, pass --position-scale and --resolution"
+    )
 
 
 def _describe_pixart(source: Source, hints: Hints, fallback: Hints) -> StoredModel:
