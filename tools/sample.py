@@ -27,7 +27,7 @@ from pixart_jax.commands import command, path_argument, quieten_libraries, seed_
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
-from pixart_jax.figures.images import labelled_grid, save_png
+from pixart_jax.figures.images import enlarged, labelled_grid, save_png
 from pixart_jax.files import check_writable
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
@@ -108,6 +108,9 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
     # Models that stay need not take turns.
     per_group = max(1, (args.batch_size if args.keep_loaded else GROUP) // args.num_images)
+    if missing:
+        count = len(missing) * args.num_images
+        print(f"encoding, drawing and decoding {count} picture(s); each of the three compiles first", file=sys.stderr)
     progress = ProgressLines(len(missing) * args.num_images)
     for start in range(0, len(missing), per_group):
         group = missing[start : start + per_group]
@@ -161,7 +164,7 @@ def write_sheet(path: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, str]]
     for file, prompt in pictures:
         with Image.open(file) as image:
             image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
-            entries.append((np.asarray(image), prompt))
+            entries.append((enlarged(np.asarray(image)), prompt))
     save_png(path, labelled_grid(entries, columns=round(len(entries) ** 0.5)))
 
 

@@ -13,13 +13,10 @@ from pixart_jax.data.examples import BatchSpec, make_example, stack_examples
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import SampleSource
 from pixart_jax.devices.sharding import batch_sharding, fetch_whole, put_whole
-from pixart_jax.figures.images import labelled_grid, to_uint8
+from pixart_jax.figures.images import enlarged, labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, sample_in_batches
 from pixart_jax.tokens import tokens_to_latents
-
-# Pixels along its longer side that a picture is enlarged up to.
-_SEEN = 128
 
 
 class _Kept:
@@ -127,12 +124,6 @@ class Drawings:
 
     def _decode(self, latents: Iterable[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(self.decode(latent[None]))[0] for latent in latents]
-
-
-def enlarged(picture: np.ndarray) -> np.ndarray:
-    """A small picture, each of whose pixels becomes a square of several, so that it can be looked at."""
-    factor = max(1, _SEEN // max(picture.shape[:2]))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def same_size(pictures) -> list[np.ndarray]:

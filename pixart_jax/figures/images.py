@@ -14,6 +14,8 @@ from pixart_jax.files import reason, write_atomically
 
 _FONT_SIZE = 11
 _LINE_HEIGHT = 13
+# Pixels along its longer side that a picture is enlarged up to.
+_SEEN = 128
 # A page wider than so many font sizes has a larger font.
 _FONTS_PER_PAGE = 110
 _ELLIPSIS = "..."  # three full stops: Pillow's built-in bitmap font has no … sign
@@ -29,6 +31,12 @@ def to_uint8(images) -> np.ndarray:
     if not np.isfinite(images).all():
         raise NotFinite("a decoded picture holds NaN or infinity: its latents are damaged, or its autoencoder is")
     return np.clip(np.rint((images + 1.0) * 127.5), 0.0, 255.0).astype(np.uint8)
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """A small picture, each of whose pixels becomes a square of several, so that it can be looked at."""
+    factor = max(1, _SEEN // max(picture.shape[:2]))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def image_grid(images, columns: int, padding: int = 2) -> np.ndarray:
@@ -143,12 +151,17 @@ def _rows(sizes: Sequence[tuple[int, int]], columns: int, padding: int) -> list[
 def wrap_caption(caption: str, width: float, measure: Callable[[str], float], max_lines: int) -> list[str]:
     """Breaks `caption` into at most `max_lines` lines no wider than `width` as `measure(line)` says.
 
-    A word too wide for a line of its own, and the last line when words are left over, end in an ellipsis.
+    A word too wide for a line of its own goes on in the next. The last line, when words are left over, ends in an
+    ellipsis.
     """
     lines: list[str] = []
     words = caption.split()
     while words:
         line = words.pop(0)
+        fits = next((n for n in range(min(len(line), int(width) + 1), 1, -1) if measure(line[:n]) <= width), 1)
+        if fits < len(line):
+            words.insert(0, line[fits:])
+            line = line[:fits]
         while words and measure(f"{line} {words[0]}") <= width:
             line = f"{line} {words.pop(0)}"
         left_over = bool(words) and len(lines) == max_lines - 1

@@ -74,7 +74,7 @@ class Journal:
 
     def announce(self, step: int, name: str, *, first: bool) -> None:
         """Says that training waits for an evaluator of that name, whose `report` comes next."""
-        compiles = ", and its first time compiles" if first else ""
+        compiles = ", and the first time may compile" if first else ""
         logging.info("step %d/%d  %s: training waits%s ...", step, self._plan.last, name, compiles)
         self._begin = time.perf_counter()
 

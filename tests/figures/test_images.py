@@ -141,7 +141,8 @@ def test_labelled_grid_refuses_what_is_no_picture():
         ("smiling face with eyes", ["smiling", "face with", "eyes"]),
         ("one two three four five six", ["one two", "three four", "five six"]),
         ("one two three four five six seven", ["one two", "three four", "five si..."]),
-        ("extraterrestrial alien", ["extrate...", "alien"]),
+        ("extraterrestrial alien", ["extraterre", "strial", "alien"]),
+        ("a counterrevolutionary's extraterrestrial", ["a", "counterrev", "olution..."]),
     ],
 )
 def test_wrap_caption(caption, lines):
