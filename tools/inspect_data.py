@@ -29,6 +29,7 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
 from pixart_jax.figures.images import false_colour, save_png, to_uint8
+from pixart_jax.files import check_writable
 from pixart_jax.training.metrics import format_duration
 
 OUT, SHEET_FILE, CHARTS_FILE, SKIPPED_FILE = "inspection", "contact_sheet.png", "histograms.png", "skipped.jsonl"
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--num-pictures {args.num_pictures} must be at least 1")
         manifest = read_manifest(args.directory)
         decode, how = load_decoder(args.directory, manifest, args.vae)
-        make_folder(out)
+        check_writable(out, "--out")  # Now, rather than to fail after an hour of reading.
         survey = survey_set(args.directory, manifest, ProgressLines("records"))
         print("\n".join(report(args.directory, manifest, survey)))
         if survey.cells:
@@ -62,14 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(verdict(manifest, survey, time.perf_counter() - begin))
     return 1 if survey.problems else 0
-
-
-def make_folder(path: pathlib.Path) -> None:
-    """Now, rather than to fail after an hour of reading."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be made ({error}); name another folder with --out") from error
 
 
 class ProgressLines:

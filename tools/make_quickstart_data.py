@@ -28,6 +28,7 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
+from pixart_jax.files import check_writable, reason
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, choose_glyphs, find_font
@@ -171,8 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "size": arguments.size,
             "seed": arguments.seed,
         }
-        run = check_existing if arguments.out.exists() else make
-        print(run(arguments.out, arguments.font, recipe))
+        is_there = arguments.out.exists()
+        if not is_there:
+            check_writable(arguments.out, "--out")
+        print((check_existing if is_there else make)(arguments.out, arguments.font, recipe))
+    except OSError as error:
+        print(f"error: {arguments.out} cannot be made: {reason(error)}", file=sys.stderr)
+        return 2
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

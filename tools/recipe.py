@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable
 from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.program import Program
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{args.data} holds no data; {command('make_recipe_data')} --out {args.data}")
         data, workdir = args.data.absolute(), args.workdir.absolute()
         runs = plan(data, workdir, args.set)
+        check_writable(workdir, "--workdir")
         total, begin = sum(run.flops for run in runs.values()), time.perf_counter()
         for i, run in enumerate(runs.values()):
             share = sum(r.flops for r in list(runs.values())[:i]) / total

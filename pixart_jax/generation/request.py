@@ -109,7 +109,7 @@ class Request:
             raise InputError(f"start must be a Start, not {self.start!r}: Start(tokens=..., start=0.6)")
         if self.start.start < 1 and self.start.tokens is None:
             raise InputError(
-                f"start = {self.start.start}: there are no tokens to begin near; give them, or set it to 1"
+                f"start = {self.start.start:g}: there are no tokens to begin near; give them, or set it to 1"
             )
 
     def _negative_prompts(self, count: int) -> str | list[str]:

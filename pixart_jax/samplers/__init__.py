@@ -36,10 +36,10 @@ def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, sta
     if name not in SAMPLERS:
         raise InputError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
     if not 0 < start <= 1:
-        raise InputError(f"start = {start}: must lie in (0, 1]; 1 draws from pure noise")
+        raise InputError(f"start = {start:g}: must lie in (0, 1]; 1 draws from pure noise")
     count = int(num_steps * start)
     if num_steps >= 1 > count:
-        raise InputError(f"start = {start}: leaves none of {num_steps} steps; set it to at least 1/{num_steps}")
+        raise InputError(f"start = {start:g}: leaves none of {num_steps} steps; set it to at least 1/{num_steps}")
     if name == "iddpm":
         spaced = respace(schedule, num_steps)
         return Sampler(

@@ -20,7 +20,8 @@ def plan(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluators")
     config = tiny_config(write_words_data(folder / "data"))
     config.sample.retrieval_captions = 2
-    return open_plan(config, folder / "run", Ending(), FROM_CONFIG)
+    with open_plan(config, folder / "run", Ending(), FROM_CONFIG) as plan:
+        yield plan
 
 
 @pytest.fixture(scope="module")

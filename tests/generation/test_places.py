@@ -6,12 +6,13 @@ import resource
 
 import numpy as np
 import pytest
+from tiny_words import write_words_data
 
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import save_png
 from pixart_jax.files import check_writable
 from pixart_jax.generation.pipeline import TextToImage
-from tools import sample
+from tools import inspect_data, make_quickstart_data, make_recipe_data, sample
 
 
 def in_the_way(folder):
@@ -57,6 +58,18 @@ def test_where_pictures_cannot_be_written_nothing_is_drawn(weights, tmp_path, pl
     error = capsys.readouterr().err
     assert error.startswith("error: --out ") and "name another" in error and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", PLACES[1:5])
+@pytest.mark.parametrize("tool", [inspect_data, make_quickstart_data, make_recipe_data])
+def test_other_tools_that_draw(tmp_path, tool, place, monkeypatch, capsys):
+    for module, long in ((inspect_data, "survey_set"), (make_quickstart_data, "make"), (make_recipe_data, "make")):
+        monkeypatch.setattr(module, long, lambda *arguments: pytest.fail("something is done"))
+    data = [str(write_words_data(tmp_path / "data"))] if tool is inspect_data else []
+    out = place(tmp_path)
+    assert tool.main([*data, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(out)[:100] in error and error.count("\n") == 1
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path):
