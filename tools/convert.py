@@ -17,16 +17,12 @@ python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500  
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import pathlib
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-
-from safetensors import SafetensorError
+from collections.abc import Sequence
 
 from pixart_jax.commands import command, path_argument, quieten_libraries, seed_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
@@ -43,6 +39,7 @@ from pixart_jax.conversion.encoders import (
 from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
+from pixart_jax.conversion.publishing import claimed, published
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
@@ -53,7 +50,7 @@ from pixart_jax.conversion.transfer import (
     write_pixart,
 )
 from pixart_jax.errors import InputError
-from pixart_jax.files import fsync, refuse_patterns
+from pixart_jax.files import refuse_patterns
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
@@ -70,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.to == "orbax":
             refuse_patterns(args.target, "DST")
-        refuse_existing(args.target)
-        fetch_sources(args)
-        if kind := encoder_kind(args.source):
-            written = convert_encoder(args, kind)
-        else:
-            written = convert_model(args)
+        with claimed(args.target):
+            fetch_sources(args)
+            if kind := encoder_kind(args.source):
+                written = convert_encoder(args, kind)
+            else:
+                written = convert_model(args)
         num_bytes = size(args.target)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -211,48 +208,6 @@ def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bo
     # Not the file's own name, which in a pipeline is "transformer" and in the hub's cache a hash.
     provenance = weights.stored.provenance | {"source": args.name}
     return dataclasses.replace(weights, stored=dataclasses.replace(weights.stored, provenance=provenance))
-
-
-@contextlib.contextmanager
-def published(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path beside the target to write to; it becomes the target once all is on disk, and goes if anything fails.
-
-    Raises:
-      InputError: the target exists, or cannot be written.
-    """
-    target = target.absolute()
-    temporary = target.with_name(f".{target.name}.incomplete")
-    new_parents = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)  # Left by a run that was killed.
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            fsync(path)
-        refuse_existing(target)
-        temporary.rename(target)
-        fsync(target.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            remove(temporary)
-            for parent in new_parents:
-                parent.rmdir()
-        # What torch and safetensors raise when a disk is full.
-        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            raise InputError(f"{target} cannot be written: {error}") from error
-        raise
-
-
-def refuse_existing(target: pathlib.Path) -> None:
-    if target.exists():
-        raise InputError(f"{target} exists already; remove it, or name another")
-
-
-def remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def size(path: pathlib.Path) -> int:

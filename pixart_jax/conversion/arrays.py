@@ -16,6 +16,7 @@ from pixart_jax.conversion.torch_files import MAX_RATIO, load_torch
 from pixart_jax.conversion.weight_files import check_weight_file
 from pixart_jax.conversion.wrappers import find_prefix, unwrap
 from pixart_jax.errors import InputError
+from pixart_jax.files.typed_json import read_bytes
 
 # The stem of diffusers' files.
 WEIGHTS = "diffusion_pytorch_model"
@@ -97,13 +98,22 @@ def open_checkpoint(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, s
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError if it is none."""
+    """A JSON object from a file, of whatever numbers: diffusers' schedulers have infinite ones.
+
+    Raises:
+      InputError: it is none, or no small regular file.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged or cannot be read: {error}") from error
+        data = read_bytes(path, "download it again")
+    except InputError as error:
+        why = str(error).removeprefix(f"{path} ").removeprefix("cannot be read: ")
+        raise InputError(f"{path} is damaged or cannot be read: {why}") from error
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged or cannot be read: {error}; download it again") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: it should hold a JSON object")
+        raise InputError(f"{path} is damaged: it should hold a JSON object; download it again")
     return value
 
 

@@ -24,7 +24,7 @@ from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
-from pixart_jax.conversion.weight_files import find_weights
+from pixart_jax.conversion.weight_files import check_weight_file, find_weights
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
@@ -106,9 +106,16 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
 
 def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
     """The folder of a text encoder's tokenizer: ours lies below it, Google's and PixArt-α's has no folder of its own,
-    and a pipeline's lies beside it."""
+    and a pipeline's lies beside it; raises InputError for files of it that are empty or only stand for files."""
     folders = [path / TOKENIZER, path, path.absolute().parent / TOKENIZER]
-    return next((folder for folder in folders if any((folder / name).is_file() for name in _TOKENIZER_FILES[:2])), None)
+    files = {f: [name for name in _TOKENIZER_FILES if (f / name).exists() and not (f / name).is_dir()] for f in folders}
+    found = next((folder for folder in folders if set(files[folder]) & set(_TOKENIZER_FILES[:2])), None)
+    if found:
+        for name in files[found]:
+            check_weight_file(found / name)
+            if not (found / name).stat().st_size:
+                raise InputError(f"{found / name} is damaged: it is empty; download it again")
+    return found
 
 
 def open_encoders(path: pathlib.Path) -> list[EncoderSource]:

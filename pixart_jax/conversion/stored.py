@@ -19,8 +19,10 @@ from orbax.checkpoint import type_handlers
 from pixart_jax.checkpoints.checksums import array_checksum, device_checksum
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
+from pixart_jax.conversion.stored_fields import check_stored_fields
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
+from pixart_jax.files.typed_json import Fields, parse, read_bytes
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
@@ -83,9 +85,9 @@ class StoredModel:
     def from_json(cls, text: str, where: str) -> StoredModel:
         """Raises InputError, beginning with `where`, unless the text is exactly what `to_json` writes."""
         try:
-            fields = json.loads(text)
+            fields = parse(text)
         except ValueError as error:
-            raise InputError(f"{where} is not JSON: {error}") from error
+            raise InputError(f"{where} is not JSON: {error}; convert the weights again") from error
         if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
             raise InputError(f"{where} is not of format_version {FORMAT_VERSION}, the only one this version reads")
         given = fields.get("model")
@@ -93,6 +95,7 @@ class StoredModel:
         wanted = {field.name for field in dataclasses.fields(cls)} | {f"model.{name}" for name in ARCHITECTURE}
         if odd := sorted(wanted ^ (fields.keys() | {f"model.{name}" for name in model})):
             raise InputError(f"{where}: missing or unknown fields: {', '.join(odd)}; convert the weights again")
+        check_stored_fields(Fields(pathlib.Path(where), fields, "convert the weights again"))
         fields["model"] = PixArt(**model | {"kv_compress": tuple(model["kv_compress"])})
         stored = cls(**fields)
         for name, choices in CHOICES.items():
@@ -150,10 +153,8 @@ def read_stored_model(directory: str | pathlib.Path) -> StoredModel:
       InputError: there is none, or it is damaged.
     """
     path = pathlib.Path(directory) / "model.json"
-    try:
-        return StoredModel.from_json(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}; {directory} is no model that tools.convert wrote") from error
+    data = read_bytes(path, f"{directory} is no model that tools.convert wrote", max_bytes=1 << 20)
+    return StoredModel.from_json(data.decode("utf-8", "replace"), str(path))
 
 
 class StoredArrays(Mapping[str, np.ndarray]):

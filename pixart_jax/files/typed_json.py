@@ -55,7 +55,7 @@ def read_bytes(path: str | os.PathLike, cure: str, max_bytes: int = _MAX_BYTES) 
                 raise InputError(f"{path} is not a regular file; {cure}")
             if found.st_size > max_bytes:
                 raise InputError(f"{path} holds {found.st_size:,} bytes, where at most {max_bytes:,} belong; {cure}")
-            return file.read(max_bytes)
+            return file.read(found.st_size)  # Not max_bytes, for which Python would take memory.
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; {cure}") from error
 

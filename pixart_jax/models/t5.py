@@ -196,6 +196,10 @@ class T5Encoder(nn.Module):
         return RMSNorm(self.layer_norm_epsilon, jnp.float32, name="final_layer_norm")(x)
 
 
+# Far beyond every T5 there is.
+_MAX_LAYERS, _MAX_SIZE = 1 << 10, 1 << 20
+
+
 def encoder_from_config(
     config: Mapping[str, Any], *, path: str | os.PathLike = "config.json", dtype: Dtype = jnp.float32
 ) -> T5Encoder:
@@ -230,14 +234,18 @@ def encoder_from_config(
         if config.get(name, default) != wanted
     ]
     problems += [
-        f"{name} is {value!r}, not a positive integer" for name, value in sizes.items() if not _positive(value)
+        f"{name} is {value!r}, not a positive integer up to {_MAX_SIZE}"
+        for name, value in sizes.items()
+        if not _positive(value)
     ]
     if not (_positive(buckets) and _positive(max_distance) and buckets >= 4 and max_distance > buckets // 4):
         problems.append(
             f"relative_attention_num_buckets is {buckets!r} and relative_attention_max_distance {max_distance!r}: "
             "the first must be at least 4, the second more than a quarter of it"
         )
-    if not (isinstance(epsilon, float) and epsilon > 0):
+    if _positive(sizes["num_layers"]) and sizes["num_layers"] > _MAX_LAYERS:
+        problems.append(f"num_layers is {sizes['num_layers']}, more than {_MAX_LAYERS}")
+    if not (isinstance(epsilon, float) and 0 < epsilon < 1):
         problems.append(f"layer_norm_epsilon is {epsilon!r}, not a positive number")
     if problems:
         raise InputError(
@@ -253,5 +261,5 @@ def encoder_from_config(
     )
 
 
-def _positive(value) -> bool:
-    return type(value) is int and value > 0
+def _positive(value: Any) -> bool:
+    return type(value) is int and 0 < value <= _MAX_SIZE

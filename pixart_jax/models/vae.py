@@ -33,6 +33,7 @@ _FIXED_FIELDS = {
 }
 _REQUIRED_FIELDS = ("block_out_channels", "layers_per_block", "latent_channels")
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+_MAX_LAYERS = 64
 _SWITCHES = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 
 
@@ -256,6 +257,7 @@ class AutoencoderKL(nn.Module):
         given = {name: config[name] for name in fields & config.keys()}
         for name in given.keys() & set(_COUNTS):
             check(_is_count(given[name]), name, "must be a positive integer")
+        check(given.get("layers_per_block", 1) <= _MAX_LAYERS, "layers_per_block", f"must be at most {_MAX_LAYERS}")
         for name in given.keys() & set(_SWITCHES):
             check(isinstance(given[name], bool), name, "must be true or false")
         sizes, groups = config["block_out_channels"], given.get("norm_num_groups", cls.norm_num_groups)
@@ -348,4 +350,5 @@ class AutoencoderKL(nn.Module):
 
 
 def _is_count(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    # At most far beyond every autoencoder there is.
+    return type(value) is int and 0 < value <= 1 << 14

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -12,7 +11,19 @@ from pixart_jax.conversion.describe import captioned_model, count_blocks, hinted
 from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
 from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
 from pixart_jax.conversion.stored import StoredModel
+from pixart_jax.conversion.stored_fields import COUNTS, LARGEST, SMALLEST
 from pixart_jax.errors import InputError
+
+_COUNTS = {
+    "num_attention_heads": 1 << 12,
+    "attention_head_dim": 1 << 12,
+    "num_layers": COUNTS["depth"],
+    "in_channels": COUNTS["latent_channels"],
+    "patch_size": COUNTS["patch_size"],
+    "caption_channels": COUNTS["text_dim"],
+    "out_channels": 2 * COUNTS["latent_channels"],
+}
+_MAX_SAMPLE_SIZE = 1 << 12
 
 
 def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[str, Any], tuple[int, float]]:
@@ -23,14 +34,8 @@ def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[st
     if name not in ("PixArtTransformer2DModel", "Transformer2DModel"):
         raise InputError(f"{source.path} is a {name}, not a PixArtTransformer2DModel")
     config = FIXED_FIELDS | DEFAULT_FIELDS | given
-    counts = ["num_attention_heads", "attention_head_dim", "num_layers", "in_channels", "patch_size"]
-    counts += [] if source.config is None else ["sample_size"]
-    counts += [key for key in ("caption_channels", "out_channels") if config[key] is not None]
-    if wrong := [f"{key} = {config[key]!r}" for key in counts if not isinstance(config[key], int) or config[key] < 1]:
-        raise InputError(f"{source.path}/config.json: {'; '.join(wrong)}: must be a whole number, at least 1")
+    _check_numbers(config, source)
     scale = config["interpolation_scale"]
-    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
-        raise InputError(f"{source.path}/config.json: interpolation_scale = {scale!r} must be a positive number")
     patch = config["patch_size"]
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     fixed = FIXED_FIELDS | {"cross_attention_dim": hidden}
@@ -59,6 +64,28 @@ def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[st
     base = hinted_base(hints, patch) or (sample_size // patch if sample_size else None)
     scale = hints.position_scale or scale or fallback.position_scale
     return fields, told_positions(source, base or hinted_base(fallback, patch), scale)
+
+
+def _check_numbers(config: dict[str, Any], source: Source) -> None:
+    """Raises InputError for counts and scales of other types, or far beyond every model there is."""
+    where = f"{source.path}/config.json"
+    limits = dict(_COUNTS)
+    if source.config is not None:
+        limits["sample_size"] = _MAX_SAMPLE_SIZE
+    optional = ("caption_channels", "out_channels")
+    if wrong := [
+        f"{key} = {config[key]!r} (to {most})"
+        for key, most in limits.items()
+        if not (type(config[key]) is int and 1 <= config[key] <= most) and not (key in optional and config[key] is None)
+    ]:
+        raise InputError(f"{where}: {'; '.join(wrong)}: must be a whole number, at least 1 and no larger than that")
+    scale = config["interpolation_scale"]
+    if scale is not None and not (type(scale) in (int, float) and SMALLEST <= scale <= LARGEST):
+        raise InputError(f"{where}: interpolation_scale = {scale!r} must be a number from {SMALLEST} to {LARGEST}")
+    if config["use_additional_conditions"] not in (None, True, False):
+        raise InputError(
+            f"{where}: use_additional_conditions = {config['use_additional_conditions']!r} must be true or false"
+        )
 
 
 def _config_of_shapes(source: Source, hints: Hints, fallback: Hints) -> dict[str, Any]:
@@ -103,8 +130,10 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
         if family := families.get(str(read_json(index).get("_class_name"))):
             found["family"] = family
         if vae.exists() and (scale := read_json(vae).get("scaling_factor")) is not None:
-            if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-                raise InputError(f"{vae}: scaling_factor = {scale!r} must be a positive number")
+            if type(scale) not in (int, float) or not SMALLEST <= scale <= LARGEST:
+                raise InputError(
+                    f"{vae}: scaling_factor = {scale!r} must be a positive number from {SMALLEST} to {LARGEST}"
+                )
             found["latent_scale"] = float(scale)
     return found
 

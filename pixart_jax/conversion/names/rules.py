@@ -195,10 +195,12 @@ def _fill(param, path, state_dict, sources, blocks) -> list[str]:
         parts = getattr(layout, "parts", 1)
         if parts > 1:
             place = layout.cut(place)
-        shape = _shape(state_dict, name, layout)
+        # A mapping that knows no shapes has to read, and only once.
+        array = None if hasattr(state_dict, "shapes") else _ours(state_dict[name], layout)
+        shape = _shape(state_dict, name, layout) if array is None else array.shape
         if shape == place.shape:
             with np.errstate(over="ignore"):
-                place[...] = _ours(state_dict[name], layout)
+                place[...] = _ours(state_dict[name], layout) if array is None else array
             check_finite(place, name)
         elif parts > 1:
             wrong_parts.append(f"wrong shape: {name} is {shape} as part {part} of {path}, which takes {place.shape}")

@@ -1,0 +1,54 @@
+"""The types and ranges of what model.json says: far beyond every model there is, and far below what a machine holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pixart_jax.errors import InputError
+from pixart_jax.files.typed_json import Fields
+
+# The most of each.
+COUNTS = {
+    "hidden_size": 1 << 16,
+    "depth": 1 << 10,
+    "num_heads": 1 << 12,
+    "patch_size": 64,
+    "latent_channels": 1 << 10,
+    "text_dim": 1 << 16,
+    "max_text_tokens": 1 << 16,
+}
+MAX_POSITION_BASE = 1 << 12
+# Of scales and of what a hidden size is multiplied by.
+SMALLEST, LARGEST = 1e-4, 1e4
+_MAX_CLASSES, _MAX_COMPRESSION = 1 << 24, 64
+_ADALN = ("single", "full")
+
+
+def check_stored_fields(fields: Fields) -> None:
+    """Raises InputError, with the file, the field and the cure, unless each is of its type and in its range."""
+    fields.integer("position_base", 1, MAX_POSITION_BASE)
+    for key in ("position_scale", "latent_scale"):
+        fields.number(key, SMALLEST, LARGEST)
+    for key in ("null_text", "caption_cleaning", "sampler"):
+        fields.text(key)
+    provenance = fields.fields("provenance")
+    for key in provenance:
+        provenance.text(key)
+    _check_model(fields.fields("model"))
+
+
+def _check_model(model: Fields) -> None:
+    numbers: dict[str, Any] = {key: model.integer(key, 1, most) for key, most in COUNTS.items()}
+    numbers["num_classes"] = model.integer("num_classes", 0, _MAX_CLASSES)
+    model.number("mlp_ratio", SMALLEST, LARGEST)
+    for key in ("micro_condition", "qk_norm", "learn_sigma"):
+        model.flag(key)
+    model.text("adaln", choices=_ADALN)
+    ratios = model.sequence("kv_compress", int)
+    if any(not 1 <= ratio <= _MAX_COMPRESSION for ratio in ratios) or len(ratios) not in (0, numbers["depth"]):
+        raise model.error("kv_compress", f"empty, or for each block a ratio from 1 to {_MAX_COMPRESSION}")
+    if numbers["hidden_size"] % numbers["num_heads"]:
+        raise InputError(
+            f"{model.path}: model.hidden_size = {numbers['hidden_size']} cannot be split between model.num_heads = "
+            f"{numbers['num_heads']}; {model.cure}"
+        )
