@@ -39,6 +39,7 @@ from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.models.layers import keys_per_block
 from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers import build_sampler
@@ -236,7 +237,8 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
         return flops / 3
     model, tokens = build_model(config), position_base(config) ** 2
     text = 0 if model.num_classes else model.max_text_tokens
-    keys = sum(tokens // ratio**2 + text for ratio in model.kv_compress or (1,) * model.depth)
+    ratios = model.kv_compress or (1,) * model.depth
+    keys = sum(tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text for ratio in ratios)
     # Logits and weighted values, a multiply-add each.
     return flops / 3 - 4 * tokens * keys * model.hidden_size * config.data.batch_size
 

@@ -51,6 +51,7 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
+from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
@@ -122,6 +123,10 @@ def convert_model(args: argparse.Namespace) -> str:
         print("a class-conditional model has no use for the text encoder, which stays out", flush=True)
         encoders = [encoder for encoder in encoders if encoder.kind != "text_encoder"]
     check_fit(stored, encoders)
+    if args.to == "pixart" and stored.model.kv_compress and stored.model.kv_sampling != "conv":
+        ratio, first = max(stored.model.kv_compress), next(i for i, r in enumerate(stored.model.kv_compress) if r > 1)
+        told = f"--kv-sampling {stored.model.kv_sampling} --kv-ratio {ratio} --kv-from {first}"
+        print(f"warning: the file cannot tell how keys and values are compressed; to convert back: {told}", flush=True)
     if args.to == "diffusers" and encoders:
         family = pipeline_family(stored, args.family)
         for line in limits(stored, encoders, family):
@@ -187,7 +192,9 @@ def load(args: argparse.Namespace, *, to_pipeline: bool) -> ModelWeights:
 
 def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bool) -> ModelWeights:
     """SRC as it is."""
-    hints = Hints(family, args.num_heads, args.resolution, args.position_scale)
+    hints = Hints(
+        family, args.num_heads, args.resolution, args.position_scale, args.kv_sampling, args.kv_ratio, args.kv_from
+    )
     # For what says all about its model.
     further = dataclasses.replace(hints, family=None) if to_pipeline else hints
     null_text = read_null_text(args.null_text) if args.null_text else None
@@ -270,6 +277,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--resolution", type=int, help="pixels along one side of the square, where SRC does not tell it"
     )
     parser.add_argument("--position-scale", type=float, help="where SRC does not tell it, or wrongly")
+    parser.add_argument(
+        "--kv-sampling",
+        choices=KV_SAMPLINGS,
+        help="how SRC was trained to compress keys and values, where not by a convolution, which alone leaves weights",
+    )
+    parser.add_argument("--kv-ratio", type=int, metavar="R", help="of --kv-sampling (default: 2)")
+    parser.add_argument("--kv-from", type=int, metavar="BLOCK", help="the first that has it (default: the middle)")
     parser.add_argument(
         "--null-text",
         type=path_argument,

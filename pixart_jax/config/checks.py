@@ -16,6 +16,7 @@ from pixart_jax.config.typed import architecture, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import unmet_needs
+from pixart_jax.models.layers import keys_per_block
 from pixart_jax.optimizers import lr_scale
 from pixart_jax.tokens import DOWNSAMPLE
 
@@ -96,7 +97,8 @@ def _keys_can_be_compressed(config: ConfigDict, require: Require) -> None:
 def _mesh_can_split_attention(config: ConfigDict, require: Require) -> None:
     heads = architecture(config)["num_heads"]
     require(heads % config.mesh.tensor == 0, "mesh.tensor", f"must divide the {heads} heads")
-    num_keys = position_base(config) ** 2 // config.model.kv_compress_ratio**2
+    ratio = config.model.kv_compress_ratio
+    num_keys = position_base(config) ** 2 // ratio**2 * keys_per_block(config.model.kv_sampling, ratio)
     require(
         num_keys % config.mesh.context == 0,
         "mesh.context",

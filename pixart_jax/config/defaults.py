@@ -21,6 +21,7 @@ from pixart_jax.config.declaration import (
     one_of,
 )
 from pixart_jax.models.attention import IMPLEMENTATIONS
+from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
 from pixart_jax.models.remat import REMAT_POLICIES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES
@@ -100,6 +101,8 @@ SETTINGS = {
         # Σ's key/value compression: ratio, and the first block that has it.
         "kv_compress_ratio": Setting(1, AT_LEAST_ONE),
         "kv_compress_from": Setting(14),
+        # How: by a convolution that is learnt; or what of each block of tokens is kept, see `layers.SelfAttention`.
+        "kv_sampling": Setting("conv", one_of(*KV_SAMPLINGS)),
         "qk_norm": Setting(False),
         # "single", or "full" for DiT and the paper's ablation.
         "adaln": Setting("single", one_of("single", "full")),

@@ -43,6 +43,7 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
         num_classes=config.model.num_classes,
         micro_condition=config.model.micro_condition,
         kv_compress=tuple(ratio if i >= first else 1 for i in range(fields["depth"])) if ratio > 1 else (),
+        kv_sampling=config.model.kv_sampling if ratio > 1 else "conv",
         qk_norm=config.model.qk_norm,
         adaln=config.model.adaln,
         learn_sigma=config.model.learn_sigma,

@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 # The fields of PixArt that say what it computes; the others say how, and are not stored.
 ARCHITECTURE = (
     "hidden_size", "depth", "num_heads", "mlp_ratio", "patch_size", "latent_channels", "text_dim", "max_text_tokens",
-    "num_classes", "micro_condition", "kv_compress", "qk_norm", "adaln", "learn_sigma",
+    "num_classes", "micro_condition", "kv_compress", "kv_sampling", "qk_norm", "adaln", "learn_sigma",
 )  # fmt: skip
 
 # What the fields that name one of a few things may name.
@@ -91,10 +91,12 @@ class StoredModel:
         if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
             raise InputError(f"{where} is not of format_version {FORMAT_VERSION}, the only one this version reads")
         given = fields.get("model")
-        model: dict[str, Any] = given if isinstance(given, dict) else {}
+        # Models of before there were others have no such field.
+        model: dict[str, Any] = {"kv_sampling": "conv"} | given if isinstance(given, dict) else {}
         wanted = {field.name for field in dataclasses.fields(cls)} | {f"model.{name}" for name in ARCHITECTURE}
         if odd := sorted(wanted ^ (fields.keys() | {f"model.{name}" for name in model})):
             raise InputError(f"{where}: missing or unknown fields: {', '.join(odd)}; convert the weights again")
+        fields["model"] = model
         check_stored_fields(Fields(pathlib.Path(where), fields, "convert the weights again"))
         fields["model"] = PixArt(**model | {"kv_compress": tuple(model["kv_compress"])})
         stored = cls(**fields)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import Fields
+from pixart_jax.models.layers import KV_SAMPLINGS
 
 # The most of each.
 COUNTS = {
@@ -44,6 +45,7 @@ def _check_model(model: Fields) -> None:
     for key in ("micro_condition", "qk_norm", "learn_sigma"):
         model.flag(key)
     model.text("adaln", choices=_ADALN)
+    model.text("kv_sampling", choices=KV_SAMPLINGS)
     ratios = model.sequence("kv_compress", int)
     if any(not 1 <= ratio <= _MAX_COMPRESSION for ratio in ratios) or len(ratios) not in (0, numbers["depth"]):
         raise model.error("kv_compress", f"empty, or for each block a ratio from 1 to {_MAX_COMPRESSION}")

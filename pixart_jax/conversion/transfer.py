@@ -134,6 +134,8 @@ def write_diffusers(target: pathlib.Path, weights: ModelWeights) -> None:
     if weights.control:
         raise InputError("diffusers has no ControlNet for PixArt; this model's can only be written with --to pixart")
     model = weights.stored.model
+    if model.kv_compress and model.kv_sampling != "conv":
+        raise InputError("diffusers has no key/value compression; this model can only be written with --to pixart")
     arrays = revert_diffusers(weights.paths, weights.read, model.segments(), model.patch_size)
     config = diffusers_config(model, weights.stored.position_base, weights.stored.position_scale)
     target.mkdir()

@@ -145,15 +145,28 @@ class HeadsDense(nn.Module):
         return [part.reshape(*x.shape[:-1], self.features) for part in jnp.split(out, self.parts, axis=2)]
 
 
+# How keys and values are compressed, as the reference's `sampling` names it.
+KV_SAMPLINGS = ("conv", "ave", "uniform", "uniform_every")
+
+
+def keys_per_block(sampling: str, ratio: int) -> int:
+    """How many of the ratio² tokens of a block are left as keys and values."""
+    return ratio if sampling == "uniform_every" else 1
+
+
 class SelfAttention(nn.Module):
     """Self-attention with Σ's optional q/k norm and key/value compression.
 
-    `kv_compress` = r > 1 pools each run of r² consecutive (block-major) keys and values with one depthwise kernel
-    shared by both, which equals the reference's r×r stride-r convolution, followed by one shared LayerNorm.
+    `kv_compress` = r > 1 leaves of each run of r² consecutive (block-major) keys and values, by `kv_sampling`:
+      "conv": their sum by one depthwise kernel shared by both, which equals the reference's r×r stride-r convolution,
+        followed by one shared LayerNorm.
+      "uniform": the first, which is the top left of its r×r block. So does the reference's "ave", whatever its name.
+      "uniform_every": every r-th in row-major order: those of a block's first column.
     """
 
     num_heads: int
     kv_compress: int
+    kv_sampling: str
     qk_norm: bool
     attention: AttentionSpec
     dtype: Dtype
@@ -164,7 +177,17 @@ class SelfAttention(nn.Module):
         q, k, v = HeadsDense(features, 3, self.num_heads, self.attention.mesh, self.dtype, name="qkv")(x)
         if self.qk_norm:
             q, k = AffineNorm(name="q_norm")(q), AffineNorm(name="k_norm")(k)
-        if self.kv_compress > 1:
+        if self.kv_compress > 1 and self.kv_sampling != "conv":
+            block, kept = self.kv_compress**2, keys_per_block(self.kv_sampling, self.kv_compress)
+            k, v = (
+                einops.rearrange(
+                    einops.rearrange(y, "b (n block) c -> b n block c", block=block)[:, :, :: block // kept],
+                    "b n kept c -> b (n kept) c",
+                )
+                for y in (k, v)
+            )
+            num_tokens = None if num_tokens is None else num_tokens // block * kept
+        elif self.kv_compress > 1:
             block = self.kv_compress**2
             kernel = self.param("sr_kernel", nn.initializers.constant(1 / block), (block, features), jnp.float32)
             bias = self.param("sr_bias", zeros, (features,), jnp.float32)

@@ -79,6 +79,7 @@ class Block(nn.Module):
     num_heads: int
     mlp_ratio: float
     kv_compress: int
+    kv_sampling: str
     qk_norm: bool
     adaln: str
     cross_attention: bool
@@ -104,9 +105,15 @@ class Block(nn.Module):
         if residual is not None:
             x = x + residual.astype(x.dtype)
         hidden = modulate(x, shift_msa, scale_msa).astype(self.dtype)
-        hidden = SelfAttention(self.num_heads, self.kv_compress, self.qk_norm, self.attention, self.dtype, name="attn")(
-            hidden, cond.num_tokens
-        )
+        hidden = SelfAttention(
+            self.num_heads,
+            self.kv_compress,
+            self.kv_sampling,
+            self.qk_norm,
+            self.attention,
+            self.dtype,
+            name="attn",
+        )(hidden, cond.num_tokens)
         x = x + (gate_msa * hidden).astype(x.dtype)
         if self.cross_attention:
             hidden = CrossAttention(self.num_heads, self.attention, self.dtype, name="cross_attn")(
@@ -170,6 +177,7 @@ class PixArt(nn.Module):
         embedding is added to the timestep's, as in DiT.
       micro_condition: α-1024's embedding of the original image size and aspect ratio.
       kv_compress: key/value compression ratio of each block (1 = none); empty means none anywhere.
+      kv_sampling: one of `layers.KV_SAMPLINGS`, where there is compression.
       qk_norm: LayerNorm over all channels of q and k before the heads are split.
       adaln: "single" (one global MLP, a table per block) or "full" (an MLP per block, as in DiT).
       learn_sigma: predict the variance's interpolation values next to eps.
@@ -190,6 +198,7 @@ class PixArt(nn.Module):
     num_classes: int = 0
     micro_condition: bool = False
     kv_compress: tuple[int, ...] = ()
+    kv_sampling: str = "conv"
     qk_norm: bool = False
     adaln: str = "single"
     learn_sigma: bool = True
@@ -324,6 +333,7 @@ class PixArt(nn.Module):
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
             "kv_compress": kv_compress,
+            "kv_sampling": self.kv_sampling,
             "qk_norm": self.qk_norm,
             "adaln": self.adaln,
             "cross_attention": not self.num_classes,

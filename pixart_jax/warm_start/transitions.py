@@ -174,6 +174,8 @@ def _refused(source: StoredModel, ours: PixArt, choices: Choices) -> Iterator[tu
         pairs = zip(_ratios(theirs), _ratios(ours), strict=True)
         if any(before not in (1, after) for before, after in pairs):
             yield "kv_compress", "can appear, but neither go nor change its ratio"
+    if theirs.kv_compress and ours.kv_compress and theirs.kv_sampling != ours.kv_sampling:
+        yield "kv_sampling", "must be equal where both compress"
 
 
 def _ratios(model: PixArt) -> tuple[int, ...]:
@@ -312,7 +314,9 @@ def _restack(draft: _Draft, ours: PixArt, choices: Choices) -> None:
             for stack, rows, old_ratio in pieces(first, length):
                 prefix = f"{stack}/"
                 part = {path[len(prefix) :]: array[rows] for path, array in blocks.items() if path.startswith(prefix)}
-                parts.append(part if ratio == old_ratio else insert(part, ratio, ours, choices.kv_compress))
+                # The other samplings have no parameters.
+                same = ratio == old_ratio or ours.kv_sampling != "conv"
+                parts.append(part if same else insert(part, ratio, ours, choices.kv_compress))
             for name in parts[0]:
                 # A view where it can be one, lest the model be in memory twice.
                 found = [part[name] for part in parts]

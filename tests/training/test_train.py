@@ -200,10 +200,11 @@ def test_options_train(data, tmp_path, settings):
     assert (tmp_path / "samples.png").exists()
 
 
-def test_key_value_compression_trains(tmp_path):
+@pytest.mark.parametrize("sampling", ["conv", "uniform_every"])
+def test_key_value_compression_trains(sampling, tmp_path):
     data = write_data(tmp_path / "data", buckets=((64, 64), (32, 128), (32, 64)))  # 4x4, 2x8 and 2x4 tokens
     config = tiny_config(data)
-    config.model.update({"resolution": 64, "kv_compress_ratio": 2, "kv_compress_from": 1})
+    config.model.update({"resolution": 64, "kv_compress_ratio": 2, "kv_compress_from": 1, "kv_sampling": sampling})
     config.train.num_steps = 4
     train_and_evaluate(config, str(tmp_path / "run"))
     assert np.isfinite(read_metrics(tmp_path / "run")[-1]["loss"])

@@ -25,12 +25,17 @@ class Hints:
       num_heads: attention heads, which a PyTorch checkpoint does not tell.
       resolution: pixels along one side of the resolution's square.
       position_scale: see `tokens.grid_positions`.
+      kv_sampling: one of `layers.KV_SAMPLINGS`: all but the first leave nothing in a PyTorch checkpoint.
+      kv_ratio, kv_from: the ratio of such a compression (2), and the first block that has it (the middle one).
     """
 
     family: str | None = None
     num_heads: int | None = None
     resolution: int | None = None
     position_scale: float | None = None
+    kv_sampling: str | None = None
+    kv_ratio: int | None = None
+    kv_from: int | None = None
 
 
 NO_HINTS = Hints()

@@ -37,7 +37,8 @@ def _shared_fields(source: Source, hints: Hints, fallback: Hints) -> dict[str, A
     shapes = source.shapes
     hidden, channels, patch, _ = _shape(source, "x_embedder.proj.weight", 4)
     depth = count_blocks(shapes, "blocks")
-    ratios = [math.isqrt(math.prod(shapes.get(f"blocks.{i}.attn.sr.weight", (1, 1))[1:])) for i in range(depth)]
+    ratios = tuple(math.isqrt(math.prod(shapes.get(f"blocks.{i}.attn.sr.weight", (1, 1))[1:])) for i in range(depth))
+    ratios, sampling = _compression(source, ratios if max(ratios, default=1) > 1 else (), depth, hints)
     return {
         "hidden_size": hidden,
         "depth": depth,
@@ -46,10 +47,34 @@ def _shared_fields(source: Source, hints: Hints, fallback: Hints) -> dict[str, A
         "patch_size": patch,
         "latent_channels": channels,
         "micro_condition": "csize_embedder.mlp.0.weight" in shapes,
-        "kv_compress": tuple(ratios) if max(ratios, default=1) > 1 else (),
+        "kv_compress": ratios,
+        "kv_sampling": sampling,
         "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
         "learn_sigma": _shape(source, "final_layer.linear.weight", 2)[0] == 2 * patch * patch * channels,
     }
+
+
+def _compression(source: Source, found: tuple[int, ...], depth: int, hints: Hints) -> tuple[tuple[int, ...], str]:
+    """Key/value compression of each block, and how: by a convolution, which is in the file, or as the hints say."""
+    if hints.kv_sampling is None:
+        if hints.kv_ratio is not None or hints.kv_from is not None:
+            raise InputError(
+                f"{source.path}: --kv-ratio and --kv-from are of a compression that is not in the file; pass "
+                "--kv-sampling too, as the training's config says: ave, uniform or uniform_every"
+            )
+        return found, "conv"
+    if bool(found) != (hints.kv_sampling == "conv"):
+        there = "has" if found else "has no"
+        raise InputError(
+            f"{source.path} {there} weights of a convolution that compresses keys and values (attn.sr), which "
+            f"contradicts --kv-sampling {hints.kv_sampling}; see the training's config"
+        )
+    if found:
+        return found, "conv"
+    ratio, first = hints.kv_ratio or 2, depth // 2 if hints.kv_from is None else hints.kv_from
+    if ratio < 2 or not 0 <= first < depth:
+        raise InputError(f"--kv-ratio {ratio} --kv-from {first}: a ratio of at least 2, from one of {depth} blocks on")
+    return tuple(ratio if block >= first else 1 for block in range(depth)), hints.kv_sampling
 
 
 def _positions(source: Source, hints: Hints, fallback: Hints, patch: int) -> tuple[int, float]:
