@@ -194,3 +194,12 @@ def test_a_place_is_left_as_it_was_where_nothing_came_of_it(tmp_path):
     assert os.listdir(tmp_path / "a/b") == ["c"]
     with pytest.raises(InputError, match="exists already"), claimed(tmp_path / "a/b/c"):
         pass
+
+
+@pytest.mark.parametrize(
+    "option", ["--position-scale=nan", "--position-scale=inf", "--position-scale=0", "--num-heads=0", "--num-heads=-2"]
+)
+def test_options_that_are_no_numbers_of_a_model(option, tmp_path, capsys):
+    assert main([str(GOLDEN / "sigma_plain.pth"), str(tmp_path / "out"), "--family=sigma", option]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
+    assert not os.listdir(tmp_path)

@@ -12,6 +12,7 @@ import numpy as np
 from pixart_jax.conversion.control import Control
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.stored import StoredModel
+from pixart_jax.conversion.stored_fields import LARGEST, SMALLEST
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
 
@@ -36,6 +37,13 @@ class Hints:
     kv_sampling: str | None = None
     kv_ratio: int | None = None
     kv_from: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for numbers that no model has."""
+        if self.num_heads is not None and self.num_heads < 1:
+            raise InputError(f"--num-heads {self.num_heads} must be at least 1")
+        if self.position_scale is not None and not SMALLEST <= self.position_scale <= LARGEST:
+            raise InputError(f"--position-scale {self.position_scale} must be a number from {SMALLEST} to {LARGEST}")
 
 
 NO_HINTS = Hints()
