@@ -26,6 +26,7 @@ from pixart_jax.checkpoints.contents import (
     Damaged,
     Recorded,
     any_error_is_damage,
+    check_structure,
     read_contents,
     recorded_shapes,
     shape_differences,
@@ -267,6 +268,7 @@ class Checkpoints:
         with any_error_is_damage(item):
             args = ocp.args.Composite(**{item: _restore_args(abstract)})
             params = self._manager.restore(step, args=args)[item]
+            check_structure(params, abstract)
         verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
         if not (self.directory / str(step)).is_dir():
             raise Damaged("it was deleted meanwhile")
@@ -314,6 +316,7 @@ class Checkpoints:
             args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in _ARRAYS}
+            check_structure(restored, items)
         checksums = iter(np.asarray(self._checksums_of(abstract)(restored)).tolist())
         for name in sorted(restored):
             verify(name, recorded[name], restored[name], checksums)

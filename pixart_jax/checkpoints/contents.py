@@ -81,6 +81,16 @@ def shape_differences(recorded: Recorded, abstract: Any) -> list[str]:
     ]
 
 
+def check_structure(restored: Any, abstract: Any) -> None:
+    """Raises Damaged unless what came back is a tree of arrays as `abstract`; Orbax goes by its own notes."""
+    for path, wanted in flatten_tree(abstract).items():
+        found = flatten_tree(restored).get(path)
+        if getattr(found, "shape", None) != wanted.shape or getattr(found, "dtype", None) != wanted.dtype:
+            raise Damaged(f"{path} has not come back as what was saved")
+    if jax.tree.structure(restored) != jax.tree.structure(abstract):
+        raise Damaged("other arrays have come back than were saved")
+
+
 def verify(item: str, recorded: Recorded, tree: Any, checksums: Iterable[int]) -> None:
     """Raises Damaged unless the leaves have the recorded checksums; takes one from `checksums` for each of them."""
     changed = []

@@ -15,6 +15,7 @@ import pytest
 from tiny_run import tiny_config, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.contents import Damaged, check_structure
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.config import build_model
 from pixart_jax.conversion.runs import load_run
@@ -142,6 +143,22 @@ def test_damage_to_what_orbax_notes_at_the_top_does_not_stand_in_the_way(workdir
     for content in ("", "{", '{"item_handlers": 3}'):
         (workdir / "checkpoints" / "2" / "_CHECKPOINT_METADATA").write_text(content)
         assert restore(workdir) in (1, 2)
+
+
+@pytest.mark.parametrize("damage", ["another name", "not an array", "another shape", "none of them"])
+def test_what_has_not_come_back_as_it_was_is_damage(damage):
+    """Orbax goes by names and kinds that it notes itself, in files that the disk may change too."""
+    abstract = {"a": jax.ShapeDtypeStruct((2, 3), np.float32), "b": {"c": jax.ShapeDtypeStruct((1,), np.int32)}}
+    whole = {"a": np.zeros((2, 3), np.float32), "b": {"c": np.zeros(1, np.int32)}}
+    check_structure(whole, abstract)
+    damaged = {
+        "another name": {"A": whole["a"], "b": whole["b"]},
+        "not an array": whole | {"b": {"c": "text"}},
+        "another shape": whole | {"a": np.zeros((3, 2), np.float32)},
+        "none of them": {},
+    }
+    with pytest.raises(Damaged, match="has not come back as what was saved"):
+        check_structure(damaged[damage], abstract)
 
 
 def test_every_one_is_damaged(workdir):
