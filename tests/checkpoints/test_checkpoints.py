@@ -238,7 +238,7 @@ def test_whoever_reads_a_run_is_told_what_else_there_is(tmp_path):
     weights = load_run(workdir, ema=True)
     np.testing.assert_array_equal(weights.read("x_embedder/kernel"), state.ema_params["x_embedder"]["kernel"])
     stored = StoredParams(workdir / "checkpoints" / "2" / "params", weights.stored.model, {"x_embedder/bias": 1})
-    with pytest.raises(InputError, match="x_embedder/bias is damaged: its numbers are not those that were saved"):
+    with pytest.raises(InputError, match="x_embedder/bias is damaged: its numbers are not those that were written"):
         stored["x_embedder/bias"]
     path = largest(workdir / "checkpoints" / "2", "ema_params")
     for place in range(100, path.stat().st_size, 100):
