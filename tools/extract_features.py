@@ -95,6 +95,9 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
         f"compiled first, and every {args.items_per_shard} items are a line here",
         file=sys.stderr,
     )
+    if pictures.others:
+        others = ", ".join(f"{count} {what}" for what, count in sorted(pictures.others.items()))
+        print(f"{args.source}: files that are no items: {others}", file=sys.stderr)
     dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     mesh = local_mesh()
     vae = args.vae or (args.checkpoint and args.checkpoint / "vae")

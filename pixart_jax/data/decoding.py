@@ -11,16 +11,16 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from pixart_jax.data.buckets import Bucket
+from pixart_jax.data.picture_formats import formats, formats_of, is_heif, is_recognised
 from pixart_jax.errors import InputError
-
-# What pictures on the web come in. Pillow knows dozens more, and some of those decoders are old or start other
-# programs, such as Ghostscript: nothing to let millions of unknown files choose from.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 
 # Modes that `Image.convert` takes to RGB or RGBA with the meaning of their values known. Not so 32-bit integers and
 # floats, which have no white, nor Lab, nor the YCbCr of some TIFFs, which Pillow's versions read differently.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B")
+
+_ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
+_BYTES = re.compile(r"""b(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +43,7 @@ class BadImage(Exception):
         "damaged": begins like one of them, but is cut short or broken.
         "too-small": a side is below the least wanted.
         "too-large": more pixels than allowed, by the header; nothing was decoded.
-        "unsupported": a whole picture whose values have no known meaning as colours.
+        "unsupported": a whole picture whose values have no known meaning as colours, or HEIC without pillow-heif.
     """
 
     def __init__(self, reason: str, message: str):
@@ -59,9 +59,9 @@ class BadImage(Exception):
 def decode(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
     """A picture file as it is meant to be seen: upright, in sRGB, on white.
 
-    Reads JPEG, PNG, WebP, GIF, TIFF, BMP and AVIF; of several frames or pages the first. EXIF orientation is applied,
-    an embedded colour profile converted to sRGB (one that is broken or made for another kind of pixels is ignored),
-    transparency composited over white, and 16 bits per channel are scaled to 8.
+    Reads what `picture_formats` lists; of several frames or pages the first. EXIF orientation is applied, an embedded
+    colour profile converted to sRGB (one that is broken or made for another kind of pixels is ignored), transparency
+    composited over white, and 16 bits per channel are scaled to 8.
 
     Args:
       data: the whole file.
@@ -143,31 +143,25 @@ def to_float(pixels: np.ndarray) -> np.ndarray:
 
 
 def _words(error: Exception) -> str:
-    """Pillow's words, without the address of its buffer: the same file gives the same message, always."""
-    return re.sub(r" object at 0x[0-9a-f]+", "", repr(error))
+    """Pillow's words, without the address of its buffer: the same file gives the same message, always. And without the
+    bytes that it found, which may be of a file that is no picture."""
+    return _BYTES.sub("b'...'", _ADDRESS.sub("", repr(error)))
 
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header alone."""
-    formats = _formats()
     try:
-        return Image.open(io.BytesIO(data), formats=formats)
+        return Image.open(io.BytesIO(data), formats=formats_of(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a warning where those are errors
         raise BadImage("too-large", str(error)) from error
     except Exception as error:
-        recognise = (Image.OPEN[name][1] for name in formats)
-        if any(accept(data[:16]) for accept in recognise if accept is not None):
+        if is_heif(data) and "HEIF" not in formats():
+            raise BadImage(
+                "unsupported", "a HEIC picture, which needs one more package: pip install pillow-heif"
+            ) from None
+        if is_recognised(data):
             raise BadImage("damaged", f"broken header of a file of {len(data)} bytes: {_words(error)}") from error
-        raise BadImage(
-            "not-an-image", f"{len(data)} bytes beginning with {data[:16]!r}, none of {', '.join(formats)}"
-        ) from None
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Pillow before 11.3 has no AVIF, and raises when asked for it."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+        raise BadImage("not-an-image", f"{len(data)} bytes that begin like none of {', '.join(formats())}") from None
 
 
 def _has_known_meaning(image: Image.Image) -> bool:
@@ -177,12 +171,14 @@ def _has_known_meaning(image: Image.Image) -> bool:
         return tags.get(ExifTags.Base.BitsPerSample) == (16,) and (
             tags.get(ExifTags.Base.PhotometricInterpretation) == 1
         )
+    if image.mode == "I":
+        return image.format == "PPM"  # Scaled to 16 bits, as no other format's are.
     return image.mode in _EIGHT_BIT_MODES + _SIXTEEN_BIT_MODES
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Colours in mode L, RGB or CMYK, and the alpha channel in mode L where there is one."""
-    if image.mode in _SIXTEEN_BIT_MODES:
+    if image.mode in (*_SIXTEEN_BIT_MODES, "I"):
         # Image.convert would clip at 255. 65535 = 255·257, and 128 rounds to nearest.
         levels = np.asarray(image).astype(np.uint32)
         grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))

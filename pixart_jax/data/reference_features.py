@@ -18,12 +18,14 @@ import io
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import SupportsIndex, TypeGuard
 
 import numpy as np
 
-from pixart_jax.data.pictures.base import BadItem, checked_index, printable, read_file
+from pixart_jax.data.npy import load_array
+from pixart_jax.data.pictures.base import BadItem, checked_index, printable, printable_path, read_file, shown
 from pixart_jax.data.pictures.json_records import JsonRecords
 from pixart_jax.errors import InputError
 
@@ -106,16 +108,16 @@ class ReferenceFeatureSource:
         record = self._records.read(index)
         path, height, width = record.get("path"), record.get("height"), record.get("width")
         if not isinstance(path, str) or not path:
-            raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {path!r:.60}")
+            raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {shown(path)}")
         key = printable(path)
         if not (_is_side(height) and _is_side(width)):
             raise BadItem(
-                key, "bad-record", f"height and width must be positive whole numbers, not {(height, width)!r:.60}"
+                key, "bad-record", f"height and width must be positive whole numbers, not {shown((height, width))}"
             )
         caption = record.get(self._caption_field)
         caption = "" if caption is None else caption
         if not isinstance(caption, str):
-            raise BadItem(key, "bad-record", f"{self._caption_field} must be text, not {caption!r:.60}")
+            raise BadItem(key, "bad-record", f"{self._caption_field} must be text, not {shown(caption)}")
         if index in self._repeated:
             raise BadItem(key, "repeated-path", "an earlier record has this path, and the features are of its caption")
         mean, std = self._read_latents(self._latents.file(path, key), key)
@@ -256,7 +258,7 @@ class _Folder:
         if not found:
             tried = ", ".join(sorted({f"{name(all_paths[0])}{extension}" for name in _NAMINGS.values()}))
             raise InputError(
-                f"{printable(folder)} has no features of this list: for its first record there should be one of "
+                f"{printable_path(folder)} has no features of this list: for its first record there should be one of "
                 f"{printable(tried)}; name the folder that holds the files themselves"
             )
         # The first of equals: where paths have no folder and no dots, all names are one.
@@ -286,19 +288,28 @@ class _Folder:
         return str(self._folder / f"{name}{self._extension}")
 
 
+# A hundred times what the longest caption's features take.
+_MOST_BYTES = 1 << 29
+
+
 def _load(path: str, key: str) -> np.ndarray | dict[str, np.ndarray]:
-    data = read_file(path, key)
+    data = read_file(path, key, _MOST_BYTES)
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        arrays = {name: loaded[name] for name in ("caption_feature", "attention_mask") if name in loaded.files}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):  # numpy hands out the bytes of members that are no arrays
-                raise ValueError(f"{name} is no array")
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            return load_array(io.BytesIO(data), len(data))
+        arrays = {}
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in ("caption_feature", "attention_mask"):
+                if f"{name}.npy" in archive.namelist():
+                    size = archive.getinfo(f"{name}.npy").file_size
+                    if size > _MOST_BYTES:
+                        raise ValueError(f"{name} unpacks to {size:,} bytes")
+                    with archive.open(f"{name}.npy") as member:
+                        arrays[name] = load_array(member, size)
         return arrays
-    except Exception as error:  # of numpy, zipfile, zlib, struct or ast, by where the damage is
-        raise BadItem(key, "damaged", f"{path}, {len(data)} bytes: {error!r:.300}") from error
+    except Exception as error:  # of numpy, zipfile, zlib, struct, tokenize or ast, by where the damage is
+        words = str(error) if isinstance(error, ValueError) else type(error).__name__
+        raise BadItem(key, "damaged", f"{printable_path(path)}, {len(data)} bytes: {words:.200}") from error
 
 
 def _check(array: np.ndarray, path: str, key: str, *, ndim: int) -> None:

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from typing import BinaryIO
@@ -39,6 +40,30 @@ def refuse_patterns(path: str | os.PathLike, option: str) -> None:
             f"{option} {path}: Orbax, which stores the arrays, takes {found[0]!r} in a path for a pattern; name, or "
             "rename, a folder without any of * ? [ ] \\"
         )
+
+
+def open_regular(path: str | bytes | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, unless it is a device, a pipe or a socket: some have no end, others never begin.
+
+    Raises:
+      OSError: it cannot be opened, or is no regular file.
+    """
+    _check_regular(os.stat(path), path)
+    # The file may have become another one since.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_regular(os.fstat(descriptor), path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(status: os.stat_result, path: str | bytes | os.PathLike) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is a device, a pipe or a socket, not a regular file", path)
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:

@@ -225,7 +225,7 @@ BAD_LISTS = {
     "comma.json": (b"[1,\n]", "line 2: Expecting value"),
     "latin1.json": (b'[1,\n"caf\xe9"]', "line 2 is not UTF-8"),
     "digits.json": (b"[\n" + b"1" * 5000 + b"]", "line 2: Exceeds the limit"),
-    "deep.json": (b"[" * 100_000, "line 1: maximum recursion"),
+    "deep.json": (b"[" * 100_000, "line 1: nested too deeply"),
     "empty.jsonl": (b" \n", "has no records"),
     "text.jsonl": (b"\nno json\n", "no line is a JSON record; line 2"),
     "array.jsonl": (b'[\n{"path": "a"},\n]', "no line is a JSON record; line 1"),

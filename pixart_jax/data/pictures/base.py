@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import operator
 import os
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, SupportsIndex
 
-IMAGE_EXTENSIONS = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif"))
+from pixart_jax.files import open_regular
+
+# More than any picture or caption has: what is larger is something else, or a hole in a sparse file.
+MOST_PICTURE_BYTES, MOST_CAPTION_BYTES = 1 << 30, 1 << 24
 
 # Wide enough for any mixture, and narrow enough that no share of a sum rounds to zero.
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6
@@ -43,7 +48,10 @@ class BadItem(Exception):
       key: the item's key, or where it stands ("list.json#3" is the list's third record) when it has none.
       reason: why, in a stable word to count by.
         "missing-file": the file is not there.
-        "unreadable": it is, and the system cannot read it, or it has shrunk since it was listed.
+        "unreadable": it is, and the system cannot read it, or it has shrunk since it was listed, or it is no regular
+          file.
+        "too-large": more bytes than any picture or caption has; nothing was read.
+        "unsupported": a picture by its name, of a kind that is not read.
         "image-missing": a tar's members of one key hold no picture.
         "caption-missing": neither caption nor label.
         "caption-empty": captions of white space only.
@@ -72,9 +80,11 @@ class Pictures(Protocol):
     Attributes:
       class_names: names of the labels, in their order; () when there are none. Where only numbers are known, the
         numbers from 0 to the greatest label.
+      others: how many files of the source belong to no item, by what they are, such as ".md" or "hidden".
     """
 
     class_names: tuple[str, ...]
+    others: Mapping[str, int]
 
     def __len__(self) -> int: ...
 
@@ -90,6 +100,9 @@ class Pictures(Protocol):
         """Hex digest that tells whether a resumed run has the same items in the same order: of names and sizes, not of
         contents. Each class says what it covers and costs."""
 
+    def digest(self, items: range) -> str:
+        """The same of some of the items alone, so that a change tells which of them it concerns."""
+
 
 def checked_index(index: SupportsIndex, length: int) -> int:
     index = operator.index(index)
@@ -98,19 +111,30 @@ def checked_index(index: SupportsIndex, length: int) -> int:
     return index
 
 
-def read_file(path: str | os.PathLike, key: str) -> bytes:
+def read_file(path: str | bytes | os.PathLike, key: str, most_bytes: int = MOST_PICTURE_BYTES) -> bytes:
     """The whole file.
 
     Raises:
-      BadItem: "missing-file" or "unreadable".
+      BadItem: "missing-file", "unreadable" or "too-large".
     """
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open_regular(path) as file:
+            check_size(os.fstat(file.fileno()).st_size, key, most_bytes)
+            data = file.read(most_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise BadItem(key, "missing-file", f"{printable(path)} is not there") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL or half a surrogate pair in the name
-        raise BadItem(key, "unreadable", f"{printable(path)}: {error}") from error
+        raise BadItem(key, "missing-file", f"{printable_path(path)} is not there") from None
+    except OSError as error:
+        raise BadItem(key, "unreadable", f"{printable_path(path)}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL or half a surrogate pair in the name
+        raise BadItem(key, "unreadable", f"{printable_path(path)}: {error}") from error
+    check_size(len(data), key, most_bytes)  # It may have grown.
+    return data
+
+
+def check_size(num_bytes: int, key: str, most_bytes: int) -> None:
+    """Raises BadItem "too-large"."""
+    if num_bytes > most_bytes:
+        raise BadItem(key, "too-large", f"{num_bytes} bytes, at most {most_bytes} are read")
 
 
 def caption_text(data: bytes, key: str) -> str:
@@ -144,13 +168,36 @@ def weighed(captions: Iterable[tuple[str, float]], key: str) -> tuple[tuple[str,
     return tuple((text, weight / total) for text, weight in left)
 
 
-def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1][1:].lower() in IMAGE_EXTENSIONS
+def printable(text: str) -> str:
+    """Text that encodes: what stands for bytes that are no UTF-8 becomes escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def printable(name: str | os.PathLike) -> str:
-    """A file name as text that encodes: what stands for bytes that are no UTF-8 becomes escapes."""
-    return os.fspath(name).encode("utf-8", "backslashreplace").decode()
+def printable_path(path: str | bytes | os.PathLike) -> str:
+    """`printable` of what the file system, or the command line, calls a file."""
+    return printable(path_text(path))
+
+
+def path_text(path: str | bytes | os.PathLike) -> str:
+    """A path's bytes read as UTF-8, whatever the locale; bytes that are none become surrogates (PEP 383)."""
+    path = os.fspath(path)
+    with contextlib.suppress(UnicodeEncodeError):  # Of half a surrogate pair, which no file system gave.
+        path = os.fsencode(path)
+    return path if isinstance(path, str) else path.decode("utf-8", "surrogateescape")
+
+
+def path_bytes(text: str) -> bytes:
+    """The inverse of `path_text`.
+
+    Raises:
+      UnicodeEncodeError: half a surrogate pair.
+    """
+    return text.encode("utf-8", "surrogateescape")
+
+
+def shown(value: object) -> str:
+    """A value found in a file, for a message: as short as may be, however deep it is nested."""
+    return reprlib.repr(value)[:60]
 
 
 def clashing(short: Sequence[str], long: Sequence[str]) -> frozenset[int]:

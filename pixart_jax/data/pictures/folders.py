@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
 from typing import SupportsIndex
 
+from pixart_jax.data.picture_formats import HEAD, NO_PICTURES, begins_like_a_picture, extension, is_image, why_not_read
 from pixart_jax.data.pictures.base import (
+    MOST_CAPTION_BYTES,
     BadItem,
     Picture,
     caption_text,
     checked_index,
     clashing,
-    is_image,
+    path_bytes,
+    path_text,
     printable,
+    printable_path,
     read_file,
     weighed,
 )
 from pixart_jax.errors import InputError
+from pixart_jax.files import open_regular
 
 
 class FolderPictures:
     """The pictures in a folder and those below it, in the order of their relative paths.
 
-    Found by extension, in upper or lower case; names that begin with a dot are left out, symbolic links are followed.
-    The key is the relative path without its extension, or with it where two would be equal (a.jpg beside a.png).
-    The caption is the UTF-8 text file of the same name (a.txt). With classes, each folder directly below `root` is
-    a class, its label the place of its name among the sorted names; a caption may be there or not.
+    Found by extension, in upper or lower case, and where a name has none, or one that is nobody's, by their first
+    bytes. Names that begin with a dot are left out, symbolic links are followed. The key is the relative path without
+    its extension, or with it where two would be equal (a.jpg beside a.png). The caption is the UTF-8 text file of the
+    same name (a.txt). With classes, each folder directly below `root` is a class, its label the place of its name among
+    the sorted names; a caption may be there or not.
 
-    Opening lists the folders and reads and stats no file: ten seconds for a million on a local disk.
+    Opening lists the folders and reads and stats no file but those of unknown extensions: ten seconds for a million
+    pictures on a local disk.
 
     Args:
       root: the folder.
@@ -41,17 +50,19 @@ class FolderPictures:
     """
 
     def __init__(self, root: str | os.PathLike, *, with_classes: bool = False):
-        self._root = pathlib.Path(root).absolute()
-        if not self._root.is_dir():
+        root = pathlib.Path(root)
+        if not root.is_dir():
             raise InputError(f"{root} is no folder; name one that holds pictures")
-        self._paths = sorted(_images_below(self._root))
+        self._root = os.fsencode(root.absolute())
+        self.others: collections.Counter[str] = collections.Counter()
+        self._paths = sorted(_pictures_below(self._root, self.others))
         if not self._paths:
-            raise InputError(f"{root}: no pictures in it or below; {_other_forms(pathlib.Path(root))}")
+            raise InputError(f"{root}: no pictures in it or below; {_other_forms(root)}")
         self._keys_with_extension = clashing([_stem(path) for path in self._paths], self._paths)
         self.class_names: tuple[str, ...] = ()
         self._labels: dict[str, int] = {}
         if with_classes:
-            folders = sorted(name for name, is_folder in _entries(self._root) if is_folder)
+            folders = sorted(name for name, is_folder in _entries(self._root) if is_folder and not _is_hidden(name))
             if not folders:
                 raise InputError(f"classes:{root}: no folders in it; put each class into its own")
             self._labels = {name: label for label, name in enumerate(folders)}
@@ -64,6 +75,8 @@ class FolderPictures:
         index = checked_index(index, len(self))
         path = self._paths[index]
         key = printable(path if index in self._keys_with_extension else _stem(path))
+        if problem := why_not_read(path):
+            raise BadItem(key, "unsupported", f"{printable(path)} is {problem}")
         label = None
         if self._labels:
             folder, slash, _ = path.partition("/")
@@ -72,62 +85,97 @@ class FolderPictures:
             label = self._labels[folder]
         captions: tuple[tuple[str, float], ...] = ()
         try:
-            captions = weighed([(caption_text(read_file(self._root / f"{_stem(path)}.txt", key), key), 1.0)], key)
+            text = caption_text(read_file(self._on_disk(f"{_stem(path)}.txt"), key, MOST_CAPTION_BYTES), key)
+            captions = weighed([(text, 1.0)], key)
         except BadItem as error:
             if error.reason != "missing-file":
                 raise
             if label is None:
                 raise BadItem(key, "caption-missing", f"{error.message}; write the caption into it") from None
-        return Picture(key=key, data=read_file(self._root / path, key), captions=captions, label=label)
+        return Picture(key=key, data=read_file(self._on_disk(path), key), captions=captions, label=label)
 
     def fingerprint(self) -> str:
         """Of the pictures' relative paths and sizes, and the class names. Asks the file system for every picture's
         size: seconds for a million on a local disk, some minutes over a network."""
+        return self.digest(range(len(self)))
+
+    def digest(self, items: range) -> str:
+        """See `Pictures.digest`."""
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for path in self._paths:
+        for path in self._paths[items.start : items.stop]:
             try:
-                size = os.stat(self._root / path).st_size
+                size = os.stat(self._on_disk(path)).st_size
             except OSError:
                 size = -1
-            digest.update(os.fsencode(f"{path}\0{size}\0"))
+            digest.update(path_bytes(f"{path}\0{size}\0"))
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return f"FolderPictures({str(self._root)!r}, with_classes={bool(self.class_names)})"
+        return f"FolderPictures({printable_path(self._root)!r}, with_classes={bool(self.class_names)})"
+
+    def _on_disk(self, path: str) -> bytes:
+        return os.path.join(self._root, path_bytes(path))
 
 
 def _stem(path: str) -> str:
-    return os.path.splitext(path)[0]
+    """Without the extension, if it is one of a picture's: IMG.0001 is a whole name."""
+    return os.path.splitext(path)[0] if is_image(path) else path
 
 
-def _images_below(root: pathlib.Path) -> Iterator[str]:
-    """Paths relative to `root`, in no particular order."""
+def _pictures_below(root: bytes, others: collections.Counter[str]) -> Iterator[str]:
+    """Paths relative to `root`, in no particular order; counts what is no picture in `others`."""
     folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # each with the (device, inode) of those above
     while folders:
         folder, ancestors = folders.pop()
-        entries = list(_entries(root / folder))
+        on_disk = os.path.join(root, path_bytes(folder))
+        entries = list(_entries(on_disk))
         # A link to a folder that it lies in would be followed for ever. One stat per folder, none per file.
-        status = os.stat(root / folder)
+        status = os.stat(on_disk)
         here = (status.st_dev, status.st_ino)
         if here in ancestors:
             continue
         for name, is_folder in entries:
-            if is_folder:
+            if _is_hidden(name):
+                others["hidden"] += 1
+            elif is_folder:
                 folders.append((f"{folder}{name}/", (*ancestors, here)))
-            elif is_image(name):
+            elif is_image(name) or _looks_like_one(os.path.join(on_disk, path_bytes(name)), name):
                 yield f"{folder}{name}"
+            else:
+                others[f".{printable(extension(name))}" if extension(name) else "without extension"] += 1
 
 
-def _entries(folder: pathlib.Path) -> Iterator[tuple[str, bool]]:
+def _looks_like_one(path: bytes, name: str) -> bool:
+    """Whether a file that no extension calls a picture is one. Who cannot look at it may not leave it out either."""
+    if extension(name) in NO_PICTURES:
+        return False
+    try:
+        with open_regular(path) as file:
+            return begins_like_a_picture(file.read(HEAD))
+    except OSError:
+        return _is_regular(path)
+
+
+def _is_regular(path: bytes) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:  # a link to nothing
+        return False
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _entries(folder: bytes) -> Iterator[tuple[str, bool]]:
     """(name, whether it is a folder) of what a folder holds."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
-                    yield entry.name, _is_folder(entry)
+                yield path_text(entry.name), _is_folder(entry)
     except OSError as error:
         raise InputError(
-            f"{printable(folder)}: cannot list this folder: {error}; allow it, or move it elsewhere"
+            f"{printable_path(folder)}: cannot list this folder: {error.strerror}; allow it, or move it elsewhere"
         ) from error
 
 
@@ -140,8 +188,8 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def _other_forms(root: pathlib.Path) -> str:
     """What to name instead of a folder that holds no pictures."""
-    names = [name for name, is_folder in _entries(root) if not is_folder]
+    names = [name for name, is_folder in _entries(os.fsencode(root)) if not (is_folder or _is_hidden(name))]
     if any(name.endswith(".tar") for name in names):
         return f"it holds tars: name them, as in {root}/*.tar"
     lists = [name for name in names if name.endswith((".json", ".jsonl"))]
-    return f"name the list in it, {root}/{sorted(lists)[0]}" if lists else "name another folder"
+    return f"name the list in it, {root}/{printable(sorted(lists)[0])}" if lists else "name another folder"

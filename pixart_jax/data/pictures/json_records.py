@@ -11,8 +11,12 @@ from typing import NoReturn
 
 import numpy as np
 
-from pixart_jax.data.pictures.base import GREATEST_WEIGHT, LEAST_WEIGHT, MOST_CLASSES, BadItem
+from pixart_jax.data.pictures.base import GREATEST_WEIGHT, LEAST_WEIGHT, MOST_CLASSES, BadItem, shown
 from pixart_jax.errors import InputError
+from pixart_jax.files import open_regular
+
+# A hundred million records: what is larger is a hole in a sparse file.
+_MOST_BYTES = 1 << 35
 
 # The reference's two, its own prompt and the long one by ShareGPT4V (spec §6.2), and what other tools call theirs.
 CAPTION_FIELDS = ("prompt", "sharegpt4v", "caption", "text")
@@ -39,9 +43,13 @@ class JsonRecords:
     def __init__(self, path: str | os.PathLike, visit: Callable[[int, Mapping], None]):
         self.path = pathlib.Path(path).absolute()
         try:
-            data = self.path.read_bytes()
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the list {path}: {error}") from error
+            with open_regular(self.path) as file:
+                if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+                    raise ValueError(f"it holds {size:,} bytes, and at most {_MOST_BYTES:,} are read")
+                data = file.read()
+        except (OSError, ValueError, MemoryError) as error:
+            problem = "it does not fit into memory" if isinstance(error, MemoryError) else error
+            raise InputError(f"cannot read the list {path}: {problem}") from error
         self.digest = hashlib.sha256(data).hexdigest()
         spans: list[tuple[int, int]] = []
         scan = _scan_lines if self.path.suffix.lower() == ".jsonl" else _scan_array
@@ -55,6 +63,18 @@ class JsonRecords:
 
     def __len__(self) -> int:
         return len(self._spans)
+
+    def digest_of(self, items: range) -> str:
+        """Hex SHA-256 of some of the records, and of what stands between them; "" when the file cannot be read."""
+        if not len(items):
+            return ""
+        start, end = int(self._spans[items[0], 0]), int(self._spans[items[-1], 1])
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                return hashlib.sha256(file.read(end - start)).hexdigest()
+        except OSError:
+            return ""
 
     def name(self, index: int) -> str:
         """How to call a record that has no usable key: the list's third is list.json#3."""
@@ -76,7 +96,7 @@ class JsonRecords:
         try:
             record = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
-            raise BadItem(self.name(index), "bad-record", f"no JSON: {error}") from error
+            raise BadItem(self.name(index), "bad-record", f"no JSON: {_problem(error)}") from error
         if not isinstance(record, dict):
             raise BadItem(self.name(index), "bad-record", f"not a JSON object but {type(record).__name__}")
         return record
@@ -99,6 +119,8 @@ def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
 def record_captions(record: Mapping, weights: Mapping[str, float], key: str) -> list[tuple[str, float]]:
     """(text, weight) of a record's captions, empty ones and all: those in its `captions`, else in CAPTION_FIELDS.
 
+    `captions` without any text in it hides no other field.
+
     Equal weights where none are given, as the reference mixes a prompt and its long form (spec §6.2). A field that is
     null is not there.
 
@@ -109,22 +131,24 @@ def record_captions(record: Mapping, weights: Mapping[str, float], key: str) -> 
     def fail(field: str, problem: str) -> NoReturn:
         raise BadItem(key, "bad-record", f"{field} {problem}")
 
-    if record.get("captions") is None:
-        found = [(field, record[field], weights.get(field, 1.0)) for field in CAPTION_FIELDS if field in record]
-        found = [(field, text, weight) for field, text, weight in found if text is not None and weight > 0]
-    else:
+    found = []
+    if record.get("captions") is not None:
         if not isinstance(record["captions"], list):
-            fail("captions", f"must be a list, not {record['captions']!r:.60}")
-        found = []
+            fail("captions", f"must be a list, not {shown(record['captions'])}")
         for number, entry in enumerate(record["captions"]):
             if not isinstance(entry, dict):
                 entry = {"text": entry}
             found.append((f"captions[{number}]", entry.get("text"), entry.get("weight", 1.0)))
+    if not any(not isinstance(text, str) or text.strip() for _, text, _ in found):
+        empty = found
+        found = [(field, record[field], weights.get(field, 1.0)) for field in CAPTION_FIELDS if field in record]
+        found = [(field, text, weight) for field, text, weight in found if text is not None and weight > 0]
+        found = found or empty
     for field, text, weight in found:
         if not isinstance(text, str):
-            fail(field, f"must be text, not {text!r:.60}")
+            fail(field, f"must be text, not {shown(text)}")
         if not _is_weight(weight):
-            fail(field, f"has weight {weight!r:.60}; it must be {_WEIGHTS}")
+            fail(field, f"has weight {shown(weight)}; it must be {_WEIGHTS}")
     return [(text, float(weight)) for _, text, weight in found]
 
 
@@ -132,7 +156,7 @@ def record_label(record: Mapping, key: str) -> int | None:
     """Raises BadItem "bad-record" for a label that is none."""
     label = record.get("label")
     if label is not None and not is_label(label):
-        raise BadItem(key, "bad-record", f"label must be a number from 0 to {MOST_CLASSES - 1}, not {label!r:.60}")
+        raise BadItem(key, "bad-record", f"label must be a number from 0 to {MOST_CLASSES - 1}, not {shown(label)}")
     return label
 
 
@@ -163,7 +187,7 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
         raise InputError(f"{path}: line {line}: {problem}; the list must be one JSON array of records") from cause
 
     if text[position : position + 1] != "[":
-        fail(position, f"begins with {text[position : position + 20]!r}, not with [")
+        fail(position, f"begins with {text[position : position + 1]!r}, not with [")
     decoder, byte, counted = json.JSONDecoder(), 0, 0
     position = _skip_space(text, position + 1)
     if text[position : position + 1] == "]":
@@ -174,7 +198,7 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
         except json.JSONDecodeError as error:
             fail(error.pos, error.msg, error)
         except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
-            fail(position, error, error)
+            fail(position, _problem(error), error)
         byte += len(text[counted:position].encode())
         size = len(text[position:end].encode())
         yield byte, byte + size, value
@@ -184,11 +208,15 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
         if mark == "]":
             break
         if mark != ",":
-            fail(position, f"expected , or ] and found {text[position : position + 20]!r}")
+            fail(position, f"expected , or ] and found {text[position : position + 1]!r}")
         position = _skip_space(text, position + 1)
     position = _skip_space(text, position + 1)
     if position < len(text):
-        fail(position, f"more text behind the array: {text[position : position + 20]!r}")
+        fail(position, f"more text behind the array: {text[position : position + 1]!r}")
+
+
+def _problem(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -211,7 +239,7 @@ def _scan_lines(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
                 value = json.loads(content.decode())
                 any_good = any_good or isinstance(value, dict)
             except (ValueError, RecursionError) as error:
-                first_bad = first_bad or f"line {line}: {error}"
+                first_bad = first_bad or f"line {line}: {_problem(error)}"
             yield position, end, value
         position = end + 1
     if first_bad and not any_good:

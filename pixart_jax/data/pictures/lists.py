@@ -8,7 +8,18 @@ import os
 from collections.abc import Mapping
 from typing import SupportsIndex
 
-from pixart_jax.data.pictures.base import BadItem, Picture, checked_index, printable, read_file, weighed
+from pixart_jax.data.picture_formats import why_not_read
+from pixart_jax.data.pictures.base import (
+    BadItem,
+    Picture,
+    checked_index,
+    path_bytes,
+    printable,
+    printable_path,
+    read_file,
+    shown,
+    weighed,
+)
 from pixart_jax.data.pictures.json_records import JsonRecords, checked_weights, is_label, record_captions, record_label
 
 
@@ -17,7 +28,8 @@ class ListPictures:
 
     Fields of a record: `path`; captions in `prompt`, `sharegpt4v`, `caption`, `text`, or else in `captions`, a list of
     texts or of {"text", "weight"}; `label`, a whole number. Others are not read: height and width are the picture's.
-    The key is the path as written; where a path comes again, "#2", "#3" ... is appended.
+    The key is the path as written; where a path comes again, "#2", "#3" ... is appended. Paths may be absolute and may
+    lead out of the list's folder: a list reads whatever its reader may read, as long as it is a picture.
 
     Opening parses the list once, ten seconds for a million records, and keeps 16 bytes of each.
 
@@ -56,7 +68,8 @@ class ListPictures:
             seen.setdefault(key, 1)
 
         self._records = JsonRecords(path, visit)
-        self._data_dir = os.path.abspath(data_dir) if data_dir else str(self._records.path.parent)
+        self._data_dir = os.fsencode(os.path.abspath(data_dir) if data_dir else self._records.path.parent)
+        self.others: dict[str, int] = {}
         self.class_names = tuple(map(str, range(num_classes)))
 
     def __len__(self) -> int:
@@ -67,17 +80,35 @@ class ListPictures:
         record = self._records.read(index)
         path = record.get("path")
         if not isinstance(path, str) or not path:
-            raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {path!r:.60}")
+            raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {shown(path)}")
         key = printable(path + self._suffixes.get(index, ""))
         label = record_label(record, key)
         captions = weighed(record_captions(record, self._weights, key), key)
         if not captions and label is None:
             raise BadItem(key, "caption-missing", f"{self._records.name(index)} has neither a caption nor a label")
-        return Picture(key=key, data=read_file(os.path.join(self._data_dir, path), key), captions=captions, label=label)
+        if problem := why_not_read(path):
+            raise BadItem(key, "unsupported", f"it is {problem}")
+        return Picture(key=key, data=self._read(path, key), captions=captions, label=label)
+
+    def _read(self, path: str, key: str) -> bytes:
+        """The picture. A list is UTF-8, and so is what its paths mean, whatever the locale's file names are in."""
+        try:
+            on_disk = path_bytes(path)
+            if not os.path.lexists(os.path.join(self._data_dir, on_disk)):
+                on_disk = os.fsencode(path)
+        except UnicodeEncodeError as error:
+            raise BadItem(key, "unreadable", f"its path is no text: {error.reason}") from error
+        except ValueError:  # a NUL, of which reading speaks
+            pass
+        return read_file(os.path.join(self._data_dir, on_disk), key)
 
     def fingerprint(self) -> str:
         """Of the list's bytes and the weights; known since opening. The pictures' sizes are not in it."""
         return hashlib.sha256(json.dumps([self._records.digest, self._weights], sort_keys=True).encode()).hexdigest()
 
+    def digest(self, items: range) -> str:
+        """See `Pictures.digest`; of the records as they are written."""
+        return self._records.digest_of(items)
+
     def __repr__(self) -> str:
-        return f"ListPictures({str(self._records.path)!r}, data_dir={self._data_dir!r})"
+        return f"ListPictures({str(self._records.path)!r}, data_dir={printable_path(self._data_dir)!r})"

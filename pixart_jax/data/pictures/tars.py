@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
+import collections
 import glob
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import SupportsIndex
+from typing import BinaryIO, SupportsIndex
 
 import numpy as np
 
+from pixart_jax.data.picture_formats import HEAD, NO_PICTURES, begins_like_a_picture, extension, is_image, why_not_read
 from pixart_jax.data.pictures.base import (
-    IMAGE_EXTENSIONS,
+    MOST_CAPTION_BYTES,
     MOST_CLASSES,
+    MOST_PICTURE_BYTES,
     BadItem,
     Picture,
     caption_text,
+    check_size,
     checked_index,
     clashing,
+    path_text,
     printable,
     weighed,
 )
 from pixart_jax.data.pictures.json_records import checked_weights, record_captions
 from pixart_jax.data.pictures.tar_headers import DamagedTar, Member, members
 from pixart_jax.errors import InputError
+from pixart_jax.files import open_regular
 
-_NO_CAPTION, _TEXT, _JSON, _DAMAGE = range(4)
-_CAPTION_KINDS = {"txt": _TEXT, "caption": _TEXT, "json": _JSON}
+_PICTURE, _NOT_READ, _DAMAGE = range(3)
+_CAPTIONS = ("txt", "caption", "json")
 _NO_LABEL, _BAD_LABEL = -1, -2
-# One item: 45 bytes however long its tar. Offset -1 is no such member.
+_Place = tuple[int, int]
+_NOWHERE: _Place = (-1, 0)
+# One item: 73 bytes however long its tar. Offset -1 is no such member.
 _ENTRY = np.dtype(
-    {
-        "names": ["tar", "image", "image_size", "caption", "caption_size", "kind", "label"],
-        "formats": ["<i4", "<i8", "<i8", "<i8", "<i8", "i1", "<i4"],
-    }
+    [("tar", "<i4"), ("image", "<i8"), ("image_size", "<i8")]
+    + [(f"{name}{size}", "<i8") for name in _CAPTIONS for size in ("", "_size")]
+    + [("kind", "i1"), ("label", "<i4")]
 )
 
 
 class TarPictures:
     """The pictures of WebDataset tars, in the order of the tars and of the first member of each key.
 
-    The key is the member's path up to the first dot of its file name, what follows is the extension; members of one
-    key need not be neighbours. A picture by its extension; its caption from .txt or .caption, else from .json (the
-    fields of a list's record); its label from .cls, a whole number. Where tars have equal keys, the tar's name goes in
-    front. Members that are no files, and names that begin with a dot, are left out.
+    The key is WebDataset's: the member's path up to the first dot of its file name; what follows is the extension.
+    Members of one key need not be neighbours. A picture by its extension, or by its first bytes where a key has none;
+    its caption from .txt, .caption or .json (the fields of a list's record), the first of them that holds any; its
+    label from .cls, a whole number. Where tars have equal keys, the tar's name goes in front. Members that are no
+    files, and names that begin with a dot, are left out.
+
+    WebDataset has one sample of a key, and so of img.v1.jpg and img.v2.jpg. Here a picture whose name has more dots is
+    an item of its own, keyed img.v1, if its key has no picture without more dots, or if it has a caption or label of
+    its own (img.v1.txt). Else it is another view (0.seg.png beside 0.jpg), which nobody reads. What such an item has
+    not itself it takes from its key: img.txt.
 
     Opening reads the headers alone, and .cls: half a minute for a million pictures of three members each, once the file
     system has read the headers. Of a tar that is cut short or damaged the members before that place are used, and one
@@ -66,6 +79,7 @@ class TarPictures:
         self._tars = [os.path.abspath(tar) for tar in expand(pattern)]
         self._damage: dict[int, str] = {}
         self._keys: list[str] = []
+        self.others: collections.Counter[str] = collections.Counter()
         entries, sizes = [], []
         for number, tar in enumerate(self._tars):
             keys, rows = self._index(number, tar)
@@ -93,20 +107,23 @@ class TarPictures:
         if entry["kind"] == _DAMAGE:
             raise BadItem(key, "truncated-tar", self._damage[int(entry["tar"])])
         if entry["image"] < 0:
-            known = ", ".join(sorted(IMAGE_EXTENSIONS))
-            raise BadItem(key, "image-missing", f"no member of {tar} with this key is a picture ({known})")
+            raise BadItem(key, "image-missing", f"no member of {printable(path_text(tar))} with this key is a picture")
+        if entry["kind"] == _NOT_READ:
+            raise BadItem(
+                key, "unsupported", "of a kind that is not read (docs/data.md); save the picture as PNG or JPEG"
+            )
         if entry["label"] == _BAD_LABEL:
             raise BadItem(key, "bad-record", f"its .cls in {tar} is no whole number from 0 to {MOST_CLASSES - 1}")
         label = None if entry["label"] == _NO_LABEL else int(entry["label"])
+        check_size(int(entry["image_size"]), key, MOST_PICTURE_BYTES)
         try:
-            with open(tar, "rb") as file:
+            with open_regular(tar) as file:
                 image = _read(file, entry["image"], entry["image_size"])
-                caption = _read(file, entry["caption"], entry["caption_size"])
+                captions = self._captions(file, entry, key)
         except FileNotFoundError:
             raise BadItem(key, "missing-file", f"{tar} is not there any more") from None
         except OSError as error:
             raise BadItem(key, "unreadable", f"{tar}: {error}") from error
-        captions = weighed(self._captions(int(entry["kind"]), caption, key), key)
         if not captions and label is None:
             raise BadItem(key, "caption-missing", f"{tar} has neither a caption nor a .cls for it")
         return Picture(key=key, data=image, captions=captions, label=label)
@@ -115,42 +132,84 @@ class TarPictures:
         """Of the tars' names and sizes and the keys, offsets and sizes of the members; known since opening."""
         return self._fingerprint
 
+    def digest(self, items: range) -> str:
+        """See `Pictures.digest`."""
+        digest = hashlib.sha256("\0".join(self._keys[items.start : items.stop]).encode())
+        digest.update(self._entries[items.start : items.stop].tobytes())
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         return f"TarPictures({self._pattern!r})"
 
     def _index(self, number: int, tar: str) -> tuple[list[str], list[tuple]]:
-        groups: dict[str, dict[str, tuple[int, int]]] = {}
-        labels: dict[str, int] = {}
+        groups: dict[str, dict[str, _Place]] = {}
         keys, rows = [], []
         try:
-            with open(tar, "rb", buffering=0) as file:
+            with open_regular(tar) as file:
+                descriptor = file.fileno()
                 try:
-                    for member in members(file.fileno()):
-                        _add(member, groups)
+                    for member in members(descriptor):
+                        self._add(member, groups)
                 except DamagedTar as error:
                     self._damage[number] = f"{tar}: {error}; copy the tar again to have the rest"
                 for key, group in groups.items():
-                    if "cls" in group:
-                        labels[key] = _label(os.pread(file.fileno(), min(group["cls"][1], 64), group["cls"][0]))
+                    for name, kind, image, of in self._items(key, group, descriptor):
+                        captions = [value for place in _CAPTIONS for value in of.get(place, _NOWHERE)]
+                        label = _label(descriptor, of["cls"]) if "cls" in of else _NO_LABEL
+                        keys.append(name)
+                        rows.append((number, *image, *captions, kind, label))
         except InputError as error:
             raise InputError(f"{tar}: {error}") from error
         except OSError as error:
-            raise InputError(f"cannot read {tar}: {error}") from error
-        for key, group in groups.items():
-            image = next((group[extension] for extension in group if extension in IMAGE_EXTENSIONS), (-1, 0))
-            captions = ((group[extension], kind) for extension, kind in _CAPTION_KINDS.items() if extension in group)
-            caption, kind = next(captions, ((-1, 0), _NO_CAPTION))
-            keys.append(key)
-            rows.append((number, *image, *caption, kind, labels.get(key, _NO_LABEL)))
+            raise InputError(f"cannot read {tar}: {error.strerror or error}") from error
         if number in self._damage:
-            keys.append(printable(os.path.basename(tar)))
-            rows.append((number, -1, 0, -1, 0, _DAMAGE, _NO_LABEL))
+            keys.append(printable(path_text(os.path.basename(tar))))
+            rows.append((number, -1, 0, *_NOWHERE * len(_CAPTIONS), _DAMAGE, _NO_LABEL))
         return keys, rows
+
+    def _add(self, member: Member, groups: dict[str, dict[str, _Place]]) -> None:
+        folder, slash, name = printable(member.name).removeprefix("./").rpartition("/")
+        stem, _, ending = name.partition(".")
+        if not stem:
+            self.others["hidden"] += 1
+            return
+        group = groups.setdefault(folder + slash + stem, {})
+        if ending.lower() in group:  # The first of several members of one name: WebDataset refuses such tars.
+            self.others["of a repeated name"] += 1
+        else:
+            group[ending.lower()] = (member.offset, member.size)
+
+    def _items(
+        self, key: str, group: dict[str, _Place], descriptor: int
+    ) -> Iterator[tuple[str, int, _Place, dict[str, _Place]]]:
+        """(key, kind, place of the picture, places of what goes with it) of a WebDataset key; see the class."""
+        images = [ending for ending in group if is_image(f"x.{ending}")]
+        plain = [ending for ending in images if "." not in ending]
+        if not images:  # By their first bytes: those of other extensions, or of none.
+            unknown = [e for e in group if extension(f"x.{e}") not in NO_PICTURES]
+            images = [
+                e for e in unknown if begins_like_a_picture(os.pread(descriptor, min(HEAD, group[e][1]), group[e][0]))
+            ]
+            plain = images[:1]
+        if not images:
+            yield key, _PICTURE, _NOWHERE, group
+        # What is read goes before what is not, as a camera's JPEG beside its raw.
+        plain = sorted(plain, key=lambda ending: why_not_read(f"x.{ending}") is not None)[:1]
+        for ending in images:
+            stem = ending.rpartition(".")[0]
+            own = {name: group[f"{stem}.{name}"] for name in (*_CAPTIONS, "cls") if stem and f"{stem}.{name}" in group}
+            if ending in plain:
+                stem, own = "", {}
+            elif plain and not own:
+                self.others["another view of a picture"] += 1
+                continue
+            kind = _NOT_READ if why_not_read(f"x.{ending}") else _PICTURE
+            yield f"{key}.{stem}" if stem else key, kind, group[ending], group | own
 
     def _tar_names(self) -> list[str]:
         """Relative to what they have in common, so that a set that moved stays the same."""
         common = os.path.commonpath([os.path.dirname(tar) for tar in self._tars])
-        return [printable(os.path.relpath(tar, common)) for tar in self._tars]
+        return [printable(path_text(os.path.relpath(tar, common))) for tar in self._tars]
 
     def _put_tar_names_before_clashes(self) -> None:
         names = [name.removesuffix(".tar") for name in self._tar_names()]
@@ -158,14 +217,30 @@ class TarPictures:
         for index in clashing(self._keys, long):
             self._keys[index] = long[index]
 
-    def _captions(self, kind: int, data: bytes, key: str) -> list[tuple[str, float]]:
-        if kind == _NO_CAPTION:
-            return []
-        if kind == _TEXT:
-            return [(caption_text(data, key), 1.0)]
+    def _captions(self, file: BinaryIO, entry: np.void, key: str) -> tuple[tuple[str, float], ...]:
+        """Those of the first member that holds any; what is wrong with the first is said if no other is right."""
+        problem = None
+        for name in _CAPTIONS:
+            if entry[name] < 0:
+                continue
+            try:
+                check_size(int(entry[f"{name}_size"]), key, MOST_CAPTION_BYTES)
+                data = _read(file, entry[name], entry[f"{name}_size"])
+                found = self._record(data, key) if name == "json" else [(caption_text(data, key), 1.0)]
+                if captions := weighed(found, key):
+                    return captions
+            except BadItem as error:
+                problem = problem or error
+        if problem is not None:
+            raise problem
+        return ()
+
+    def _record(self, data: bytes, key: str) -> list[tuple[str, float]]:
         try:
             record = json.loads(data.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            raise BadItem(key, "bad-record", "its .json is no JSON: nested too deeply") from None
+        except ValueError as error:
             raise BadItem(key, "bad-record", f"its .json is no JSON: {error}") from error
         if not isinstance(record, dict):
             raise BadItem(key, "bad-record", f"its .json is no object but {type(record).__name__}")
@@ -205,15 +280,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
         yield from (head + tail for tail in _expand_braces(pattern[match.end() :]))
 
 
-def _add(member: Member, groups: dict[str, dict[str, tuple[int, int]]]) -> None:
-    folder, slash, name = printable(member.name).removeprefix("./").rpartition("/")
-    stem, _, extension = name.partition(".")
-    if stem:
-        # The first of several members of one name, as of several pictures: WebDataset refuses such tars.
-        groups.setdefault(folder + slash + stem, {}).setdefault(extension.lower(), (member.offset, member.size))
-
-
-def _label(content: bytes) -> int:
+def _label(descriptor: int, place: _Place) -> int:
+    content = os.pread(descriptor, min(place[1], 64), place[0])
     match = re.fullmatch(rb"\s*([0-9]{1,18})\s*", content)
     return int(match[1]) if match and int(match[1]) < MOST_CLASSES else _BAD_LABEL
 

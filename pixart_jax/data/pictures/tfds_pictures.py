@@ -70,6 +70,7 @@ class TfdsPictures:
         self.class_names: tuple[str, ...] = tuple(features[self._label].names) if self._label else ()
         # Pictures stay encoded, those that nobody asked for too. Not so the pixels of a plain tensor.
         decoders = {n: tfds.decode.SkipDecoding() for n, f in features.items() if isinstance(f, tfds.features.Image)}
+        self.others: dict[str, int] = {}
         self._source = tfds.data_source(
             self._name, split=self._split, data_dir=data_dir, download=False, decoders=decoders
         )
@@ -101,6 +102,10 @@ class TfdsPictures:
         splits = {n: [split.num_bytes, *split.shard_lengths] for n, split in info.splits.items()}
         described = [info.full_name, self._split, len(self), splits]
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def digest(self, items: range) -> str:
+        """See `Pictures.digest`; of the whole, which is never changed in part."""
+        return self.fingerprint()
 
     def __repr__(self) -> str:
         return f"TfdsPictures({self._name!r}, split={self._split!r})"
