@@ -15,14 +15,18 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from absl import logging
 
 from pixart_jax.data.shards.manifest import Manifest, Shard
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.shard_files import assemble, write_shard
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
+from pixart_jax.files.locks import hold
+from pixart_jax.files.typed_json import read_fields
 
 SKIPPED_FILE = "skipped.jsonl"
 RECIPE_FILE = "recipe.json"
@@ -31,11 +35,12 @@ ONLY = "set"
 
 
 class Skipped(NamedTuple):
-    """An item of the source that is not in the set, and why."""
+    """An item of the source that is not in the set, and why; `index` is its place in the source."""
 
     key: str
     reason: str
     message: str
+    index: int
 
 
 class Units(Protocol):
@@ -46,7 +51,8 @@ class Units(Protocol):
       items_per_unit: S.
       manifests: of each set to be written, without shards, by the name of its folder below the output; the only one,
         ONLY, is the output itself.
-      recipe: JSON-able; all that the samples depend on. A run is gone on with only under the same recipe.
+      recipe: JSON-able; all that the samples depend on. A run is gone on with only under the same recipe, but for its
+        "fingerprint", the source's: `digest` tells which units are to be made again.
     """
 
     num_items: int
@@ -60,6 +66,12 @@ class Units(Protocol):
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """Samples of each set in the order of `items`, and the items that are in none."""
+
+    def still_skipped(self, items: Sequence[int]) -> list[Skipped]:
+        """Those of the items, which were skipped before, that cannot be used now either."""
+
+    def digest(self, items: range) -> str:
+        """Of what the items are; another one after they have changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +96,8 @@ def extract(
     """Encodes this process's share of the units that are not done yet, and publishes the sets when none is left.
 
     Everything is written to the hidden folder `.NAME.incomplete` beside `out`, which gets the name when all of it is
-    on disk. Call it again with the same arguments to go on after a kill.
+    on disk. Call it again with the same arguments to go on after a kill, or after mending what was skipped: units are
+    made again whose items have changed, or of which an item that was skipped can be used now.
 
     Args:
       out: must not exist. Of one set its folder, of several the folder above them.
@@ -95,29 +108,86 @@ def extract(
       Whether the sets are published; False when other processes have not finished.
 
     Raises:
-      InputError: `out` exists, was begun with another recipe, cannot be written, or no item could be used.
+      InputError: `out` exists, was begun with another recipe, is being written by another process with the same share,
+        cannot be written, or no item could be used.
     """
     out = pathlib.Path(out).absolute()
     work = _open_work(out, units)
-    total = -(-units.num_items // units.items_per_unit)
-    mine = range(process_index, total, process_count)
+    locks = work / "locks"
+    mine = f"{process_index}-of-{process_count}"
+    what = f"--out {out}"
+    with contextlib.ExitStack() as owned:
+        owned.enter_context(hold(locks / mine, f"{what} (process {process_index} of {process_count})"))
+        for other in sorted(locks.iterdir()):
+            if not other.name.endswith(f"-of-{process_count}"):  # Shares of another count would overlap with this one.
+                with hold(other, f"{what} (process {other.name.replace('-', ' ')})"):
+                    pass
+        began = (locks / mine).stat().st_mtime_ns
+        try:
+            return _extract(work, out, units, range(process_index, _total(units), process_count), began, report)
+        except OSError as error:
+            raise InputError(
+                f"{work} cannot be written: {error.strerror or error}; free some space, or allow it, and "
+                "give the same command again, which goes on"
+            ) from error
 
-    def items_of(number: int) -> range:
-        start = number * units.items_per_unit
-        return range(start, min(start + units.items_per_unit, units.num_items))
 
+def _total(units: Units) -> int:
+    return -(-units.num_items // units.items_per_unit)
+
+
+def _items_of(units: Units, number: int) -> range:
+    start = number * units.items_per_unit
+    return range(start, min(start + units.items_per_unit, units.num_items))
+
+
+def _extract(
+    work: pathlib.Path, out: pathlib.Path, units: Units, mine: range, began: int, report: Callable[[Tally], None]
+) -> bool:
+    there = [number for number in mine if _unit_file(work, number).exists()]
+    again = [number for number in there if not _is_up_to_date(work, number, units)]
+    for number in again:
+        _unit_file(work, number).unlink()
+    if again:
+        logging.warning(
+            "%d of %d units that were done are made again: items have changed, or can be used that were skipped",
+            len(again),
+            len(there),
+        )
     done = skipped = 0
-    total_items = sum(len(items_of(number)) for number in mine)
+    total_items = sum(len(_items_of(units, number)) for number in mine)
     for count, number in enumerate(mine, 1):
+        items = _items_of(units, number)
         if not _unit_file(work, number).exists():
-            _write_unit(work, number, items_of(number), units)
-        done += len(items_of(number))
-        skipped += len(json.loads(_unit_file(work, number).read_text(encoding="utf-8"))["skipped"])
+            _write_unit(work, number, items, units)
+        done += len(items)
+        skipped += len(_read_unit(work, number)["skipped"])
         report(Tally(count, len(mine), done, total_items, skipped))
-    if not all(_unit_file(work, number).exists() for number in range(total)):
-        return False
-    _publish(work, out, units, total)
+    for number in range(_total(units)):
+        file = _unit_file(work, number)
+        if not file.exists():
+            return False
+        # Another process's, of before this run: it may be about to make it again.
+        if number not in mine and file.stat().st_mtime_ns < began and not _is_up_to_date(work, number, units):
+            return False
+    _publish(work, out, units, _total(units))
     return True
+
+
+def _is_up_to_date(work: pathlib.Path, number: int, units: Units) -> bool:
+    """Whether a unit is what it would be if it were made now, the reasons of what is skipped included."""
+    try:
+        unit = _read_unit(work, number)
+        skipped = [Skipped(*row) for row in unit["skipped"]]
+        if unit["digest"] != units.digest(_items_of(units, number)):
+            return False
+        return units.still_skipped([item.index for item in skipped]) == skipped
+    except (InputError, KeyError, TypeError):  # Of another version, or damaged.
+        return False
+
+
+def _read_unit(work: pathlib.Path, number: int) -> Mapping[str, Any]:
+    return read_fields(_unit_file(work, number), "remove it, and give the same command again", 1 << 30)
 
 
 def _open_work(out: pathlib.Path, units: Units) -> pathlib.Path:
@@ -125,15 +195,18 @@ def _open_work(out: pathlib.Path, units: Units) -> pathlib.Path:
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or name another folder")
     work = out.with_name(f".{out.name}.incomplete")
-    recipe = json.dumps(units.recipe, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    recipe = _recipe_text(units)
     try:
-        for name in ("units", *(f"sets/{name}" for name in units.manifests)):
+        for name in ("units", "locks", *(f"sets/{name}" for name in units.manifests)):
             (work / name).mkdir(parents=True, exist_ok=True)
         if not (work / RECIPE_FILE).exists():
             write_atomically(work / RECIPE_FILE, lambda file: file.write(recipe.encode()))
-        begun, wanted = json.loads((work / RECIPE_FILE).read_text(encoding="utf-8")), json.loads(recipe)
     except OSError as error:
         raise InputError(f"{work} cannot be written: {error.strerror}") from error
+    begun = dict(read_fields(work / RECIPE_FILE, "remove the folder it lies in, and begin again"))
+    wanted = json.loads(recipe)
+    for values in (begun, wanted):
+        values.pop("fingerprint", None)
     if changed := [key for key in sorted(begun | wanted) if begun.get(key) != wanted.get(key)]:
         rows = [f"{key}: {begun.get(key)!r}, now {wanted.get(key)!r}" for key in changed]
         raise InputError(
@@ -143,12 +216,18 @@ def _open_work(out: pathlib.Path, units: Units) -> pathlib.Path:
     return work
 
 
+def _recipe_text(units: Units) -> str:
+    text = json.dumps(units.recipe, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # Of a source whose name is no UTF-8.
+
+
 def _unit_file(work: pathlib.Path, number: int) -> pathlib.Path:
     return work / "units" / f"{number:06d}.json"
 
 
 def _write_unit(work: pathlib.Path, number: int, items: range, units: Units) -> None:
     """Shards first, then the file that says that they are whole."""
+    digest = units.digest(items)  # Before they are read: what changes meanwhile is seen the next time.
     sets, skipped = units.samples(items)
     parts = {}
     for name, samples in sets.items():
@@ -156,7 +235,8 @@ def _write_unit(work: pathlib.Path, number: int, items: range, units: Units) -> 
             path = work / "sets" / name / f"shard-{number:05d}.array_record"
             shard, histogram = write_shard(path, samples, units.manifests[name])
             parts[name] = {"shard": dataclasses.asdict(shard), "histogram": histogram}
-    unit = json.dumps({"items": len(items), "skipped": skipped, "parts": parts}, ensure_ascii=False)
+    made = {"items": len(items), "digest": digest, "skipped": skipped, "parts": parts}
+    unit = json.dumps(made, ensure_ascii=False)
     write_atomically(_unit_file(work, number), lambda file: file.write(unit.encode()))
 
 
@@ -171,7 +251,7 @@ def _publish(work: pathlib.Path, out: pathlib.Path, units: Units, total: int) ->
             fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():
             return
-        written = [json.loads(_unit_file(work, number).read_text(encoding="utf-8")) for number in range(total)]
+        written = [_read_unit(work, number) for number in range(total)]
         skipped = [Skipped(*row) for unit in written for row in unit["skipped"]]
         counts = dict(sorted(collections.Counter(item.reason for item in skipped).items()))
         ready = work / "ready"
@@ -180,19 +260,28 @@ def _publish(work: pathlib.Path, out: pathlib.Path, units: Units, total: int) ->
             if (ready / name).exists():  # A kill came between this and the end.
                 continue
             if not any(name in unit["parts"] for unit in written):
-                raise InputError(f"{out}: not one of {units.num_items} items could be used; {counts} were skipped")
+                raise InputError(
+                    f"{out}: not one of {units.num_items} items could be used; {counts} were skipped, such as "
+                    f"{skipped[0].key}: {skipped[0].message}. Mend that and give the same command again; {work} has "
+                    "what was found out so far"
+                )
             parts = [
                 (Shard(**unit["parts"][name]["shard"]), unit["parts"][name]["histogram"])
                 for unit in written
                 if name in unit["parts"]
             ]
+            keep = {shard.file for shard, _ in parts}
+            for path in (work / "sets" / name).iterdir():  # Of units that were made again with less, or killed.
+                if path.name.removesuffix(".buckets.npy") not in keep:
+                    path.unlink()
             whole = dataclasses.replace(manifest, skipped=counts)
             assemble(work / "sets" / name, ready / name, whole, parts)
         lone = ready / ONLY
         root = lone if lone.exists() else ready
-        rows = "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in skipped)
+        told = ({"key": item.key, "reason": item.reason, "message": item.message} for item in skipped)
+        rows = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in told)
         write_atomically(root / SKIPPED_FILE, lambda file: file.write(rows.encode()))
-        recipe = (work / RECIPE_FILE).read_bytes()
+        recipe = _recipe_text(units).encode()
         write_atomically(root / RECIPE_FILE, lambda file: file.write(recipe))
         fsync(root)
         root.rename(out)

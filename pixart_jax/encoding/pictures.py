@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -104,6 +104,16 @@ class EncodedPictures:
         with ThreadPoolExecutor(self._num_threads) as pool:
             return self.encode(bounded_map(pool, self.prepare, items, ahead=4 * self._num_threads))
 
+    def still_skipped(self, items: Sequence[int]) -> list[Skipped]:
+        """See `engine.Units`."""
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            results = bounded_map(pool, self.prepare, items, ahead=4 * self._num_threads)
+            return [result for result in results if isinstance(result, Skipped)]
+
+    def digest(self, items: range) -> str:
+        """See `engine.Units`."""
+        return self._pictures.digest(items)
+
     def encode(self, items: Iterable[Prepared | Skipped]) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """Samples of each set, and what was skipped, of items that `prepare` gave, in their order."""
         kept: list[Prepared] = []
@@ -156,22 +166,22 @@ class EncodedPictures:
         try:
             picture = self._pictures[index]
         except BadItem as error:
-            return Skipped(error.key, error.reason, error.message)
+            return Skipped(error.key, error.reason, error.message, index)
         if self._pictures.class_names and picture.label is None:
-            return Skipped(picture.key, "label-missing", "no class label, and the others have one")
+            return Skipped(picture.key, "label-missing", "no class label, and the others have one", index)
         clean = CLEANING[self._caption_cleaning]
         captions = [(text, weight) for caption, weight in picture.captions if (text := clean(caption))]
         if self._text_encoder is None:
             captions = []
         elif not captions:
-            return Skipped(picture.key, "caption-empty", "no caption, or nothing left of it after cleaning")
+            return Skipped(picture.key, "caption-empty", "no caption, or nothing left of it after cleaning", index)
         try:
             image = decode(picture.data, **self._limits)
         except BadImage as error:
-            return Skipped(picture.key, error.reason, error.message)
+            return Skipped(picture.key, error.reason, error.message, index)
         if max(image.size) > self._max_ratio * min(image.size):
             return Skipped(
-                picture.key, "too-long", f"{image.width}×{image.height} pixels, wider than {self._max_ratio}:1"
+                picture.key, "too-long", f"{image.width}×{image.height} pixels, wider than {self._max_ratio}:1", index
             )
         label = picture.label if self._pictures.class_names else None
         fitted = {}

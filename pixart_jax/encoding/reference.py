@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -106,6 +106,16 @@ class ReferenceUnits:
                     kept.append(result)
         return {ONLY: kept}, skipped
 
+    def still_skipped(self, items: Sequence[int]) -> list[Skipped]:
+        """See `engine.Units`."""
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            results = bounded_map(pool, self._sample, items, ahead=4 * self._num_threads)
+            return [result for result in results if isinstance(result, Skipped)]
+
+    def digest(self, items: range) -> str:
+        """See `engine.Units`."""
+        return self._source.fingerprint()
+
     def _sample(self, index: int) -> Sample | Skipped:
         try:
             found = self._source[index]
@@ -124,7 +134,7 @@ class ReferenceUnits:
                 latent_std=_narrowed(found.latent_std, "float16", found.key, "latent deviation"),
             )
         except BadItem as error:
-            return Skipped(error.key, error.reason, str(error))
+            return Skipped(error.key, error.reason, str(error), index)
 
     def _text(self, caption: str, found: ReferenceFeatures) -> Text:
         if self._text_dtype == "int8":

@@ -20,6 +20,7 @@ from pixart_jax.data.buckets import nearest_bucket, training_buckets
 from pixart_jax.data.decoding import decode, fit
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.files.locks import hold
 from tools import extract_features
 
 COLOURS = ["red", "green", "blue", "small", "brown"]
@@ -227,10 +228,71 @@ def test_what_is_refused(photos, weights, tmp_path, capsys, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_source_of_nothing_but_bad_items(weights, tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
+def bad_photos(folder):
+    folder.mkdir()
     for i in range(3):
-        (tmp_path / "photos" / f"{i}.jpg").write_bytes(b"no picture")
-        (tmp_path / "photos" / f"{i}.txt").write_text("a caption")
-    assert extract_features.main(arguments(tmp_path / "photos", weights, tmp_path / "out")) == 2
-    assert "not one of 3 items could be used; {'not-an-image': 3} were skipped" in capsys.readouterr().err
+        (folder / f"{i}.jpg").write_bytes(b"no picture")
+        (folder / f"{i}.txt").write_text("a caption")
+    return folder
+
+
+def test_a_source_of_nothing_but_bad_items(weights, tmp_path, capsys):
+    photos = bad_photos(tmp_path / "photos")
+    assert extract_features.main(arguments(photos, weights, tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "not one of 3 items could be used; {'not-an-image': 3} were skipped, such as 0: " in error
+    assert str(tmp_path / ".out.incomplete") in error
+
+
+def mend_captions(photos):
+    for i in range(3):
+        (photos / f"{i}.txt").write_text("a caption")
+
+
+def mend_pictures(photos):
+    for i in range(3):
+        picture(i).save(photos / f"{i}.jpg")
+
+
+def mend_the_list(photos):
+    records = [{"path": f"{i}.jpg", "prompt": f"number {i}"} for i in range(3)]
+    (photos / "list.json").write_text(json.dumps(records))
+
+
+@pytest.mark.parametrize("mend", [mend_captions, mend_pictures, mend_the_list])
+def test_what_failed_is_tried_again_when_it_was_mended(weights, tmp_path, capsys, mend):
+    photos = bad_photos(tmp_path / "photos")
+    source = photos
+    if mend is not mend_pictures:
+        mend_pictures(photos)
+    if mend is mend_captions:
+        for path in photos.glob("*.txt"):
+            path.unlink()
+    if mend is mend_the_list:
+        source = photos / "list.json"
+        source.write_text(json.dumps([{"path": f"{i}.jpg"} for i in range(3)]))
+    argv = arguments(source, weights, tmp_path / "out")
+    assert extract_features.main(argv) == extract_features.main(argv) == 2
+    mend(photos)
+    assert extract_features.main(argv) == 0
+    assert len(ShardReader(tmp_path / "out")) == 3 and not (tmp_path / "out/skipped.jsonl").read_text()
+
+
+def hold_and_wait(path, ready, done):
+    with hold(path, "--out"):
+        ready.set()
+        done.wait(60)
+
+
+@pytest.mark.parametrize("lock", ["0-of-1", "1-of-2"])
+def test_a_second_writer_is_refused(photos, weights, tmp_path, capsys, lock):
+    locks = tmp_path / ".out.incomplete/locks"
+    locks.mkdir(parents=True)
+    ready, done = processes.Event(), processes.Event()
+    process = processes.Process(target=hold_and_wait, args=(locks / lock, ready, done))
+    process.start()
+    assert ready.wait(60)
+    assert extract_features.main(arguments(photos, weights, tmp_path / "out")) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    done.set()
+    process.join()
