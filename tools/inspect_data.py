@@ -177,11 +177,11 @@ def caption_of(directory: pathlib.Path, survey: Survey, number: int) -> str:
 
 def skipped_reasons(path: pathlib.Path) -> collections.Counter[str]:
     reasons: collections.Counter[str] = collections.Counter()
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 reasons[json.loads(line)["reason"]] += 1
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise InputError(f'{path}: line {number} has no "reason" ({error!r}); remove the file') from error
     return reasons
 

@@ -35,12 +35,12 @@ ONLY = "set"
 
 
 class Skipped(NamedTuple):
-    """An item of the source that is not in the set, and why; `index` is its place in the source."""
+    """An item of the source that is not in the set, and why; `place` is its index in the source."""
 
     key: str
     reason: str
     message: str
-    index: int
+    place: int
 
 
 class Units(Protocol):
@@ -181,7 +181,7 @@ def _is_up_to_date(work: pathlib.Path, number: int, units: Units) -> bool:
         skipped = [Skipped(*row) for row in unit["skipped"]]
         if unit["digest"] != units.digest(_items_of(units, number)):
             return False
-        return units.still_skipped([item.index for item in skipped]) == skipped
+        return units.still_skipped([item.place for item in skipped]) == skipped
     except (InputError, KeyError, TypeError):  # Of another version, or damaged.
         return False
 

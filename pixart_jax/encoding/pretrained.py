@@ -29,6 +29,9 @@ from pixart_jax.models.vae import AutoencoderKL
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
 TILE_SIZE = 128
 
+# Characters of what is cut off a caption that the warning shows.
+_SHOWN = 200
+
 # Lengths, in tokens, that captions are padded to when they are encoded for good.
 _TEXT_SIZES = (32, 64, 128)
 
@@ -109,11 +112,12 @@ class T5TextEncoder:
                 self._warned_of.add(caption)
                 unread = self._tokenizer.decode(tokens[self.max_tokens - 1 : -1])
                 logging.warning(
-                    "a caption has %d tokens and the model reads %d; of %r this is not read: %r",
+                    "a caption has %d tokens and the model reads %d; of %r this is not read: %r%s",
                     len(tokens),
                     self.max_tokens,
                     caption[:60],
-                    unread,
+                    unread[:_SHOWN],
+                    f" and {len(unread) - _SHOWN:,} more characters" if len(unread) > _SHOWN else "",
                 )
             if len(tokens) > self.max_tokens:
                 tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]

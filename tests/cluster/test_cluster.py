@@ -54,7 +54,7 @@ def test_what_one_process_lacks_stops_all(root, tmp_path):
     folders = {0: root, 1: tmp_path / "elsewhere"}
     outputs = start(root, tmp_path / "run", 2, "--config.data.source=data", folders=folders).finish(2)
     assert "error: process 1 on " in outputs[0] and "error: data" in outputs[1]
-    assert all("make_quickstart_data" in output for output in outputs), outputs
+    assert all("extract_features" in output for output in outputs), outputs
 
 
 def test_a_workdir_that_is_not_shared(root, tmp_path):

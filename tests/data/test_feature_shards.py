@@ -42,18 +42,18 @@ def test_manifest_says_what_was_written(tmp_path):
 
 
 def test_missing_directory(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere does not exist.*tools\.make_quickstart_data"):
+    with pytest.raises(InputError, match=r"nowhere does not exist.*tools\.extract_features"):
         read_manifest(tmp_path / "nowhere")
 
 
 def test_empty_directory(tmp_path):
-    with pytest.raises(InputError, match=r"is empty.*tools\.make_quickstart_data"):
+    with pytest.raises(InputError, match=r"is empty.*tools\.extract_features"):
         read_manifest(tmp_path)
 
 
 def test_directory_without_manifest(tmp_path):
     (tmp_path / "picture.jpg").touch()
-    with pytest.raises(InputError, match=r"has no manifest\.json.*tools\.make_quickstart_data"):
+    with pytest.raises(InputError, match=r"has no manifest\.json.*tools\.extract_features"):
         read_manifest(tmp_path)
 
 

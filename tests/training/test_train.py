@@ -265,7 +265,7 @@ def set_key(key, value):
     "change,message",
     [
         (set_key("data.source", ""), r"config.data.source is empty"),
-        (set_key("data.source", "/nowhere/at/all"), r"/nowhere/at/all.*make_quickstart_data"),
+        (set_key("data.source", "/nowhere/at/all"), r"/nowhere/at/all.*extract_features"),
         (set_key("model.text_dim", TEXT_DIM + 1), r"text_dim"),
         (set_key("model.latent_channels", 5), r"latent_channels"),
         (set_key("model.max_text_tokens", 2), r"max_text_tokens"),

@@ -84,7 +84,9 @@ class Pictures(Protocol):
     """
 
     class_names: tuple[str, ...]
-    others: Mapping[str, int]
+
+    @property
+    def others(self) -> Mapping[str, int]: ...
 
     def __len__(self) -> int: ...
 

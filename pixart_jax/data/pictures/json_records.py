@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def record_captions(record: Mapping, weights: Mapping[str, float], key: str) -> 
     def fail(field: str, problem: str) -> NoReturn:
         raise BadItem(key, "bad-record", f"{field} {problem}")
 
-    found = []
+    found: list[tuple[str, Any, Any]] = []
     if record.get("captions") is not None:
         if not isinstance(record["captions"], list):
             fail("captions", f"must be a list, not {shown(record['captions'])}")

@@ -17,8 +17,11 @@ from array_record.python import array_record_module
 from pixart_jax.commands import command
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
+from pixart_jax.data.npy import load_array
 from pixart_jax.data.shards.records import FORMAT_VERSION, TEXT_DTYPES
 from pixart_jax.errors import InputError
+from pixart_jax.files import open_regular
+from pixart_jax.files.typed_json import parse, read_bytes
 
 MANIFEST_FILE = "manifest.json"
 BUCKETS_FILE = "buckets.npy"
@@ -26,7 +29,15 @@ LATENT_KINDS = ("mean_std", "plain")
 # The `text_dtype` of a set without text.
 NO_TEXT = "none"
 
-_MAKE_DATA = f"`{command('make_quickstart_data')}` makes a small set to start with"
+
+def how_to_make(directory: pathlib.Path) -> str:
+    """What makes the set that is missing: a quickstart's or a recipe's is known by its usual place."""
+    for name, tool in (("quickstart", "make_quickstart_data"), ("recipe", "make_recipe_data")):
+        if name in (directory.name, directory.parent.name):
+            return f"`{command(tool)}` makes it"
+    return f"`{command('extract_features')}` makes one of your pictures (docs/data.md)"
+
+
 _JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,)}
 
 
@@ -173,13 +184,15 @@ def read_manifest(directory: str | os.PathLike, *, may_be_empty: bool = False) -
     path = directory / MANIFEST_FILE
     if not directory.is_dir():
         raise InputError(
-            f"data directory {directory} does not exist; give a directory of feature shards ({_MAKE_DATA})"
+            f"data directory {directory} does not exist; give a directory of feature shards ({how_to_make(directory)})"
         )
     if not path.is_file():
         found = "is empty" if not any(directory.iterdir()) else f"has no {MANIFEST_FILE}"
-        raise InputError(f"data directory {directory} {found}, so it holds no feature shards; {_MAKE_DATA}")
+        raise InputError(f"data directory {directory} {found}, so it holds no feature shards; {how_to_make(directory)}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse(read_bytes(path, "copy it again from where the set was made"))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); copy it again from where the set was made") from error
     try:
@@ -245,7 +258,7 @@ def _has_type(value: object, type_name: str) -> bool:
 def check_totals(manifest: Manifest) -> None:
     """Raises InputError where the shards and counts of a manifest contradict each other or its descriptive fields."""
     if not manifest.num_samples:
-        raise InputError(f"the set holds no samples (num_samples is 0); encode at least one, or {_MAKE_DATA}")
+        raise InputError("the set holds no samples (num_samples is 0); encode at least one")
     totals = {
         "the records of shards": sum(shard.num_records for shard in manifest.shards),
         "the counts of bucket_histogram": sum(manifest.bucket_histogram.values()),
@@ -310,8 +323,9 @@ def read_buckets(directory: str | os.PathLike, manifest: Manifest) -> np.ndarray
     path = pathlib.Path(directory, BUCKETS_FILE)
     cure = f"copy it again from where {directory} was made, or encode the set again"
     try:
-        places = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open_regular(path) as file:
+            places = load_array(file, os.fstat(file.fileno()).st_size)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} (the bucket of every sample) cannot be read: {error}; {cure}") from error
     counts = list(manifest.buckets.values())
     if not (isinstance(places, np.ndarray) and places.dtype in (np.uint8, np.uint16) and places.ndim == 1):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any, Protocol, TypedDict
 
@@ -68,17 +70,43 @@ class TrainingData:
 
 
 def parse_sources(text: str, key: str = "data.source") -> list[tuple[str, float]]:
-    """ "DIR" or "DIR:WEIGHT,DIR:WEIGHT" as (directory, weight) pairs; `key` is the setting it comes from."""
+    """ "DIR" or "DIR:WEIGHT,DIR:WEIGHT" as (directory, weight) pairs; `key` is the setting it comes from.
+
+    A backslash before a comma or a colon makes it part of the path. A text that is as a whole a folder's path is one.
+
+    Raises:
+      InputError: the text is empty, or a part may be a folder or another one's weight.
+    """
+    if os.path.isdir(text.strip()) and not os.path.isdir(text.strip().rpartition(":")[0]):
+        return [(text.strip(), 1.0)]
     sources = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        directory, _, weight = part.rpartition(":")
-        try:
-            sources.append((directory, float(weight)) if directory else (part, 1.0))
-        except ValueError:
-            sources.append((part, 1.0))  # The colon belongs to the path.
+    for part in filter(None, (part.strip() for part in re.split(r"(?<!\\),", text))):
+        head, colon, weight = part.rpartition(":")
+        path = re.sub(r"\\([,:])", r"\1", part)
+        if not colon or head.endswith("\\") or not head or not _is_number(weight):
+            sources.append((path, 1.0))  # The colon belongs to the path.
+            continue
+        folder = re.sub(r"\\([,:])", r"\1", head)
+        if os.path.isdir(path):
+            if os.path.isdir(folder):
+                raise InputError(
+                    f"config.{key}: {part} may be the folder of this name, or {folder} with a weight: write "
+                    f"{head}\\:{weight} for the first; rename one of them for the second"
+                )
+            sources.append((path, 1.0))
+        else:
+            sources.append((folder, float(weight)))
     if not sources:
         raise InputError(f"config.{key} is empty: name a directory of feature shards, e.g. data/quickstart")
     return sources
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def batch_spec(config: ConfigDict, process_count: int = 1) -> BatchSpec:
