@@ -20,7 +20,8 @@ import numpy as np
 
 from pixart_jax.conversion.inception import load_inception
 from pixart_jax.data.decoding import BadImage, decode
-from pixart_jax.data.pictures.base import BadItem, is_image, printable, read_file
+from pixart_jax.data.picture_formats import is_image
+from pixart_jax.data.pictures.base import BadItem, printable, read_file
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, replicated
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.preprocessing import prepare
@@ -151,7 +152,7 @@ class FidNetwork:
         pooled, scores = (np.asarray(leaf)[: len(prepared)] for leaf in found)
         for row, (name, _) in enumerate(prepared):
             if not np.isfinite(pooled[row]).all():
-                raise InputError(f"{printable(root / name)}: its features are not finite; are the network's weights?")
+                raise InputError(f"{printable(str(root / name))}: its features are not finite; check the weights")
         return pooled, scores
 
 

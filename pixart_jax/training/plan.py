@@ -25,6 +25,7 @@ from pixart_jax.config import (
     flatten,
     mesh_spec,
 )
+from pixart_jax.config.local_paths import resolve_paths
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.prompts import configured_prompts
@@ -108,6 +109,7 @@ def _open_plan(
         path = local_path(workdir, "--workdir").absolute()
         refuse_patterns(path, "--workdir")
         check_config(config)
+        resolve_paths(config)
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
         check_offload(config, jax.local_devices()[0])

@@ -12,6 +12,7 @@ from pixart_jax.data.pictures.lists import ListPictures
 from pixart_jax.data.pictures.tars import TarPictures
 from pixart_jax.data.pictures.tfds_pictures import TfdsPictures
 from pixart_jax.errors import InputError
+from pixart_jax.files import local_path
 
 __all__ = ["BadItem", "Picture", "Pictures", "open_pictures"]
 
@@ -38,6 +39,12 @@ def open_pictures(
       InputError: the spec is none of these, its files are missing or not what they should be, or an argument is given
         that this kind of source does not take.
     """
+    # A URL would be looked for among the files here.
+    kind = "classes:" if spec.startswith("classes:") else ""
+    if spec.removeprefix(kind).startswith("~"):
+        spec = kind + str(local_path(spec.removeprefix(kind), "the source"))
+    elif spec.removeprefix(kind).strip() and not spec.startswith("tfds:"):
+        local_path(spec.removeprefix(kind), "the source")
     is_tfds, has_classes = spec.startswith("tfds:"), spec.startswith("classes:")
     is_folder = not (is_tfds or has_classes) and os.path.isdir(spec)
     is_list = not (is_tfds or has_classes or is_folder) and spec.lower().endswith((".json", ".jsonl"))
