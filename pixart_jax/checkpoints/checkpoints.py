@@ -46,10 +46,8 @@ _ARRAYS = ("params", "ema_params", "opt_state")
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
 )
-# Times that a checkpoint is looked for which is not deleted before it is read.
-_LOOKS = 30
-# Seconds between two looks at a save that is waited for.
-_POLL = 0.01
+# Looks for a checkpoint that is not deleted while it is read, and seconds between two at a save that is waited for.
+_LOOKS, _POLL = 30, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,10 +278,9 @@ class Checkpoints:
             return False
         self._manager.close()
         self._manager = self._open_manager()
-        if self.latest_step != step:
+        if moved := self.latest_step != step:
             logging.warning("the checkpoint of step %d was replaced while it was read; looking again", step)
-            return True
-        return False
+        return moved
 
     def recorded_checksums(self, step: int, item: str) -> dict[str, int | None]:
         """'/'-joined path to `array_checksum` of each array of an item.
