@@ -316,7 +316,14 @@ def test_folder_that_cannot_be_made(rich, capsys):
     assert "is no folder; name another" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--num-pictures=0"], ["--seed=-1"], []])
+def test_a_seed_that_is_none_is_refused(tmp_path, capsys):
+    for seed in ("-1", "1.5", "18446744073709551616", "x"):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(tmp_path), f"--seed={seed}"])
+        assert "argument --seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--num-pictures=0"], []])
 def test_nothing_to_look_at(tmp_path, capsys, options):
     assert main([str(tmp_path), *options]) == 2
     assert capsys.readouterr().err.startswith("error: ")
