@@ -193,7 +193,14 @@ def load(args: argparse.Namespace, *, to_pipeline: bool) -> ModelWeights:
 def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bool) -> ModelWeights:
     """SRC as it is."""
     hints = Hints(
-        family, args.num_heads, args.resolution, args.position_scale, args.kv_sampling, args.kv_ratio, args.kv_from
+        family,
+        args.num_heads,
+        args.resolution,
+        args.position_scale,
+        args.kv_sampling,
+        args.kv_ratio,
+        args.kv_from,
+        ignore_scheduler=args.ignore_scheduler,
     )
     # For what says all about its model.
     further = dataclasses.replace(hints, family=None) if to_pipeline else hints
@@ -297,6 +304,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "autoencoder go beside the transformer (default: SRC's own, where it has them)",
     )
     encoders.add_argument("--no-encoders", action="store_true", help="the transformer only, without those")
+    parser.add_argument(
+        "--ignore-scheduler",
+        action="store_true",
+        help="take the transformer of a pipeline whose scheduler is for another kind of network, as LCM's is",
+    )
     group = parser.add_argument_group(
         "re-parameterization",
         "from a class-conditional DiT to a PixArt with captions, for the second stage of training",

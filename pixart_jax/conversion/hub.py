@@ -195,7 +195,7 @@ def _around(sizes: Mapping[str, int], folder: str) -> list[str]:
 
     names = [posixpath.join(folder, "config.json")]
     if posixpath.basename(folder) == "transformer":
-        names += [beside("model_index.json"), beside("vae/config.json")]
+        names += [beside(name) for name in ("model_index.json", "vae/config.json", "scheduler/scheduler_config.json")]
     if posixpath.basename(folder) == "text_encoder":
         names += _of_folder(sizes, beside("tokenizer"))
     return [name for name in names if name in sizes]

@@ -132,6 +132,8 @@ def limits(stored: StoredModel, encoders: Sequence[EncoderSource], family: str) 
       InputError: a setting that diffusers' transformer does not have.
     """
     lines = []
+    if problem := stored.provenance.get("ignored"):
+        lines.append(f"the pipeline gets the scheduler of a PixArt, though its weights' own had {problem}")
     sample_size = diffusers_config(stored.model, stored.position_base, stored.position_scale)["sample_size"]
     if stored.model.micro_condition and sample_size != _MICRO_CONDITION_SIZE:
         lines.append(

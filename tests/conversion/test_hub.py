@@ -76,7 +76,8 @@ UNWANTED = [
     "vae/diffusion_pytorch_model.fp16.bin",
     "vae/model.onnx",
 ]
-TRANSFORMER = [name for name in WANTED if name.startswith("transformer/")] + ["model_index.json", "vae/config.json"]
+TOLD_AROUND = ["model_index.json", "vae/config.json", "scheduler/scheduler_config.json"]
+TRANSFORMER = [name for name in WANTED if name.startswith("transformer/")] + TOLD_AROUND
 TEXT_ENCODER = [name for name in WANTED if name.startswith(("text_encoder/", "tokenizer/"))]
 T5 = ["config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "spiece.model"]
 PTH = ["PixArt-Sigma-XL-2-512-MS.pth", "old/PixArt[1].pth"]
@@ -94,6 +95,7 @@ def pipeline():
     files["transformer/config.json"] = b"{}"
     files["model_index.json"] = b'{"_class_name": "PixArtSigmaPipeline"}'
     files["vae/config.json"] = b'{"scaling_factor": 0.5}'
+    files["scheduler/scheduler_config.json"] = b'{"_class_name": "DDIMScheduler"}'
     return files
 
 
@@ -248,7 +250,7 @@ def test_a_folder_of_a_pipeline(call):
         (f"them/collection/{PTH[0]}", PTH[0], PTH[:1]),
         (f"them/collection/{PTH[1]}", PTH[1], PTH[1:]),
         ("them/pipeline/transformer/diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.bin",
-         ["transformer/diffusion_pytorch_model.bin", "transformer/config.json", "model_index.json", "vae/config.json"]),
+         ["transformer/diffusion_pytorch_model.bin", "transformer/config.json", *TOLD_AROUND]),
     ],
 )  # fmt: skip
 def test_one_model(source, below, names, call):

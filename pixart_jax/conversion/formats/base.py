@@ -28,6 +28,7 @@ class Hints:
       position_scale: see `tokens.grid_positions`.
       kv_sampling: one of `layers.KV_SAMPLINGS`: all but the first leave nothing in a PyTorch checkpoint.
       kv_ratio, kv_from: the ratio of such a compression (2), and the first block that has it (the middle one).
+      ignore_scheduler: takes the transformer of a pipeline whose scheduler is for another kind of network.
     """
 
     family: str | None = None
@@ -37,6 +38,7 @@ class Hints:
     kv_sampling: str | None = None
     kv_ratio: int | None = None
     kv_from: int | None = None
+    ignore_scheduler: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for numbers that no model has."""
@@ -60,8 +62,8 @@ class Source:
       shapes: name to shape.
       weights: which of several sets of weights these are, as the file calls it; "" where there is one set.
       config: diffusers' config.json, or None.
-      pipeline: {"family": "alpha" or "sigma", "latent_scale": ...}, whatever of it the pipeline around a diffusers
-        transformer tells.
+      pipeline: {"family": "alpha" or "sigma", "latent_scale": ..., "scheduler_problem": ...}, whatever of it the
+        pipeline around a diffusers transformer tells; see `schedulers.scheduler_problem`.
       notes: for people: what was stripped from the file's names, and what else was left out.
     """
 

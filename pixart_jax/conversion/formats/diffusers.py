@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -10,6 +11,7 @@ from pixart_jax.conversion.arrays import read_json
 from pixart_jax.conversion.describe import captioned_model, count_blocks, hinted_base, told_heads, told_positions
 from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
 from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
+from pixart_jax.conversion.schedulers import check_scheduler, scheduler_problem
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.stored_fields import COUNTS, LARGEST, SMALLEST
 from pixart_jax.errors import InputError
@@ -124,8 +126,9 @@ def _look_beside(source: Source, file: pathlib.Path) -> Source:
 def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
     """What the pipeline that a `transformer/` folder may be part of tells of it."""
     found: dict[str, Any] = {}
-    index, vae = (folder.resolve().parent / name for name in ("model_index.json", "vae/config.json"))
-    if folder.resolve().name == "transformer" and index.exists():
+    pipeline = next((path for path in _pipelines_around(folder) if (path / "model_index.json").exists()), None)
+    if pipeline is not None:
+        index, vae = pipeline / "model_index.json", pipeline / "vae" / "config.json"
         families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
         if family := families.get(str(read_json(index).get("_class_name"))):
             found["family"] = family
@@ -135,12 +138,25 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
                     f"{vae}: scaling_factor = {scale!r} must be a positive number from {SMALLEST} to {LARGEST}"
                 )
             found["latent_scale"] = float(scale)
+        if problem := scheduler_problem(pipeline):
+            found["scheduler_problem"] = problem
     return found
 
 
+def _pipelines_around(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Where a `transformer/` may be part of a pipeline: as it is named, and where it really lies."""
+    # Not the path's own "..", which behind a link leads elsewhere than it reads.
+    named, real = pathlib.Path(os.path.abspath(folder)), folder.resolve()
+    return [path.parent for path in dict.fromkeys((named, real)) if path.name == "transformer"]
+
+
 def _describe(source: Source, hints: Hints, fallback: Hints) -> StoredModel:
+    problem = source.pipeline.get("scheduler_problem")
+    if not hints.ignore_scheduler:
+        check_scheduler(source.path, problem)
     fields, positions = _read_config(source, hints, fallback)
-    return captioned_model(source, hints, fallback, fields, positions, NULL_NAME)
+    stored = captioned_model(source, hints, fallback, fields, positions, NULL_NAME)
+    return dataclasses.replace(stored, provenance=stored.provenance | ({"ignored": problem} if problem else {}))
 
 
 def _load(source: Source, hints: Hints, fallback: Hints) -> ModelWeights:
