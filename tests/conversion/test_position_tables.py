@@ -63,3 +63,16 @@ def test_a_table_of_no_known_model_needs_both_options(tmp_path, base, scale):
             describe(source, hints)
     stored = describe(source, Hints(num_heads=2, family="sigma", resolution=256, position_scale=0.5))
     assert (stored.position_base, stored.position_scale) == (16, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("base", "scale", "hints"),
+    [(64, 2.0, {"resolution": 256}), (32, 1.0, {"resolution": 1024}), (64, 1.0, {"resolution": 512}), (32, 2.0, {})],
+)
+def test_one_option_does_not_make_a_table_another_resolutions(tmp_path, base, scale, hints):
+    """A run that starts from the file has positions of its own, and goes on."""
+    source, given = _checkpoint(tmp_path, base, scale), Hints(num_heads=2, family="sigma", **hints)
+    with pytest.raises(InputError, match=r"x\.pth: pos_embed is a table of .* --resolution and --position-scale"):
+        describe(source, given)
+    stored = describe(source, given, Hints(resolution=512, position_scale=1.0))
+    assert (stored.position_base, stored.position_scale) == (32, 1.0)

@@ -79,24 +79,31 @@ def _compression(source: Source, found: tuple[int, ...], depth: int, hints: Hint
 
 def _positions(source: Source, hints: Hints, fallback: Hints, patch: int) -> tuple[int, float]:
     base, scale = hinted_base(hints, patch), hints.position_scale
-    if "pos_embed" in source.shapes:
-        base = base or math.isqrt(_shape(source, "pos_embed", 3)[1])
-        told = read_position_scale(source.arrays["pos_embed"], str(source.path)) if scale is None else scale
-        if (hints.resolution is None or hints.position_scale is None) and source.format is PIXART:
-            _check_pair(source, math.isqrt(source.shapes["pos_embed"][1]), told)
-        scale = told
+    if "pos_embed" in source.shapes and not (base and scale):
+        stored_base = math.isqrt(_shape(source, "pos_embed", 3)[1])
+        scale = read_position_scale(source.arrays["pos_embed"], str(source.path)) if scale is None else scale
+        base = base or stored_base
+        if source.format is PIXART and not (_is_known(stored_base, scale) and _is_known(base, scale)):
+            # A run that starts from the file computes positions of its own, and has no such options.
+            if fallback.resolution is None or fallback.position_scale is None:
+                raise _unknown_table(source, stored_base, scale)
+            base, scale = hinted_base(fallback, patch), fallback.position_scale
     return told_positions(source, base or hinted_base(fallback, patch), scale or fallback.position_scale)
 
 
-def _check_pair(source: Source, base: int, scale: float) -> None:
-    """Refuses a table that no PixArt was trained with: some trainers save the same one whatever the resolution."""
+def _is_known(base: int, scale: float) -> bool:
+    """Whether a PixArt was trained so, or is of a size that only somebody's own has."""
     # α's 256 px are the exception: it was not trained with positions half as far apart, Σ was.
-    if base < _SMALLEST_BASE or scale == base / 32 or (base, scale) == (16, 1.0):
-        return
-    raise InputError(
-        f"{source.path}: pos_embed is a table of {base}×{base} tokens of scale {scale:g}, which no PixArt was trained "
-        "with, and which some trainers write whatever the resolution; pass --resolution and --position-scale (α: 256 "
-        "and 1, 512 and 1, 1024 and 2; Σ: 256 and 0.5, 512 and 1, 1024 and 2, 2048 and 4)"
+    return base < _SMALLEST_BASE or scale == base / 32 or (base, scale) == (16, 1.0)
+
+
+def _unknown_table(source: Source, base: int, scale: float) -> InputError:
+    """For a table that no PixArt was trained with: some trainers save the same one whatever the resolution."""
+    return InputError(
+        f"{source.path}: pos_embed is a table of {base}×{base} tokens, which at scale {scale:g} and as the options say "
+        "no PixArt was trained with, and which some trainers write whatever the resolution; pass --resolution and "
+        "--position-scale (α: 256 and 1, 512 and 1, 1024 and 2; Σ: 256 and 0.5, 512 and 1, 768 and 1.5, 1024 and 2, "
+        "2048 and 4)"
     )
 
 
