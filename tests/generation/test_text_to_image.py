@@ -168,11 +168,12 @@ def test_command_line(sigma, tmp_path, capsys):
 
 def test_what_the_model_reads_of_a_long_caption(sigma, caplog):
     ours = sigma.ours
-    text = "red " * 400 + "fox"
+    text = "red " * 90 + "fox " * 50_000
     with caplog.at_level(logging.WARNING):
         ids, length = ours.parts.encode_text.__self__.tokenize([text, "red"])
     assert length[0] == 300 and ids.shape == (2, 300) and ids[0, -1] == ids[1, length[1] - 1]
     assert "the model reads 300" in caplog.text and "fox" in caplog.text
+    assert "and 199," in caplog.text and len(caplog.text) < 600
 
 
 @pytest.mark.parametrize(
