@@ -147,8 +147,16 @@ def told_heads(source: Source, hidden: int, hints: Hints, fallback: Hints) -> in
             f"{source.path}: the file does not tell the number of attention heads, and no known model has a hidden "
             f"size of {hidden}; pass --num-heads"
         )
+    return check_heads(source, hidden, heads)
+
+
+def check_heads(source: Source, hidden: int, heads: int) -> int:
+    """`heads`; raises InputError if they cannot share the hidden size."""
     if hidden % heads:
-        raise InputError(f"{source.path}: a hidden size of {hidden} cannot be split between {heads} heads")
+        raise InputError(
+            f"{source.path}: a hidden size of {hidden} cannot be split between {heads} heads; correct --num-heads, or "
+            "leave it out"
+        )
     return heads
 
 

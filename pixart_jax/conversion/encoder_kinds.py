@@ -18,6 +18,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import T5Encoder, encoder_from_config
 from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.tokens import DOWNSAMPLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -71,11 +72,28 @@ def _t5_config(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> d
     return kept | {"architectures": ["T5EncoderModel"], "is_encoder_decoder": False, "dtype": dtypes.pop()}
 
 
-def _build_vae(config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> AutoencoderKL:
+def build_vae(config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> AutoencoderKL:
+    """The autoencoder that a config.json at `path` describes.
+
+    Raises:
+      InputError: it is another model's; or of other latents or pictures than every PixArt's, which would be drawn at
+        one size and stretched to another.
+    """
     try:
-        return AutoencoderKL.from_config(config, dtype)
+        model = AutoencoderKL.from_config(config, dtype)
     except InputError as error:
         raise InputError(f"{path.parent}: {error}") from error
+    if model.downsample != DOWNSAMPLE:
+        raise InputError(
+            f"{path}: block_out_channels has {len(model.block_out_channels)} entries, so that the autoencoder shrinks "
+            f"pictures by {model.downsample}; every PixArt's shrinks them by {DOWNSAMPLE}: use that of its pipeline"
+        )
+    if (model.in_channels, model.out_channels) != (3, 3):
+        raise InputError(
+            f"{path}: pictures of {model.in_channels} channels go in and of {model.out_channels} come out, where "
+            "in_channels and out_channels must be 3: use the autoencoder of PixArt's pipeline"
+        )
+    return model
 
 
 # By the name that they have in a pipeline, there and here.
@@ -88,7 +106,7 @@ ENCODER_KINDS = {
         has_tokenizer=False,
         # Its first and last convolutions stay in float32.
         may_be_bfloat16=False,
-        build=_build_vae,
+        build=build_vae,
         inputs=lambda model: np.zeros((1, model.downsample, model.downsample, model.in_channels), np.float32),
         convert=lambda arrays, model, expected, bfloat16: convert_vae(arrays, expected),
         revert=lambda params, model: revert_vae(list(params), params.pop),

@@ -17,6 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from pixart_jax.conversion.arrays import read_json
+from pixart_jax.conversion.encoder_kinds import build_vae
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
@@ -24,7 +25,6 @@ from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config
 from pixart_jax.models.tiles import decode_tiled, encode_tiled
-from pixart_jax.models.vae import AutoencoderKL
 
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
 TILE_SIZE = 128
@@ -216,7 +216,8 @@ class Autoencoder:
         tile_size: int = TILE_SIZE,
         keep: bool = False,
     ):
-        self._model = AutoencoderKL.from_config(read_json(pathlib.Path(directory) / "config.json"), dtype)
+        config = pathlib.Path(directory) / "config.json"
+        self._model = build_vae(read_json(config), config, dtype)
         self.latent_scale, self.latent_channels = self._model.scaling_factor, self._model.latent_channels
         mesh = Mesh(mesh.devices.reshape(-1, 1), ("data", "fsdp"))
         self._tile_size, self._num_devices = tile_size, mesh.size

@@ -31,6 +31,8 @@ _FIXED_FIELDS = {
     "latents_mean": None,
     "latents_std": None,
 }
+# Values that change nothing, so that they mean None.
+_MEANS_NONE = {"shift_factor": (0,), "latents_mean": (0,), "latents_std": (1,)}
 _REQUIRED_FIELDS = ("block_out_channels", "layers_per_block", "latent_channels")
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
 _MAX_LAYERS = 64
@@ -253,7 +255,14 @@ class AutoencoderKL(nn.Module):
         for name in _REQUIRED_FIELDS:
             check(name in config, name, "is missing")
         for name, value in _FIXED_FIELDS.items():
-            check(config.get(name, value) == value, name, f"is not supported, only {value!r}")
+            same = (value, *_MEANS_NONE.get(name, ()))
+            found = config.get(name, value)
+            # Of each channel, where it is a list.
+            check(
+                found in same or (isinstance(found, list) and all(each in same[1:] for each in found)),
+                name,
+                f"is not supported, only {value!r}",
+            )
         given = {name: config[name] for name in fields & config.keys()}
         for name in given.keys() & set(_COUNTS):
             check(_is_count(given[name]), name, "must be a positive integer")

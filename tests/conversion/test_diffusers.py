@@ -23,6 +23,7 @@ from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.names.diffusers import NULL_TEXT
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import load_weights
+from pixart_jax.errors import InputError
 from pixart_jax.tokens import grid_positions, patchify, unpatchify
 
 TOLERANCE = 1e-4
@@ -147,3 +148,18 @@ def compare_at_full_depth(latent_shape=(32, 32), **config):
     with tempfile.TemporaryDirectory() as folder:
         config = XL | {"num_layers": 28, "sample_size": max(latent_shape)} | config
         print(compare(make_transformer(**config), folder, latent_shape, (23,)))
+
+
+@pytest.mark.parametrize(
+    "hints,message",
+    [
+        ({"num_heads": 5}, "a hidden size of 36 cannot be split between 5 heads; correct --num-heads"),
+        ({"num_heads": 37}, "cannot be split between 37 heads"),
+        ({"num_heads": 0}, "--num-heads 0 must be at least 1"),
+        ({"num_heads": -3}, "--num-heads -3 must be at least 1"),
+    ],
+)
+def test_options_that_no_model_has(hints, message, tmp_path):
+    make_transformer(**ALPHA | {"num_layers": 1}).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_weights(open_source(tmp_path), Hints(**hints))

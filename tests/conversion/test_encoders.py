@@ -13,7 +13,7 @@ import torch
 from conversion.test_diffusers import SIGMA, make_transformer
 from diffusers import AutoencoderKL as ReferenceVae
 from models.t5_cases import TINY, captions, reference_features, reference_model
-from models.vae_cases import SMALL, make_reference, random_images, reference_decode, reference_encode
+from models.vae_cases import config, make_reference, random_images, reference_decode, reference_encode
 from transformers import T5Config, T5EncoderModel
 
 from pixart_jax.conversion.encoders import (
@@ -28,6 +28,7 @@ from pixart_jax.devices.sharding import make_mesh, tree_shardings
 from pixart_jax.errors import InputError
 from tools.convert import main
 
+SMALL = config([4, 4, 8, 8], 1, norm_num_groups=2, sample_size=16)
 PARTS = ["model.json", "params", "text_encoder", "vae"]
 TOKENIZER = ["spiece.model", "tokenizer_config.json"]
 
@@ -217,6 +218,12 @@ def configured(part, **changes):
     return change
 
 
+def vae_of(channels, **changes):
+    return lambda folder: make_reference(config(channels, 1, norm_num_groups=4) | changes).save_pretrained(
+        folder / "vae"
+    )
+
+
 def one_file_less(folder):
     min((folder / "text_encoder").glob("model-*.safetensors")).unlink()
 
@@ -239,6 +246,13 @@ def no_weights(folder):
         ),
         (configured("text_encoder", feed_forward_proj="relu"), "text_encoder/config.json: not the config of a T5 v1.1"),
         (configured("text_encoder", d_ff=29), "wrong shape: block/DenseReluDense/wi_0/kernel"),
+        (
+            vae_of([8, 8]),
+            "vae/config.json: block_out_channels has 2 entries, so that the autoencoder shrinks pictures by 2",
+        ),
+        (vae_of([8]), "pictures by 1; every PixArt's shrinks them by 8"),
+        (vae_of([8] * 5), "pictures by 16"),
+        (vae_of([8] * 4, out_channels=4), "of 3 channels go in and of 4 come out"),
         (configured("vae", shift_factor=1.0), "vae: autoencoder config: shift_factor=1.0"),
         (one_file_less, "model.safetensors.index.json names files that are not there: model-00001"),
         (no_weights, "vae has no weights; one of these should be there: diffusion_pytorch_model.safetensors"),

@@ -121,7 +121,8 @@ def test_scaling_factors_of_the_releases():
         ("norm_num_groups", -4),
         ("use_quant_conv", "yes"),
         ("shift_factor", 0.1159),
-        ("latents_mean", [0.0]),
+        ("latents_mean", [0.0, 0.1]),
+        ("latents_std", [0.0]),
         ("scaling_factor", 0.0),
         ("scaling_factor", float("nan")),
         ("scaling_factor", None),
@@ -131,6 +132,14 @@ def test_scaling_factors_of_the_releases():
 def test_from_config_names_what_is_wrong(name, value):
     with pytest.raises(InputError, match=f"autoencoder config: {name}="):
         AutoencoderKL.from_config(SMALL | {name: value})
+
+
+@pytest.mark.parametrize(
+    "name,value",
+    [("shift_factor", 0.0), ("shift_factor", 0), ("latents_mean", [0.0] * 4), ("latents_std", [1.0] * 4)],
+)
+def test_what_changes_nothing_is_none(name, value):
+    assert AutoencoderKL.from_config(SMALL | {name: value}) == AutoencoderKL.from_config(SMALL | {name: None})
 
 
 @pytest.mark.parametrize("name", ["block_out_channels", "layers_per_block", "latent_channels"])

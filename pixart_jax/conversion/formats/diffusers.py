@@ -8,7 +8,14 @@ import pathlib
 from typing import Any
 
 from pixart_jax.conversion.arrays import read_json
-from pixart_jax.conversion.describe import captioned_model, count_blocks, hinted_base, told_heads, told_positions
+from pixart_jax.conversion.describe import (
+    captioned_model,
+    check_heads,
+    count_blocks,
+    hinted_base,
+    told_heads,
+    told_positions,
+)
 from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
 from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
 from pixart_jax.conversion.schedulers import check_scheduler, scheduler_problem
@@ -51,7 +58,7 @@ def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[st
     fields = {
         "hidden_size": hidden,
         "depth": config["num_layers"],
-        "num_heads": hints.num_heads or config["num_attention_heads"],
+        "num_heads": check_heads(source, hidden, hints.num_heads or config["num_attention_heads"]),
         "patch_size": patch,
         "latent_channels": config["in_channels"],
         "text_dim": config["caption_channels"],
