@@ -152,6 +152,8 @@ def load_encoders(args: argparse.Namespace) -> list[EncoderSource]:
     try:
         encoders = open_encoders(folder)
     except InputError as error:
+        if not (args.source / "checkpoints").is_dir():
+            open_source(args.source, ema=args.ema)  # Its own error comes first: the advice would lead to it.
         raise InputError(f"{error}\nwith --no-encoders the transformer is converted by itself") from error
     for encoder in encoders:
         print(what_encoder(encoder), flush=True)

@@ -14,6 +14,12 @@ from pixart_jax.conversion.formats.reference import DIT, PIXART
 from pixart_jax.conversion.weight_files import check_weight_file, find_weights
 from pixart_jax.errors import InputError
 
+# What the names of adapters hold, whoever has trained them: PEFT, diffusers, kohya, OneTrainer, LyCORIS.
+_ADAPTER = re.compile(r"(^|[._])(lora|dora|hada|lokr|ia3|b?oft|vera|modules_to_save|base_layer)[._]")
+_ADAPTER_FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
+)  # fmt: skip
+
 # The first that fits decides.
 FORMATS = (ORBAX, CONTROLNET, DIT, PIXART, DIFFUSERS)
 
@@ -48,6 +54,8 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
     folder = path / "transformer" if (path / "model_index.json").exists() else path
     if file := find_weights(folder, [f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"]):
         return _open_weights(folder, file, ema)
+    if name := next((name for name in _ADAPTER_FILES if (path / name).exists()), None):
+        raise _adapter(path / name)
     raise InputError(
         f"{path} is neither a model of ours (model.json), nor a diffusers transformer ({WEIGHTS}.safetensors) or a "
         "pipeline (model_index.json) with one in transformer/"
@@ -58,6 +66,8 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
     arrays, weights = open_checkpoint(file, ema)
     if ema is not None and not weights:
         raise InputError(f"{file} holds one set of weights; leave out --ema, --no-ema and config.init.weights")
+    if any(_ADAPTER.search(name) for name in arrays):
+        raise _adapter(file)
     arrays = strip_prefix(arrays, [format.array for format in FORMATS if format.array], file)
     marked = (format for format in FORMATS if format.array and any(re.fullmatch(format.array, name) for name in arrays))
     format = next(marked, None)
@@ -65,3 +75,10 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
         names = ", ".join(sorted(arrays)[:4])
         raise InputError(f"{file} holds neither a PixArt nor a DiT; its arrays are called {names} ...")
     return format.look_beside(Source(path, format, arrays, arrays.shapes, weights, notes=arrays.notes), file)
+
+
+def _adapter(file: pathlib.Path) -> InputError:
+    return InputError(
+        f"{file} is an adapter (LoRA or the like), which changes a model and is none; merge it into its base (in PEFT "
+        "merge_and_unload, then save_pretrained) and convert the result"
+    )

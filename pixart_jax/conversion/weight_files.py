@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import stat
 from collections.abc import Sequence
 
@@ -38,7 +39,8 @@ def find_weights(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | N
 
     Raises:
       InputError: there are both a file and shards of that name, of which one is left over from an older save. diffusers
-        would take the shards and transformers the file, and nothing tells which is meant.
+        would take the shards and transformers the file, and nothing tells which is meant. Or there is nothing but a
+        variant, such as fp16, or shards without their index.
     """
     for name in names:
         file, index = folder / name, folder / f"{name}.index.json"
@@ -49,4 +51,12 @@ def find_weights(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | N
             )
         if file.exists() or index.exists():
             return file if file.exists() else index
+    stems = "|".join(re.escape(name.rpartition(".")[0]) for name in names)
+    pattern = re.compile(rf"({stems})[.-].+\.(safetensors|bin)")
+    if found := sorted(path.name for path in folder.glob("*") if pattern.fullmatch(path.name)):
+        raise InputError(
+            f"{folder} holds weights only as a variant, such as fp16, or in shards without an index: "
+            f"{', '.join(found[:3])}; {' or '.join(names)} should be there: download that. Where there is only the "
+            "variant, rename its file so, or open it with from_pretrained(..., variant=...) and save_pretrained"
+        )
     return None

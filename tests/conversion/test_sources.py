@@ -10,6 +10,8 @@ import safetensors.torch
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from golden_cases import GOLDEN, build_model, load_config, load_state_dict
+from models.vae_cases import config as vae_config
+from models.vae_cases import make_reference
 
 from pixart_jax.conversion.describe import FAMILIES, describe
 from pixart_jax.conversion.formats.base import Hints, Source
@@ -19,6 +21,7 @@ from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import ARCHITECTURE, StoredModel
 from pixart_jax.errors import InputError
 from pixart_jax.models.pixart import PixArt
+from tools.convert import main
 
 CASES = [
     "alpha_single_scale",
@@ -334,3 +337,52 @@ def test_the_released_size():
     del shapes["final_layer.linear.weight"]
     with pytest.raises(InputError, match=r"is no whole pixart checkpoint: final_layer\.linear\.weight is"):
         describe(Source(GOLDEN, PIXART, {}, shapes), hints)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "base_model.model.blocks.0.attn.qkv.lora_B.default.weight",
+        "base_model.model.transformer_blocks.0.attn1.to_q.base_layer.weight",
+        "lora_transformer_transformer_blocks_21_attn1_to_out_0.lora_down.weight",
+        "lora_unet_blocks_0_attn_qkv.hada_w1_a",
+        "transformer.transformer_blocks.0.attn1.to_q.lora.up.weight",
+        "transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
+    ],
+)
+def test_an_adapter_is_no_model(name, tmp_path, capsys):
+    safetensors.torch.save_file({name: torch.zeros(2, 2)}, tmp_path / "adapter_model.safetensors")
+    for path in (tmp_path / "adapter_model.safetensors", tmp_path):
+        assert main([str(path), str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert "adapter_model.safetensors is an adapter (LoRA or the like)" in error and "merge_and_unload" in error
+    assert os.listdir(tmp_path) == ["adapter_model.safetensors"]
+
+
+def test_a_merged_model_under_pefts_prefix(tmp_path):
+    """Is what it is, not a ControlNet."""
+    state = {f"base_model.model.{name}": torch.tensor(a) for name, a in load_state_dict("sigma_plain").items()}
+    source = open_source(write_torch(tmp_path / "x.pth", state))
+    assert source.format is PIXART
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["{}.fp16.safetensors", "{}.non_ema.bin", "{}.fp16-00001-of-00002.safetensors", "{}-00001-of-00002.safetensors"],
+)
+@pytest.mark.parametrize("parts", [["transformer", "vae"], ["vae"], ["transformer"]])
+def test_nothing_but_a_variant(variant, parts, tmp_path, capsys):
+    """It is named; the transformer alone is advised only where that one is whole."""
+    folder = tmp_path / "pipeline"
+    write_folder(folder / "transformer")
+    (folder / "model_index.json").write_text('{"_class_name": "PixArtSigmaPipeline"}')
+    make_reference(vae_config([4, 4, 8, 8], 1, norm_num_groups=2)).save_pretrained(folder / "vae")
+    for part in parts:
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        file.rename(file.with_name(variant.format("diffusion_pytorch_model")))
+    assert main([str(folder), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / parts[0]} holds weights only as a variant" in error
+    assert variant.format("diffusion_pytorch_model") in error
+    assert ("--no-encoders" in error) == (parts == ["vae"])

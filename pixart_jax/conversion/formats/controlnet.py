@@ -74,6 +74,7 @@ CONTROLNET = Format(
     title="a PixArt with a ControlNet",
     describe=_describe,
     load=_load,
-    array=r"(base_model|controlnet)\..+",
+    # base_model.model. is PEFT's.
+    array=r"(base_model\.(?!model\.)|controlnet\.\d).+",
     without_control=lambda source: _split(source)[0],
 )
