@@ -45,6 +45,10 @@ _FIXED = {
     "num_train_timesteps": _NUM_STEPS,
     "rescale_betas_zero_snr": False,
     "use_flow_sigmas": False,
+    # "continuous" gives the network other timesteps.
+    "timestep_type": "discrete",
+    # Bounds the picture by its own quantiles at every step: no sampler here does it.
+    "thresholding": False,
     # Of old versions; false meant that the network predicts the picture.
     "predict_epsilon": True,
 }
@@ -56,14 +60,15 @@ def scheduler_problem(pipeline: pathlib.Path) -> str | None:
     It names files below the pipeline.
 
     Args:
-      pipeline: the folder, with `model_index.json`. One that has no scheduler says nothing of it.
+      pipeline: the folder. One that has no scheduler says nothing of it.
 
     Raises:
       InputError: a file is damaged.
     """
     name_of_file = "scheduler/scheduler_config.json"
     path = pipeline / name_of_file
-    entry = read_json(pipeline / "model_index.json").get("scheduler")
+    index = pipeline / "model_index.json"
+    entry = read_json(index).get("scheduler") if index.exists() else None
     listed = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     config = read_json(path) if path.exists() else {}
     # Which class it is opened as stands in the index, and which it was saved by in its own file.

@@ -63,6 +63,8 @@ def test_what_walks_along_the_same_noise_is_taken(name, config, changes, tmp_pat
         ("FlowMatchEulerDiscreteScheduler", None, {}, "model_index.json: a FlowMatchEulerDiscreteScheduler"),
         ("DDIMScheduler", {}, {"_class_name": "TCDScheduler"}, "a TCDScheduler is"),
         ("DDPMScheduler", {}, {"predict_epsilon": False}, "predict_epsilon = False"),
+        ("DDPMScheduler", {}, {"thresholding": True}, "thresholding = True, must be False"),
+        ("EulerDiscreteScheduler", {}, {"timestep_type": "continuous"}, "timestep_type = 'continuous'"),
     ],
 )
 def test_what_is_for_another_network_is_refused(name, config, changes, message, tmp_path):
@@ -106,3 +108,24 @@ def test_a_linked_transformer_keeps_its_family(link, tmp_path):
             target = tmp_path / "links/pipeline"
     for part in (target, target / "transformer"):
         assert describe(open_source(part)).latent_scale == 0.13025
+
+
+def test_a_scheduler_without_an_index_counts(tmp_path):
+    path = write_pipeline(tmp_path, prediction_type="v_prediction")
+    (path / "model_index.json").unlink()
+    with pytest.raises(InputError, match="v_prediction"):
+        describe(open_source(path / "transformer"), Hints(family="sigma"))
+
+
+@pytest.mark.parametrize("kind", ["PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"])
+def test_the_family_of_a_link_is_that_of_the_pipeline_with_it(kind, tmp_path):
+    """Not of the one that it leads into, whatever that is called."""
+    alpha = write_pipeline(tmp_path / "alpha")
+    (alpha / "model_index.json").write_text('{"_class_name": "PixArtAlphaPipeline"}')
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    (mine / "transformer").symlink_to(alpha / "transformer")
+    assert describe(open_source(mine / "transformer")).caption_cleaning == "sigma"
+    (tmp_path / "lone").symlink_to(alpha / "transformer")
+    assert describe(open_source(tmp_path / "lone")).caption_cleaning == "alpha"

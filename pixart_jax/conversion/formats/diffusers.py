@@ -133,11 +133,13 @@ def _look_beside(source: Source, file: pathlib.Path) -> Source:
 def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
     """What the pipeline that a `transformer/` folder may be part of tells of it."""
     found: dict[str, Any] = {}
-    pipeline = next((path for path in _pipelines_around(folder) if (path / "model_index.json").exists()), None)
+    beside = ("model_index.json", "scheduler/scheduler_config.json")
+    around = _pipelines_around(folder)
+    pipeline = next((path for path in around if any((path / name).exists() for name in beside)), None)
     if pipeline is not None:
         index, vae = pipeline / "model_index.json", pipeline / "vae" / "config.json"
-        families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma"}
-        if family := families.get(str(read_json(index).get("_class_name"))):
+        families = {"PixArtAlphaPipeline": "alpha", "PixArtSigmaPipeline": "sigma", "PixArtSigmaPAGPipeline": "sigma"}
+        if index.exists() and (family := families.get(str(read_json(index).get("_class_name")))):
             found["family"] = family
         if vae.exists() and (scale := read_json(vae).get("scaling_factor")) is not None:
             if type(scale) not in (int, float) or not SMALLEST <= scale <= LARGEST:
