@@ -12,7 +12,6 @@ import sys
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
-from pixart_jax.rng import check_seed
 
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
@@ -51,6 +50,8 @@ def with_commands(text: str) -> str:
 
 def seed_argument(text: str) -> int:
     """The `type` of an argument that is a seed; see `rng.check_seed`."""
+    from pixart_jax.rng import check_seed  # Here, as it imports JAX, and what only reads data needs none.
+
     try:
         return check_seed(int(text), "the seed")
     except ValueError as error:  # InputError is one.
