@@ -26,12 +26,19 @@ class Range:
 
 
 ANY = Range(lambda value: True, "")
-POSITIVE = Range(lambda value: value > 0, "must be positive")
-NOT_NEGATIVE = Range(lambda value: value >= 0, "must not be negative")
-AT_LEAST_ONE = Range(lambda value: value >= 1, "must be at least 1")
+# What is smaller, float32 takes for 0.
+POSITIVE = Range(lambda value: value >= 2.0**-126, "must be positive")
+# Of what is counted, no more than int32 holds.
+NOT_NEGATIVE = Range(lambda value: 0 <= value < 2**31, "must not be negative, and below 2^31")
+AT_LEAST_ONE = Range(lambda value: 1 <= value < 2**31, "must be at least 1, and below 2^31")
 SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
 SEED = Range(lambda value: 0 <= value <= MAX_SEED, f"must lie in [0, {MAX_SEED}], which is 2^64 - 1")
 DECAY_RATE = Range(lambda value: 0 <= value < 1, "must lie in [0, 1)")
+
+
+def within(low: float, high: float) -> Range:
+    """Both ends included. For sizes of models: above, a mistake would fill the memory before anything said so."""
+    return Range(lambda value: low <= value <= high, f"must lie in [{low}, {high}]")
 
 
 def one_of(*choices: str) -> Range:

@@ -19,6 +19,7 @@ from pixart_jax.config.declaration import (
     Setting,
     matching,
     one_of,
+    within,
 )
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
@@ -82,25 +83,25 @@ SETTINGS = {
     "model": {
         # A key of models.pixart.SIZES; the four fields below it override the size where they are not 0.
         "size": Setting("XL/2", one_of(*SIZES)),
-        "hidden_size": Setting(0),
-        "depth": Setting(0),
-        "num_heads": Setting(0),
-        "patch_size": Setting(0),
-        "latent_channels": Setting(4, AT_LEAST_ONE),
+        "hidden_size": Setting(0, within(0, 1 << 16)),
+        "depth": Setting(0, within(0, 1 << 10)),
+        "num_heads": Setting(0, within(0, 1 << 12)),
+        "patch_size": Setting(0, within(0, 1 << 6)),
+        "latent_channels": Setting(4, within(1, 1 << 10)),
         # Pixels along one side of the resolution's square: fixes the number of tokens and the base of positions.
-        "resolution": Setting(256),
+        "resolution": Setting(256, within(1, 1 << 15)),
         # `lewei_scale` / `pe_interpolation` of the reference (spec §1.7).
-        "position_scale": Setting(1.0, POSITIVE),
-        "text_dim": Setting(4096, AT_LEAST_ONE),
+        "position_scale": Setting(1.0, within(1e-4, 1e4)),
+        "text_dim": Setting(4096, within(1, 1 << 16)),
         # 120 for α, 300 for Σ.
-        "max_text_tokens": Setting(120, AT_LEAST_ONE),
+        "max_text_tokens": Setting(120, within(1, 1 << 16)),
         # Above 0: class-conditional, for stage 1.
-        "num_classes": Setting(0),
+        "num_classes": Setting(0, within(0, 1 << 24)),
         # α-1024's embedding of image size and aspect ratio.
         "micro_condition": Setting(False),
         # Σ's key/value compression: ratio, and the first block that has it.
-        "kv_compress_ratio": Setting(1, AT_LEAST_ONE),
-        "kv_compress_from": Setting(14),
+        "kv_compress_ratio": Setting(1, within(1, 64)),
+        "kv_compress_from": Setting(14, NOT_NEGATIVE),
         # How: by a convolution that is learnt; or what of each block of tokens is kept, see `layers.SelfAttention`.
         "kv_sampling": Setting("conv", one_of(*KV_SAMPLINGS)),
         "qk_norm": Setting(False),
@@ -110,7 +111,7 @@ SETTINGS = {
         # What the backward pass recomputes: a key of models.remat.REMAT_POLICIES.
         "remat": Setting("none", one_of(*REMAT_POLICIES)),
         # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster.
-        "scan_unroll": Setting(1, AT_LEAST_ONE),
+        "scan_unroll": Setting(1, within(1, 1 << 10)),
         # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.
         "attention": Setting("auto", one_of(*IMPLEMENTATIONS)),
     },
@@ -130,7 +131,7 @@ SETTINGS = {
         "vae": Setting(""),
         "text_encoder": Setting(""),
         # How `online` cleans captions: "none", "alpha" or "sigma".
-        "caption_cleaning": Setting("none"),
+        "caption_cleaning": Setting("none", one_of("none", "alpha", "sigma")),
         # Global: over all devices and processes.
         "batch_size": Setting(256, AT_LEAST_ONE),
         # Processes that read and assemble batches; 0 does it in threads of this one.

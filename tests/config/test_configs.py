@@ -9,6 +9,8 @@ import pytest
 from config_runs import PATHS, ROOT, read
 
 from pixart_jax.config import check_config, default_config, flatten, read_config_file
+from pixart_jax.config.declaration import ANY
+from pixart_jax.config.defaults import SETTINGS
 from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.synthetic import SyntheticSamples
 from pixart_jax.errors import InputError
@@ -138,3 +140,40 @@ def test_numbers_are_finite(key, number):
     config[section][name] = number
     with pytest.raises(InputError, match=rf"config.{key} = .*: must be a finite number that float32 can hold"):
         check_config(config)
+
+
+# Each with a number below its range and one above.
+OUT_OF_RANGE = {
+    "model.hidden_size": (-1, 2**31),
+    "model.depth": (-1, 2**31),
+    "model.num_heads": (-16, 2**40),
+    "model.patch_size": (-2, 2**20),
+    "model.latent_channels": (0, 2**31),
+    "model.resolution": (-256, 2**20),
+    "model.text_dim": (0, 2**31),
+    "model.max_text_tokens": (0, 2**31),
+    "model.num_classes": (-1, 2**31),
+    "model.position_scale": (0.0, 1e30),
+    "model.kv_compress_ratio": (0, 2**31),
+    "model.kv_compress_from": (-1, 2**31),
+    "data.batch_size": (0, 2**63),
+    "train.num_steps": (0, 2**31),
+    "optimizer.eps": (-1.0, 1e-50),
+    "data.caption_cleaning": ("", "gamma"),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
+def test_what_no_model_has_is_refused_by_the_key_s_own_range(key, value):
+    config = default_config()
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(InputError, match=rf"config.{key} = {re.escape(repr(value))}: must "):
+        check_config(config)
+
+
+def test_every_number_and_choice_has_a_range():
+    without = {key for key, setting in flatten(SETTINGS).items() if setting.range is ANY}
+    numbers = {key for key in without if isinstance(flatten(SETTINGS)[key].default, int | float)}
+    switches = {key for key in without if isinstance(flatten(SETTINGS)[key].default, bool)}
+    assert numbers - switches == {"sample.guidance_scale"}

@@ -6,7 +6,6 @@ import functools
 
 from pixart_jax.config import ConfigDict, architecture, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
-from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.encoding.online import OnlineBatches, OnlineItems, SpreadSamples
@@ -21,7 +20,7 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
     """Pictures that are encoded on the way."""
     require = functools.partial(require_setting, config)
     data, model, has_classes = config.data, config.model, spec.num_classes > 0
-    resolutions, choices = ", ".join(map(str, RESOLUTIONS)), ", ".join(CLEANING)
+    resolutions = ", ".join(map(str, RESOLUTIONS))
     only_shards = "is for feature shards; with config.data.online=True set it to"
     require(bool(data.source.strip()), "data.source", "name pictures as tools.extract_features --source takes them")
     require(not data.group_buckets, "data.group_buckets", f"{only_shards} False")
@@ -36,7 +35,6 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
         fits, "model.resolution", f"{sides}, of which a token has {DOWNSAMPLE * architecture(config)['patch_size']}"
     )
     require(bool(data.vae), "data.vae", "name an autoencoder's directory that tools.convert wrote")
-    require(data.caption_cleaning in CLEANING, "data.caption_cleaning", f"must be one of {choices}")
     if has_classes:
         for key, unset in (("text_encoder", ""), ("caption_cleaning", "none")):
             require(
