@@ -33,6 +33,9 @@ import jax.numpy as jnp
 from pixart_jax.commands import command, path_argument, with_commands
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable, reason
+from pixart_jax.files.locks import hold
+from pixart_jax.files.typed_json import parse, read_bytes
 
 from .aot_compile import PROGRAMS, Case, case_config, parse_topology
 from .aot_hlo import BETWEEN_SLICES
@@ -74,12 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
         for case in cases:  # What can be refused is refused before anything is compiled.
             case_config(case)
-        for case in cases:
-            rows.append((case, result := figures_of(case, args)))
-            if args.json:
-                print(json.dumps(dataclasses.asdict(case) | result), flush=True)
+        check_writable(args.out.parent, "--out")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with hold(args.out.with_name(f".{args.out.name}.lock"), f"--out {args.out}"):
+            for case in cases:
+                rows.append((case, result := figures_of(case, args)))
+                if args.json:
+                    print(json.dumps(dataclasses.asdict(case) | result), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {args.out} cannot be written: {reason(error)}", file=sys.stderr)
         return 2
     finally:
         if rows and not args.json:
@@ -96,9 +105,7 @@ def figures_of(case: Case, args: argparse.Namespace) -> dict:
             result = known
         else:
             result = compile_in_child(attempt, args.timeout)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            with args.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"case": dataclasses.asdict(attempt), "result": result}) + "\n")
+            append_result(args.out, attempt, result)
         if result["fits"]:
             break
     return result
@@ -135,16 +142,41 @@ def kept_bytes(config: ConfigDict) -> int:
 
 
 def known_result(path: pathlib.Path, case: Case) -> dict | None:
-    """What an earlier call wrote."""
+    """What an earlier call wrote; lines that are damaged count as not there."""
+    if not path.exists():
+        return None
     wanted = json.loads(json.dumps(dataclasses.asdict(case)))
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in read_bytes(path, "name another --out").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # Killed while it was written.
+            entry = parse(line)
+        except ValueError:  # Killed while it was written.
             continue
-        if entry["case"] == wanted:
+        if isinstance(entry, dict) and entry.get("case") == wanted and is_result(entry.get("result")):
             return entry["result"]
     return None
+
+
+def is_result(found: object) -> bool:
+    """Whether these are figures that a table can be made of."""
+    if not isinstance(found, dict) or type(found.get("fits")) is not bool:
+        return False
+    counts = ("batch_size", "chips", "accumulation_steps", "fsdp", "context")
+    amounts = ("capacity_bytes", "flops", *(("total_bytes",) if "total_bytes" in found else ()))
+    return (
+        all(type(found.get(name)) is int and found[name] > 0 for name in counts)
+        and all(type(found.get(name)) in (int, float) for name in amounts)
+        and ("total_bytes" in found or isinstance(found.get("compiler"), str))
+    )
+
+
+def append_result(path: pathlib.Path, case: Case, result: dict) -> None:
+    """Adds a line; half a line that a kill left behind is ended before it."""
+    line = json.dumps({"case": dataclasses.asdict(case), "result": result}) + "\n"
+    with path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode())
 
 
 def compile_in_child(case: Case, timeout: float) -> dict:

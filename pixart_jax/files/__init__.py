@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import itertools
 import os
 import pathlib
 import re
@@ -67,15 +69,65 @@ def _check_regular(status: os.stat_result, path: str | bytes | os.PathLike) -> N
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a hidden file beside `path`, then renames it; after an exception `path` is as it was."""
+    """Lets `write` fill a hidden file beside `path`, then renames it; after an exception `path` is as it was.
+
+    The hidden file has the first of the names `.NAME.0.tmp`, `.NAME.1.tmp`, ... that no living process writes, on any
+    host where the file system's locks reach, so that what a kill leaves behind is taken over by the next writer.
+    """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, descriptor = _claim_temporary(path)
     try:
-        with temporary.open("wb") as file:
+        # Closed before it is renamed, as network file systems say only then that there was no room; the lock lives on
+        # in the other descriptor.
+        with os.fdopen(os.dup(descriptor), "wb") as file:
             write(file)
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _claim_temporary(path: pathlib.Path) -> tuple[pathlib.Path, int]:
+    """An empty hidden file beside `path` that is this writer's alone, and its descriptor, which holds the lock."""
+    for number in itertools.count():
+        temporary = path.with_name(f".{path.name}.{number}.tmp")
+        try:
+            descriptor, is_new = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            try:
+                descriptor, is_new = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), False
+            except OSError:  # Another user's, no file, or renamed by now.
+                continue
+        try:
+            # It may also have been renamed between our opening it and its writer's letting go.
+            if _lock(descriptor, is_new) and _is_named(temporary, descriptor):
+                os.ftruncate(descriptor, 0)
+                return temporary, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise AssertionError
+
+
+def _lock(descriptor: int, is_new: bool) -> bool:
+    """Whether a file is this writer's now; where there are no locks, only a new one is."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return is_new
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _is_named(path: pathlib.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

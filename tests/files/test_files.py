@@ -1,7 +1,11 @@
 """Paths that users give: of this machine, in the home folder, and such as Orbax can find again."""
 
 import argparse
+import errno
+import fcntl
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.commands import path_argument
 from pixart_jax.conversion.stored import stored_leaves
 from pixart_jax.errors import InputError
-from pixart_jax.files import local_path, refuse_patterns
+from pixart_jax.files import local_path, refuse_patterns, write_atomically
 from pixart_jax.training.loop import train_and_evaluate
 from tools import convert, sample
 
@@ -69,3 +73,88 @@ def test_other_odd_names_are_read_back(name, tmp_path):
     assert convert.main([str(GOLDEN / "sigma_plain.pth"), str(target), *SETTINGS]) == 0
     assert all(np.prod(leaf.shape) > 0 for leaf in stored_leaves(target / "params").values())
     assert convert.main([str(target), str(tmp_path / name / "back.pth"), "--to=pixart"]) == 0
+
+
+_WRITE_HALF = """
+import os, sys
+from pixart_jax.files import write_atomically
+def write(file):
+    file.write(b"half of what was to be written")
+    file.flush()
+    print("half", flush=True)
+    if sys.stdin.read() == "kill":
+        os.kill(os.getpid(), 9)
+write_atomically(sys.argv[1], write)
+"""
+
+
+def _writer(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WRITE_HALF, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[2],
+    )
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["contact_sheet.png", "run.json", "a b.npy", "0.tmp"])
+def test_what_a_kill_leaves_behind_is_taken_over_by_the_next_writer(name, tmp_path):
+    path = tmp_path / name
+    for _ in range(2):
+        _writer(path).communicate("kill", timeout=60)
+        assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"whole"
+
+
+def test_a_living_writer_keeps_its_file(tmp_path):
+    path = tmp_path / "a.png"
+    alive = _writer(path)
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole"
+    alive.communicate("", timeout=60)
+    assert path.read_bytes() == b"half of what was to be written" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_in_one_process_do_not_share_a_file(tmp_path):
+    path = tmp_path / "a.png"
+
+    def write(file):
+        file.write(b"outer")
+        write_atomically(path, lambda other: other.write(b"inner, longer"))
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"outer" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(code, tmp_path, monkeypatch):
+    """What is there may be a living writer's, so it stays."""
+    path, other = tmp_path / "a.png", tmp_path / ".a.png.0.tmp"
+    other.write_bytes(b"of another")
+
+    def flock(descriptor, operation):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_atomically(path, lambda file: file.write(b"whole"))
+    assert path.read_bytes() == b"whole" and other.read_bytes() == b"of another" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_an_exception_leaves_the_file_as_it_was(error, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"before")
+
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "missing" / "a", write)

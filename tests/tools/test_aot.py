@@ -5,9 +5,10 @@ import json
 import types
 
 import pytest
+from owners import held_elsewhere
 
 from pixart_jax.devices.hardware import HARDWARE
-from tools.aot import attempts, kept_bytes, main, table
+from tools.aot import append_result, attempts, kept_bytes, known_result, main, table
 from tools.aot_compile import (
     Case,
     case_config,
@@ -144,6 +145,39 @@ def test_fit_takes_the_fewest_accumulation_steps(config, tmp_path, capsys):
     argv = ["--config", config, *settings, "--topology=v5e:4x4", "--program=train", f"--out={out}", "--json"]
     assert main([*argv, "--fit"]) == 0
     assert json.loads(capsys.readouterr().out)["accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    "left", ["{", '{"case": {"config"', '{"case": 1, "result": {}}', '"\\u00', "\udcff\udcfe", "[" * 9999]
+)
+def test_half_a_line_costs_no_other(left, tmp_path):
+    """What a kill left behind neither takes the next line with it nor stands in the way of those before."""
+    out = tmp_path / "aot.jsonl"
+    cases = [Case(f"{n}.py", (), "v5e:4x4") for n in range(3)]
+    for case in cases:
+        append_result(out, case, FIGURES | {"fits": False})
+        with out.open("ab") as file:
+            file.write(left.encode("utf-8", "surrogateescape"))
+    assert [known_result(out, case) for case in cases] == [FIGURES | {"fits": False}] * 3
+
+
+@pytest.mark.parametrize(
+    "changed", [{"fits": 1}, {"flops": "1"}, {"capacity_bytes": None}, {"chips": 2.0}, {"compiler": 3}, {"context": 0}]
+)
+def test_damaged_figures_count_as_not_there(changed, tmp_path):
+    case, out = Case("a.py", (), "v5e:4x4"), tmp_path / "aot.jsonl"
+    append_result(out, case, FIGURES | {"fits": False} | changed)
+    assert known_result(out, case) is None
+    append_result(out, case, FIGURES | {"fits": True})
+    assert known_result(out, case)["fits"] is True
+
+
+def test_results_have_one_owner(config, tmp_path, capsys):
+    out = tmp_path / "aot.jsonl"
+    with held_elsewhere(tmp_path / ".aot.jsonl.lock"):
+        assert main(["--config", config, "--topology=v5e:4x4", f"--out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert f"--out {out} is being written by another process" in said and "compiling" not in said
 
 
 def with_context(case, context):
