@@ -25,20 +25,33 @@ def parse(data: bytes | str) -> Any:
     """
     if isinstance(data, bytes):
         data = data.decode("utf-8-sig")
+    # Found when all is read, because only then it is known which field it is.
+    infinite: list[str] = []
+
+    def number(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            infinite.append(digits[:40])
+        return value
+
     try:
-        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+        values = json.loads(data, parse_constant=number, parse_float=number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if infinite:
+        raise ValueError(f"{_infinite_field(values)} is {infinite[0]}, not a finite number")
+    return values
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _finite(digits: str) -> float:
-    if not math.isfinite(value := float(digits)):
-        raise ValueError(f"{digits[:40]} is not a finite number")
-    return value
+def _infinite_field(values: Any) -> str:
+    """The dotted name of the first number that is not finite."""
+    left: list[tuple[str, Any]] = [("", values)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return name.lstrip(".")[:80] or "what it holds"
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        left += reversed([(f"{name[:80]}.{key}", item) for key, item in items])
+    return "a field"  # That a second one of its name took the place of.
 
 
 def read_bytes(path: str | os.PathLike, cure: str, max_bytes: int = _MAX_BYTES) -> bytes:

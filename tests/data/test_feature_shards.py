@@ -1,6 +1,7 @@
 """Writer, manifest and reader of feature shards, on real files."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -13,7 +14,7 @@ from array_record.python import array_record_module
 from shard_cases import FIELDS, assert_samples_equal, make_sample, write_set
 
 from pixart_jax.data.shards.feature_shards import ShardReader
-from pixart_jax.data.shards.manifest import check_shards, read_buckets, read_manifest
+from pixart_jax.data.shards.manifest import check_shards, read_buckets, read_manifest, write_manifest
 from pixart_jax.data.shards.records import Text, encode_sample, quantize
 from pixart_jax.errors import InputError
 
@@ -103,7 +104,94 @@ def test_manifest_that_is_no_json_object(tmp_path, text):
         read_manifest(tmp_path / "set")
 
 
+HUGE = 2**63
+DIGITS = "9" * 5000
+
+
+def shard_with(**changes):
+    return lambda raw: raw["shards"][1].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        *((lambda raw, f=f, v=v: raw.update({f: v}), f) for f in (
+            "latent_channels", "downsample", "patch_size", "resolution", "text_dim", "max_text_tokens", "num_classes",
+            "num_samples",
+        ) for v in (-1, HUGE, 10**400, 2.0, 1e30, None, [1])),
+        *((lambda raw, v=v: raw.update(latent_scale=v), "latent_scale")
+          for v in (math.nan, math.inf, -math.inf, 0, -1, 1e-320, 1e300, 10**400, True, None)),
+        *((shard_with(**{f: v}), rf"shards\[1\]: field {f}")
+          for f in ("num_records", "num_bytes") for v in (0, -4, HUGE, 4.0, "4", None)),
+        *((shard_with(ends_crc32=v), r"shards\[1\]: field ends_crc32") for v in (-1, 2**32, 1.5, "0", False)),
+        *((shard_with(file=v), r"shards\[1\]: field file")
+          for v in ("", ".", "..", "/etc/passwd", "a/b", "a\0b", "\ud800", "x" * 300, 3, None)),
+        (shard_with(file="shard-00000.array_record"), "shards: 'shard-00000.array_record' is listed twice"),
+        *((lambda raw, n=n, c=c: raw.update(bucket_histogram={n: c}), "bucket_histogram")
+          for n, c in (("32x32", -6), ("32x32", HUGE), ("32x32", 6.0), ("32x32", None), ("-32x32", 6),
+                       ("32x" + DIGITS, 6), ("99999999999x16", 6), ("3²x32", 6), ("٣٢x32", 6), ("", 6))),
+        *((lambda raw, v=v: raw.update(skipped=v), "skipped")
+          for v in ({"a": -1}, {"a": HUGE}, {"a": 1.0}, {"a": None}, [], None)),
+        *((lambda raw, f=f, v=v: raw.update({f: v}), f)
+          for f in ("autoencoder", "text_encoder", "text_dtype", "latent_kind", "caption_cleaning")
+          for v in ("", 3, None, {})),
+        *((lambda raw, v=v: raw.update(format_version=v), "format_version")
+          for v in (HUGE, 2.0, "2", True, None, DIGITS)),
+    ],
+)  # fmt: skip
+def test_fields_of_a_manifest_have_types_and_ranges(one_manifest, tmp_path, change, field):
+    raw = json.loads(one_manifest)
+    change(raw)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(InputError, match=field) as caught:
+        read_manifest(tmp_path)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.fixture(scope="module")
+def one_manifest(tmp_path_factory):
+    return (write_set(tmp_path_factory.mktemp("one") / "set", 6) / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("text", ['{"a": ' + "[" * 100_000, '{"num_samples": ' + DIGITS + "}", "null", '"x"', "\0"])
+def test_a_manifest_too_deep_or_too_long(text, tmp_path):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
 # --- shards
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2), (2, 0)])
+def test_shards_of_one_size_that_were_swapped_are_noticed(pair, tmp_path):
+    directory = write_set(tmp_path / "set", 12)
+    first, second = (shard_path(directory, n) for n in pair)
+    assert first.stat().st_size == second.stat().st_size
+    check(directory)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    with pytest.raises(InputError, match="another shard's content is under its name") as caught:
+        check(directory)
+    assert first.name in str(caught.value) and second.name in str(caught.value)
+
+
+@pytest.mark.parametrize("left", [(), (0,), (0, 1, 2)])
+def test_sets_made_before_shards_had_a_checksum_open(left, tmp_path):
+    directory = write_set(tmp_path / "set", 12)
+    path = directory / "manifest.json"
+    raw = json.loads(path.read_text())
+    for number in left:
+        del raw["shards"][number]["ends_crc32"]
+    path.write_text(json.dumps(raw))
+    check(directory)
+    assert_samples_equal(ShardReader(directory)[11], make_sample(11))
+    # And are written as they were read.
+    manifest = read_manifest(directory)
+    write_manifest(directory, manifest)
+    assert json.loads(path.read_text()) == raw and read_manifest(directory) == manifest
 
 
 def shard_path(directory, number):
@@ -243,7 +331,9 @@ def test_flipped_bits_in_a_shard_name_file_and_record(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(stored) + 5] ^= 1
     path.write_bytes(data)
-    check(directory)
+    # Of a shard this small the checksum of the ends covers all.
+    with pytest.raises(InputError, match=r"shard-00001\.array_record .* begins or ends otherwise than written"):
+        check(directory)
     reader = ShardReader(directory)
     with pytest.raises(InputError, match=r"shard-00001.array_record: record 2 \(sample 6 of the set\) cannot be read"):
         reader[6]

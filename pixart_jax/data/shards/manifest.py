@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 import re
@@ -18,9 +17,11 @@ from pixart_jax.commands import command
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.npy import load_array
+from pixart_jax.data.shards.ends import ends_crc32
+from pixart_jax.data.shards.fields import check_ranges, checked_fields, is_count
 from pixart_jax.data.shards.records import FORMAT_VERSION, TEXT_DTYPES
 from pixart_jax.errors import InputError
-from pixart_jax.files import open_regular
+from pixart_jax.files import open_regular, reason
 from pixart_jax.files.typed_json import parse, read_bytes
 
 MANIFEST_FILE = "manifest.json"
@@ -38,16 +39,17 @@ def how_to_make(directory: pathlib.Path) -> str:
     return f"`{command('extract_features')}` makes one of your pictures (docs/data.md)"
 
 
-_JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,)}
-
-
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One ArrayRecord file: its name within the directory, number of records and size in bytes."""
+    """One ArrayRecord file: its name within the directory, number of records and size in bytes.
+
+    ends_crc32: of `ends.ends_crc32`, which tells it from another of its size; None in sets made before there was one.
+    """
 
     file: str
     num_records: int
     num_bytes: int
+    ends_crc32: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,32 +100,27 @@ class Manifest:
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for field, low in (
-            ("latent_channels", 1), ("downsample", 1), ("patch_size", 1), ("resolution", 0), ("text_dim", 0),
-        ):  # fmt: skip
-            if getattr(self, field) < low:
-                raise InputError(f"{field} must be at least {low}, not {getattr(self, field)!r}")
-        if self.max_text_tokens < 0 or (self.max_text_tokens == 0) != (self.text_dim == 0):
+        check_ranges(self)
+        if (self.max_text_tokens == 0) != (self.text_dim == 0):
             raise InputError(
                 f"max_text_tokens must be at least 1, or 0 together with text_dim for a set without text, not "
                 f"{self.max_text_tokens!r} with text_dim {self.text_dim!r}"
             )
         if self.text_dtype not in (dtypes := TEXT_DTYPES if self.text_dim else (NO_TEXT,)):
             raise InputError(
-                f"text_dtype must be one of {', '.join(dtypes)} with text_dim {self.text_dim}, not {self.text_dtype!r}"
+                f"text_dtype must be one of {', '.join(dtypes)} with text_dim {self.text_dim}, not "
+                f"{self.text_dtype!r:.80}"
             )
         if self.caption_cleaning not in CLEANING:
-            raise InputError(f"caption_cleaning must be one of {', '.join(CLEANING)}, not {self.caption_cleaning!r}")
-        if self.num_classes < 0:
-            raise InputError(f"num_classes must be 0 (no labels) or more, not {self.num_classes!r}")
+            raise InputError(
+                f"caption_cleaning must be one of {', '.join(CLEANING)}, not {self.caption_cleaning!r:.80}"
+            )
         if not (self.num_classes or self.text_dim):
             raise InputError(
                 "num_classes must be above 0 in a set without text (text_dim 0): nothing would say what a picture shows"
             )
-        if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
-            raise InputError(f"latent_scale must be a positive number, not {self.latent_scale!r}")
         if self.latent_kind not in LATENT_KINDS:
-            raise InputError(f"latent_kind must be one of {', '.join(LATENT_KINDS)}, not {self.latent_kind!r}")
+            raise InputError(f"latent_kind must be one of {', '.join(LATENT_KINDS)}, not {self.latent_kind!r:.80}")
         for field in ("autoencoder", "text_encoder"):
             if not getattr(self, field):
                 raise InputError(f"{field} must name the encoder, not be empty")
@@ -167,7 +164,11 @@ def bucket_name(bucket: tuple[int, int]) -> str:
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
     """Writes `manifest.json` into `directory`."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=2)
+    content = dataclasses.asdict(manifest)
+    for shard in content["shards"]:
+        if shard["ends_crc32"] is None:
+            del shard["ends_crc32"]
+    text = json.dumps(content, indent=2)
     pathlib.Path(directory, MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -211,48 +212,39 @@ def _parse(raw: object) -> Manifest:
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"format_version is {version!r}, this code reads {FORMAT_VERSION}; make the set again with this version of "
-            "pixart_jax, or update pixart_jax if a newer one made it"
+            f"format_version is {version!r:.80}, this code reads {FORMAT_VERSION}; make the set again with this "
+            "version of pixart_jax, or update pixart_jax if a newer one made it"
         )
-    values = _checked_fields(Manifest, raw, "field")
+    values = checked_fields(Manifest, raw, "field")
     shards = values["shards"]
     if not isinstance(shards, list):
-        raise InputError(f"field shards must be a list, not {shards!r}")
-    values["shards"] = tuple(
-        Shard(**_checked_fields(Shard, shard, f"shards[{i}]: field")) for i, shard in enumerate(shards)
-    )
+        raise InputError(f"field shards must be a list, not {shards!r:.80}")
+    values["shards"] = tuple(_parse_shard(shard, f"shards[{i}]") for i, shard in enumerate(shards))
     histogram = values["bucket_histogram"]
     if not isinstance(histogram, dict):
-        raise InputError(f"field bucket_histogram must be an object, not {histogram!r}")
+        raise InputError(f"field bucket_histogram must be an object, not {histogram!r:.80}")
     for name, count in histogram.items():
-        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", name) or not _has_type(count, "int") or count < 1:
+        if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", name) or not is_count(count):
             raise InputError(
-                f'field bucket_histogram must map "{{height}}x{{width}}" to counts, not {name!r}: {count!r}'
+                f'field bucket_histogram must map "{{height}}x{{width}}" to counts, not {name!r:.80}: {count!r:.80}'
             )
     skipped = values["skipped"]
-    if not isinstance(skipped, dict) or not all(_has_type(count, "int") and count > 0 for count in skipped.values()):
-        raise InputError(f"field skipped must map reasons to counts, not {skipped!r}")
+    if not isinstance(skipped, dict) or not all(map(is_count, skipped.values())):
+        raise InputError(f"field skipped must map reasons to counts, not {skipped!r:.80}")
     return Manifest(**values)
 
 
-def _checked_fields(cls: type, raw: object, what: str) -> dict:
-    if not isinstance(raw, dict):
-        raise InputError(f"{what.removesuffix(': field')} must be an object, not {raw!r}")
-    names = {field.name: field.type for field in dataclasses.fields(cls)}
-    if missing := sorted(names.keys() - raw.keys()):
-        raise InputError(
-            f"{what} {missing[0]} is missing; encode the set again, or restore the manifest it was made with"
-        )
-    if unknown := sorted(raw.keys() - names.keys()):
-        raise InputError(f"{what} {unknown[0]} is unknown; remove it, or update pixart_jax if a newer version wrote it")
-    for name, type_name in names.items():
-        if type_name in _JSON_TYPES and not _has_type(raw[name], type_name):
-            raise InputError(f"{what} {name} must be of type {type_name}, not {raw[name]!r}")
-    return dict(raw)
-
-
-def _has_type(value: object, type_name: str) -> bool:
-    return isinstance(value, _JSON_TYPES[type_name]) and not isinstance(value, bool)
+def _parse_shard(raw: object, what: str) -> Shard:
+    shard = Shard(**checked_fields(Shard, raw, f"{what}: field"))
+    try:
+        check_ranges(shard)
+    except InputError as error:
+        raise InputError(f"{what}: field {error}") from None
+    # What a folder can hold: no path, nothing that no file system takes.
+    name = shard.file
+    if name in ("", ".", "..") or len(name) > 255 or re.search(r"[/\0\ud800-\udfff]", name):
+        raise InputError(f"{what}: field file must be a plain file name, not {name!r:.80}")
+    return shard
 
 
 def check_totals(manifest: Manifest) -> None:
@@ -268,9 +260,10 @@ def check_totals(manifest: Manifest) -> None:
             raise InputError(
                 f"num_samples is {manifest.num_samples}, but {what} add up to {total}; encode the set again"
             )
-    for shard in manifest.shards:
-        if shard.file != os.path.basename(shard.file) or shard.num_records < 1 or shard.num_bytes < 1:
-            raise InputError(f"shards: {shard} must be a plain file name, with at least one record and one byte")
+    names = [shard.file for shard in manifest.shards]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise InputError(f"shards: {twice!r} is listed twice; encode the set again")
     for bucket in manifest.buckets:
         if any(n % (manifest.downsample * manifest.patch_size) for n in bucket):
             raise InputError(
@@ -282,11 +275,10 @@ def check_totals(manifest: Manifest) -> None:
 
 
 def check_shards(directory: str | os.PathLike, manifest: Manifest) -> None:
-    """Checks that every shard exists, has the manifest's size and opens with the manifest's number of records.
+    """Checks that every shard exists, has the manifest's size, ends and number of records.
 
-    Cheap: it reads the shards' footers and one byte per sample (`read_buckets`). A record damaged inside a file of the
-    right size is found when it is read. That no key occurs in two shards is the writer's promise: nothing here relies
-    on it.
+    Cheap: it reads both ends of every shard and one byte per sample (`read_buckets`). A record damaged between the
+    ends is found when it is read. That no key occurs in two shards is the writer's promise: nothing here relies on it.
 
     Raises:
       InputError: one line per bad shard, with the samples it held; or see `read_buckets`.
@@ -350,6 +342,13 @@ def _shard_problem(path: pathlib.Path, shard: Shard) -> str | None:
     if size != shard.num_bytes:
         verb = "is truncated: it" if size < shard.num_bytes else "is not the file the manifest describes: it"
         return f"{verb} has {size} bytes, the manifest says {shard.num_bytes}"
+    if shard.ends_crc32 is not None:
+        try:
+            found = ends_crc32(path)
+        except OSError as error:
+            return f"cannot be read: {reason(error)}"
+        if found != shard.ends_crc32:
+            return "is damaged, or another shard's content is under its name: it begins or ends otherwise than written"
     # A damaged file may also open without complaint, as one of no records.
     try:
         reader = array_record_module.ArrayRecordReader(str(path))

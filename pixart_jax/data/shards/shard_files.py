@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from array_record.python import array_record_module
 
+from pixart_jax.data.shards.ends import ends_crc32
 from pixart_jax.data.shards.manifest import (
     BUCKETS_FILE,
     Manifest,
@@ -155,7 +156,8 @@ class ShardFile:
         fsync(_sizes_path(self._path))
         self._hidden.replace(self._path)
         fsync(self._path.parent)
-        return Shard(self._path.name, len(self._sizes), self._path.stat().st_size), _histogram(sizes)
+        num_bytes, crc = self._path.stat().st_size, ends_crc32(self._path)
+        return Shard(self._path.name, len(self._sizes), num_bytes, crc), _histogram(sizes)
 
     def discard(self) -> None:
         """Removes what is not published."""
