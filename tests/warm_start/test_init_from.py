@@ -231,7 +231,7 @@ def other_architecture(run, folder):
         (run_without_a_file, {}, "damaged"),
         (run_without_a_checkpoint, {}, "no checkpoint yet"),
         (step_without_a_checkpoint, {}, "7: no such file or folder"),
-        (not_finite, {}, r"blocks\.0\.mlp\.fc1\.bias: .* are NaN or infinite as float32"),
+        (not_finite, {}, r"blocks\.1\.mlp\.fc1\.bias: .* are NaN or infinite as float32"),
         (other_architecture, {}, r"text_dim +16 +8 +must be equal(.|\n)*qk_norm +True +False +must be equal"),
         (lambda run, folder: DIT, {"weights": "ema"}, "holds one set of weights; leave out .* config.init.weights"),
         (lambda run, folder: DIT, {"null_text": "x.npy"}, "config.init.null_text: x.npy: no such file"),
