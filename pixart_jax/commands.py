@@ -1,14 +1,20 @@
-"""How the tools are called here, in a checkout or where the package is installed, and what they take for a path."""
+"""How the tools are called here, in a checkout or where the package is installed, what they take, and how they end."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import functools
+import io
 import logging
 import os
 import pathlib
 import re
 import shlex
 import sys
+import types
+from collections.abc import Callable
+from typing import ParamSpec
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
@@ -24,6 +30,15 @@ _SCRIPTS = {
     "inspect_data": "pixart-inspect",
     "sample": "pixart-sample",
 }
+
+GOES_ON = "goes on where this one stopped"
+BEGINS_AGAIN = "begins again; nothing half done is left"
+# As shells have it: 128 and the number of SIGINT.
+INTERRUPTED = 130
+# A full disk, a quota that is used up, a file larger than is allowed.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Arguments = ParamSpec("Arguments")
 
 
 def command(tool: str) -> str:
@@ -46,6 +61,67 @@ def with_commands(text: str) -> str:
     """A tool's description, with the commands and configs that it names as they are called here."""
     text = re.sub(r"python -m tools\.(\w+)", lambda match: command(match[1]), text)
     return text if command("sample").startswith("python") else re.sub(r"\bconfigs/(\w+)\.py", r"\1", text)
+
+
+def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
+    """Decorates a tool's `main`, which returns the exit status: Ctrl-C and a full disk end it in one line.
+
+    Args:
+      again: what the same command does when it is given again: `GOES_ON` or `BEGINS_AGAIN`.
+    """
+
+    def decorate(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+        @functools.wraps(main)
+        def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            print_anything()
+            try:
+                return main(*args, **kwargs)
+            except KeyboardInterrupt:
+                return interrupted(again)
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                where = f"{error.filename}: " if error.filename else ""
+                print(f"error: {where}{error.strerror}; make room: the same command {again}", file=sys.stderr)
+                return 2
+
+        return run
+
+    return decorate
+
+
+def interrupted(again: str) -> int:
+    """Says what Ctrl-C has done; returns the exit status."""
+    print(f"interrupted; the same command {again}", file=sys.stderr, flush=True)
+    return INTERRUPTED
+
+
+def print_anything() -> None:
+    """From now on, characters that the terminal's encoding lacks are printed as escapes, and raise nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_quietly_while_loading() -> None:
+    """Lets Ctrl-C end a tool in one line also while its modules are imported, which takes seconds."""
+    sys.excepthook = _quiet_hook
+
+
+def _quiet_hook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        interrupted(BEGINS_AGAIN)  # Python then ends with SIGINT's status.
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def text_argument(text: str) -> str:
+    """The `type` of an argument that is text for people or models; bytes that are no UTF-8 are refused."""
+    try:
+        # Where the locale knows ASCII alone, UTF-8 comes as escapes of its bytes.
+        return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!a:.80} holds bytes that are no UTF-8; set a UTF-8 locale") from error
 
 
 def seed_argument(text: str) -> int:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging as python_logging
 import sys
 
+from pixart_jax.commands import end_quietly_while_loading, interrupted, print_anything, quieten_libraries
+
+end_quietly_while_loading()
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_others
 from pixart_jax.cluster.processes import all_fail, join
-from pixart_jax.commands import quieten_libraries
 from pixart_jax.config import find_config, flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
 
@@ -121,16 +124,19 @@ def _joined(argv: list[str], option: str) -> list[str]:
 
 
 def run(ending: Ending | None = None) -> None:
-    """Entry point: an InputError becomes one line and exit status 2.
+    """Entry point: an InputError becomes one line and exit status 2, Ctrl-C one and 130.
 
     Args:
       ending: with other waits than the usual ones.
     """
+    print_anything()
     ending = ending or Ending()
     try:
         app.run(lambda argv: main(argv, ending), flags_parser=parse_flags)
     except InputError as error:
         sys.exit(_print_error(error))
+    except KeyboardInterrupt:  # Before training, or the second one: the first is a request to save and to stop.
+        sys.exit(interrupted("goes on from the last checkpoint, or begins again where there is none"))
 
 
 def _print_error(error: Exception) -> int:

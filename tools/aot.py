@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_writable, reason
@@ -60,6 +60,7 @@ ENVIRONMENT = {
 }
 
 
+@tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     configs, topologies = args.config, args.topology

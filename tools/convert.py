@@ -24,7 +24,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pixart_jax.commands import command, path_argument, quieten_libraries, seed_argument, with_commands
+from pixart_jax.commands import (
+    BEGINS_AGAIN,
+    command,
+    path_argument,
+    quieten_libraries,
+    seed_argument,
+    tool,
+    with_commands,
+)
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
 from pixart_jax.conversion.encoders import (
@@ -61,6 +69,7 @@ FORMATS = ("orbax", "pixart", "diffusers")
 REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, command, tool, with_commands
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.errors import InputError
@@ -63,6 +63,7 @@ class Cost:
     co2_kg: float | None
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.distances import (
     Statistics,
@@ -47,6 +47,7 @@ METRICS = ("fid", "kid", "is", "pr")
 COMPARED = ("network", "preprocessing", "pictures.used", "reference.fingerprint", "reference.used", "kid_subset_size")
 
 
+@tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:

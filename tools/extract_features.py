@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
+from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, tool, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
@@ -50,6 +50,7 @@ OF_PICTURES = (
 OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
 
 
+@tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     quieten_libraries()

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import command, path_argument, seed_argument, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, command, path_argument, seed_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
@@ -41,6 +41,7 @@ SECONDS_BETWEEN_REPORTS = 5.0
 STD_RANGE, CUT_SHARE, REPEATED_SHARE, FEW_SAMPLES = (0.8, 1.25), 0.01, 0.1, 10
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     out = args.out or args.directory / OUT

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pixart_jax.commands import path_argument, seed_argument, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, path_argument, seed_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -159,6 +159,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:

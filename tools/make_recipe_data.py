@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import einops
 import numpy as np
 
-from pixart_jax.commands import path_argument, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, path_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -227,6 +227,7 @@ def check_existing(out: pathlib.Path) -> str:
     return f"{out}: already there; nothing to do"
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter

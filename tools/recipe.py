@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_writable
@@ -113,6 +113,7 @@ def config_step_flops(config) -> float:
     return require_count(Program(config, None).flops(synthetic_batch(config)))
 
 
+@tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter

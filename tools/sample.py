@@ -23,7 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from pixart_jax.commands import command, path_argument, quieten_libraries, seed_argument, with_commands
+from pixart_jax.commands import (
+    GOES_ON,
+    command,
+    path_argument,
+    quieten_libraries,
+    seed_argument,
+    text_argument,
+    tool,
+    with_commands,
+)
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -43,6 +52,7 @@ SHEET_PICTURES, SHEET_PIXELS = 64, 384
 SHAPE = ("size", "aspect_ratio", "height", "width")
 
 
+@tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
@@ -185,10 +195,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what tools.convert wrote, or the workdir of a training run",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    what.add_argument("--prompt", type=text_argument, action="append", help="what to draw; may be given several times")
     what.add_argument("--prompts", type=path_argument, metavar="FILE", help="a text file of prompts, one a line")
     parser.add_argument("--out", type=path_argument, help="folder for the pictures (default: DIR/generated)")
-    parser.add_argument("--negative-prompt", help="what to move away from (default: the model's null caption)")
+    parser.add_argument(
+        "--negative-prompt", type=text_argument, help="what to move away from (default: the model's null caption)"
+    )
     parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--seed", type=seed_argument, default=0, help="up to 2⁶⁴ - 1")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ def check_keys(config: ConfigDict | Mapping, *, ranges: bool = False) -> None:
         default = settings[key].default
         if not _is_of_type_of(default, value):
             raise InputError(f"config.{key} = {_shown(value)}: must be of type {type(default).__name__}")
+        if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):  # How Python holds other bytes.
+            raise InputError(f"config.{key} = {value!a:.100}: holds bytes that are no UTF-8; name it in UTF-8")
         if ranges and not settings[key].range.holds(value):
             raise InputError(f"config.{key} = {_shown(value)}: {settings[key].range.cure}")
     if missing := [key for key in settings if key not in values]:

@@ -17,13 +17,26 @@ from typing import BinaryIO
 from pixart_jax.errors import InputError
 
 
-def local_path(text: str | os.PathLike, option: str) -> pathlib.Path:
+def local_path(text: str | os.PathLike, option: str, *, any_bytes: bool = False) -> pathlib.Path:
     """What an option names, on this machine's file systems, with the home folder in place of a ~.
 
+    Args:
+      any_bytes: the name need not be in UTF-8, as nothing but Python opens it.
+
     Raises:
-      InputError: it is empty, as of a variable that is not set, or a URL, of which a folder would be made otherwise.
+      InputError: it is empty, as of a variable that is not set, a URL, of which a folder would be made otherwise, or
+        not in UTF-8, in which Orbax writes every name.
     """
     text = os.fspath(text)
+    try:
+        is_utf8 = os.fsencode(text) == text.encode()
+    except UnicodeEncodeError:  # Bytes that are none came as surrogates, or the locale lacks the character.
+        is_utf8 = False
+    if not (is_utf8 or any_bytes):
+        raise InputError(
+            f"{option} {text!a}: is not in UTF-8, in which names are stored; rename it, or, where only the locale is "
+            "another, set PYTHONUTF8=1"
+        )
     if not text.strip():
         raise InputError(f"{option} is empty: name a file or a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):

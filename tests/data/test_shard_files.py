@@ -1,8 +1,10 @@
 """Shards written one by one, and made one set."""
 
 import dataclasses
+import errno
 import os
 import pathlib
+import resource
 import zlib
 
 import numpy as np
@@ -256,3 +258,17 @@ def test_more_buckets_than_a_byte_counts(tmp_path):
     manifest = assemble(tmp_path / "parts", tmp_path / "set", manifest, [part])
     places = read_buckets(tmp_path / "set", manifest)
     assert places.dtype == np.uint16 and places.tolist() == list(range(300))[::-1]
+
+
+@pytest.mark.parametrize("limit", [100, 70_000, 200_000])
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path, limit):
+    """A limit of the file's size stands for the disk; ArrayRecord itself raises a RuntimeError."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*shard") as found:
+            write_shard(tmp_path / "shard", map(sample, range(400)), MANIFEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found.value.errno == errno.EFBIG
+    assert not names(tmp_path)

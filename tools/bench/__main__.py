@@ -19,7 +19,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from pixart_jax.commands import command, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, command, tool, with_commands
 from pixart_jax.errors import InputError
 
 from .rates import where
@@ -29,6 +29,7 @@ from .table import table
 BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert")
 
 
+@tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=command("bench"),

@@ -42,9 +42,9 @@ def open_pictures(
     # A URL would be looked for among the files here.
     kind = "classes:" if spec.startswith("classes:") else ""
     if spec.removeprefix(kind).startswith("~"):
-        spec = kind + str(local_path(spec.removeprefix(kind), "the source"))
+        spec = kind + str(local_path(spec.removeprefix(kind), "the source", any_bytes=True))
     elif spec.removeprefix(kind).strip() and not spec.startswith("tfds:"):
-        local_path(spec.removeprefix(kind), "the source")
+        local_path(spec.removeprefix(kind), "the source", any_bytes=True)
     is_tfds, has_classes = spec.startswith("tfds:"), spec.startswith("classes:")
     is_folder = not (is_tfds or has_classes) and os.path.isdir(spec)
     is_list = not (is_tfds or has_classes or is_folder) and spec.lower().endswith((".json", ".jsonl"))

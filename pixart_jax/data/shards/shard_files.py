@@ -6,10 +6,12 @@ assemble(parts, "data/train", manifest, [part, ...])  # in the order of the set
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from array_record.python import array_record_module
@@ -138,11 +140,14 @@ class ShardFile:
 
         Raises:
           InputError: the sample contradicts the manifest or holds a non-finite number; names its key and the field.
+          OSError: the disk is full, or the like.
         """
         check_sample(sample, self._manifest)
-        if self._writer is None:
-            self._writer = array_record_module.ArrayRecordWriter(str(self._hidden), _WRITER_OPTIONS)
-        self._writer.write(encode_sample(sample))
+        record = encode_sample(sample)
+        with _disk_errors(self._hidden):
+            if self._writer is None:
+                self._writer = array_record_module.ArrayRecordWriter(str(self._hidden), _WRITER_OPTIONS)
+            self._writer.write(record)
         self._sizes.append(sample.bucket)
 
     def publish(self) -> Part:
@@ -161,13 +166,25 @@ class ShardFile:
 
     def discard(self) -> None:
         """Removes what is not published."""
-        self._close()
+        with contextlib.suppress(OSError):  # What a full disk could not take in is not wanted any more.
+            self._close()
         self._hidden.unlink(missing_ok=True)
 
     def _close(self) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            writer.close()
+            with _disk_errors(self._hidden):  # Most is written only now.
+                writer.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """Raises the OSError that ArrayRecord's RuntimeError tells of in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        codes = [code for code in errno.errorcode if os.strerror(code) in str(error)]
+        raise OSError(codes[0] if codes else errno.EIO, os.strerror(codes[0]) if codes else str(error), path) from error
 
 
 def check_target(target: pathlib.Path) -> None:

@@ -1,0 +1,134 @@
+"""How commands end: Ctrl-C, a full disk, and a terminal or arguments that are not in UTF-8, in real processes."""
+
+import errno
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, text_argument, tool
+from pixart_jax.errors import InputError
+from pixart_jax.files import local_path
+
+ROOT = pathlib.Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+# Says where it is, and waits to be interrupted.
+WAIT = "print('waiting', flush=True); import time; time.sleep(60)"
+
+
+def interrupt(code, *args):
+    """(status, stderr) of Python code that got Ctrl-C once it has said that it waits."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if "waiting" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    return process.wait(60), process.communicate()[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "words"),
+    [
+        (
+            "import sys; from tools import make_quickstart_data as t; t.make = lambda *_: exec(" + repr(WAIT) + ");"
+            "sys.exit(t.main(['--out', sys.argv[1]]))",
+            INTERRUPTED,
+            f"interrupted; the same command {BEGINS_AGAIN}\n",
+        ),
+        (
+            "import sys; from tools import evaluate as t; t.evaluate = lambda _: exec(" + repr(WAIT) + ");"
+            "sys.exit(t.main(['a', '--inception', 'b', '--out', sys.argv[1]]))",
+            INTERRUPTED,
+            f"interrupted; the same command {GOES_ON}\n",
+        ),
+        # While the modules of a tool are read: Python ends with the signal then.
+        ("import tools;" + WAIT, -signal.SIGINT, f"interrupted; the same command {BEGINS_AGAIN}\n"),
+        (
+            "import pixart_jax.main as m; m.parse_flags = lambda _: exec(" + repr(WAIT) + "); m.run()",
+            INTERRUPTED,
+            "interrupted; the same command goes on from the last checkpoint, or begins again where there is none\n",
+        ),
+    ],
+    ids=["make_quickstart_data", "evaluate", "imports", "training"],
+)
+def test_ctrl_c_is_one_line(tmp_path, code, status, words):
+    assert interrupt(code, str(tmp_path / "out")) == (status, words)
+
+
+def test_every_tool_ends_the_same_way():
+    for path in [*ROOT.glob("tools/*.py"), ROOT / "tools/bench/__main__.py"]:
+        if "argv: Sequence[str] | None" in (text := path.read_text(encoding="utf-8")):
+            assert re.search(r"^@tool\(\w+\)\ndef main", text, re.MULTILINE), path
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_one_line(code, capsys):
+    @tool(GOES_ON)
+    def main():
+        raise OSError(code, os.strerror(code), "out/x.png")
+
+    assert main() == 2
+    assert capsys.readouterr().err == f"error: out/x.png: {os.strerror(code)}; make room: the same command {GOES_ON}\n"
+
+
+def test_other_errors_of_files_are_not_taken_for_a_full_disk():
+    @tool(GOES_ON)
+    def main():
+        raise PermissionError(errno.EACCES, "no rights", "x")
+
+    with pytest.raises(PermissionError):
+        main()
+
+
+def run(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", *args], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"} | env, capture_output=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "words"),
+    [
+        (("tools.convert", "--help"), 0, rb"Hugging Face"),
+        (("tools.convert", b"\xff/model", "out"), 2, rb"\\udcff/model"),
+        (("tools.sample", "--checkpoint", "none", "--prompt", b"caf\xe9"), 2, rb"caf\\udce9.* bytes that are no UTF-8"),
+        (("tools.inspect_data", "näher".encode()), 2, rb"set PYTHONUTF8=1"),
+        (("pixart_jax.main", "--config=quickstart", b"--workdir=/tmp/\xff"), 2, rb"--workdir .*not in UTF-8"),
+        (
+            ("pixart_jax.main", "--config=quickstart", b"--config.init_from=\xff", "--workdir=x"),
+            2,
+            rb"config.init_from",
+        ),
+    ],
+    ids=["help", "weights", "prompt", "path", "workdir", "setting"],
+)
+def test_a_terminal_that_knows_ascii_alone(args, status, words):
+    result = run(*args, **ASCII)
+    assert result.returncode == status, result.stderr
+    assert re.search(words, result.stdout + result.stderr)
+    assert b"Traceback" not in result.stderr and b"UnicodeEncodeError" not in result.stderr
+
+
+@pytest.mark.parametrize("raw", [b"\xff", b"caf\xe9", b"\xed\xa0\x80"])
+def test_arguments_that_are_no_utf8(raw):
+    text = os.fsdecode(raw)
+    with pytest.raises(InputError, match=r"--out .*is not in UTF-8"):
+        local_path(text, "--out")
+    with pytest.raises(Exception, match="no UTF-8"):
+        text_argument(text)
+
+
+@pytest.mark.parametrize("text", ["a red cat", "café", "猫", "🐈"])
+def test_utf8_is_understood_in_a_locale_of_ascii(text):
+    assert text_argument(text.encode().decode("ascii", "surrogateescape")) == text_argument(text) == text
