@@ -33,8 +33,8 @@ import jax.numpy as jnp
 from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
-from pixart_jax.files import check_writable, reason
-from pixart_jax.files.locks import hold
+from pixart_jax.files import reason
+from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import parse, read_bytes
 
 from .aot_compile import PROGRAMS, Case, case_config, parse_topology
@@ -78,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
         for case in cases:  # What can be refused is refused before anything is compiled.
             case_config(case)
-        check_writable(args.out.parent, "--out")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with hold(args.out.with_name(f".{args.out.name}.lock"), f"--out {args.out}"):
+        with own_target(args.out, "--out"):
             for case in cases:
                 rows.append((case, result := figures_of(case, args)))
                 if args.json:

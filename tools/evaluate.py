@@ -36,7 +36,8 @@ from pixart_jax.evaluators.distances import (
 )
 from pixart_jax.evaluators.picture_sets import FidNetwork, PictureFolder, SetFeatures, extract, load
 from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
-from pixart_jax.files import write_atomically
+from pixart_jax.files import check_writable, write_atomically
+from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
 from pixart_jax.models.inception import NUM_FEATURES
 
@@ -72,7 +73,22 @@ def evaluate(args: argparse.Namespace) -> int:
     network = FidNetwork(args.inception, args.preprocessing, batch_size=args.batch_size, num_threads=args.num_threads)
     if isinstance(reference, Reference) and reference.network not in ("", network.sha256):
         raise InputError(f"{args.reference} was made with other weights than {args.inception}; make it again")
+    locks = args.out / ".locks"
+    check_writable(locks, "--out")
+    locks.mkdir(parents=True, exist_ok=True)
+    with hold_share(locks, args.process_index, args.process_count, f"--out {args.out}"):
+        return evaluate_share(args, sides, reference, network)
+
+
+def evaluate_share(
+    args: argparse.Namespace,
+    sides: Mapping[str, PictureFolder],
+    reference: PictureFolder | Reference | None,
+    network: FidNetwork,
+) -> int:
+    """This process's share; where it is the last one, the figures too."""
     begin(args.out, sides, network)
+    pictures = sides["pictures"]
     found: dict[str, SetFeatures] = {}
     for name, folder in sides.items():
         extract(

@@ -17,6 +17,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -28,7 +29,8 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
-from pixart_jax.files import check_writable, reason
+from pixart_jax.files import reason
+from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, choose_glyphs, find_font
@@ -173,10 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "size": arguments.size,
             "seed": arguments.seed,
         }
-        is_there = arguments.out.exists()
-        if not is_there:
-            check_writable(arguments.out, "--out")
-        print((check_existing if is_there else make)(arguments.out, arguments.font, recipe))
+        out = arguments.out
+        with nullcontext() if out.exists() else own_target(out, "--out"):
+            print((check_existing if out.exists() else make)(out, arguments.font, recipe))
     except OSError as error:
         print(f"error: {arguments.out} cannot be made: {reason(error)}", file=sys.stderr)
         return 2

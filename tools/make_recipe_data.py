@@ -22,6 +22,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import einops
 import numpy as np
@@ -34,7 +35,8 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png
-from pixart_jax.files import check_writable, reason
+from pixart_jax.files import reason
+from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, Glyph, choose_glyphs, find_font, render
@@ -236,10 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
     args = parser.parse_args(argv)
     try:
-        is_there = args.out.exists()
-        if not is_there:
-            check_writable(args.out, "--out")
-        print(check_existing(args.out) if is_there else make(args.out, args.font))
+        with nullcontext() if args.out.exists() else own_target(args.out, "--out"):
+            print(check_existing(args.out) if args.out.exists() else make(args.out, args.font))
     except OSError as error:
         print(f"error: {args.out} cannot be made: {reason(error)}", file=sys.stderr)
         return 2

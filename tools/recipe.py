@@ -21,6 +21,7 @@ from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_comm
 from pixart_jax.config import ConfigDict, read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_writable
+from pixart_jax.files.locks import hold
 from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.program import Program
@@ -113,6 +114,15 @@ def config_step_flops(config) -> float:
     return require_count(Program(config, None).flops(synthetic_batch(config)))
 
 
+def train_all(runs: Sequence[Run]) -> None:
+    """Each run to its end, with a line that says how much of all is done."""
+    total, done = sum(run.flops for run in runs), 0.0
+    for run in runs:
+        print(f"[{done / total:4.0%}] {run.arm.name}: {run.config.train.num_steps} steps, {run.arm.about}", flush=True)
+        train_and_evaluate(run.config, str(run.workdir))
+        done += run.flops
+
+
 @tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -131,13 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         data, workdir = args.data.absolute(), args.workdir.absolute()
         runs = plan(data, workdir, args.set)
         check_writable(workdir, "--workdir")
-        total, begin = sum(run.flops for run in runs.values()), time.perf_counter()
-        for i, run in enumerate(runs.values()):
-            share = sum(r.flops for r in list(runs.values())[:i]) / total
-            print(f"[{share:4.0%}] {run.arm.name}: {run.config.train.num_steps} steps, {run.arm.about}", flush=True)
-            train_and_evaluate(run.config, str(run.workdir))
-        print(f"[100%] trained in {(time.perf_counter() - begin) / 60:.1f} min; drawing held-out captions", flush=True)
-        report(list(runs.values()), data, workdir)
+        begin = time.perf_counter()
+        workdir.mkdir(parents=True, exist_ok=True)
+        with hold(workdir / ".lock", f"--workdir {workdir}"):
+            train_all(list(runs.values()))
+            minutes = (time.perf_counter() - begin) / 60
+            print(f"[100%] trained in {minutes:.1f} min; drawing held-out captions", flush=True)
+            report(list(runs.values()), data, workdir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.shard_files import assemble, write_shard
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
-from pixart_jax.files.locks import hold
+from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -113,16 +113,8 @@ def extract(
     """
     out = pathlib.Path(out).absolute()
     work = _open_work(out, units)
-    locks = work / "locks"
-    mine = f"{process_index}-of-{process_count}"
-    what = f"--out {out}"
-    with contextlib.ExitStack() as owned:
-        owned.enter_context(hold(locks / mine, f"{what} (process {process_index} of {process_count})"))
-        for other in sorted(locks.iterdir()):
-            if not other.name.endswith(f"-of-{process_count}"):  # Shares of another count would overlap with this one.
-                with hold(other, f"{what} (process {other.name.replace('-', ' ')})"):
-                    pass
-        began = (locks / mine).stat().st_mtime_ns
+    with hold_share(work / "locks", process_index, process_count, f"--out {out}") as mine:
+        began = mine.stat().st_mtime_ns
         try:
             return _extract(work, out, units, range(process_index, _total(units), process_count), began, report)
         except OSError as error:

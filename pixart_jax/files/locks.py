@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable
 
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -46,6 +47,42 @@ def hold(path: str | os.PathLike, what: str) -> Iterator[None]:
             if _is_still(path, descriptor):
                 path.unlink()
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def own_target(target: pathlib.Path, option: str) -> Iterator[None]:
+    """Owns a file or folder that is to be made, by a lock file beside it, until the block ends; see `hold`.
+
+    Raises:
+      InputError: its folder cannot be written, or another process makes it.
+    """
+    check_writable(target.parent, option)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with hold(target.with_name(f".{target.name}.lock"), f"{option} {target}"):
+        yield
+
+
+@contextlib.contextmanager
+def hold_share(folder: str | os.PathLike, index: int, count: int, what: str) -> Iterator[pathlib.Path]:
+    """Owns one share of work that `count` processes divide; shares of another count would overlap with it.
+
+    Args:
+      folder: of the lock files, which is there and holds nothing else.
+      what: as of `hold`.
+
+    Yields:
+      the lock file, written when the share was taken.
+
+    Raises:
+      InputError: another process has this share, or one of another count; see `hold`.
+    """
+    mine = pathlib.Path(folder, f"{index}-of-{count}")
+    with hold(mine, f"{what} (process {index} of {count})"):
+        for other in sorted(mine.parent.iterdir()):
+            if not other.name.endswith(f"-of-{count}"):
+                with hold(other, f"{what} (process {other.name.replace('-', ' ')})"):
+                    pass
+        yield mine
 
 
 def _acquire(path: pathlib.Path, what: str) -> int:

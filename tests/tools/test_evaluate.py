@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from inception_weights import draw_weights
+from owners import held_elsewhere
 from PIL import Image
 
 from tools import evaluate
@@ -71,6 +72,17 @@ def test_two_processes_give_the_same(place, result, tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert len(found["metrics"]) == 4
     assert found["metrics"] == pytest.approx({name: result["metrics"][name] for name in found["metrics"]}, rel=1e-6)
+
+
+@pytest.mark.parametrize(("index", "count", "held"), [(0, 1, "0-of-1"), (1, 2, "1-of-2"), (0, 2, "2-of-3")])
+def test_a_share_has_one_owner(place, index, count, held, tmp_path, capsys):
+    (tmp_path / "out" / ".locks").mkdir(parents=True)
+    shared = ["--process-index", str(index), "--process-count", str(count)]
+    with held_elsewhere(tmp_path / "out" / ".locks" / held):
+        assert evaluate.main(_arguments(place, tmp_path / "out", *CHEAP, *shared)) == 2
+    said = capsys.readouterr().err
+    assert f"(process {held.replace('-', ' ')}) is being written by another process" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".locks"]
 
 
 def test_a_killed_one_goes_on(place, result, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from emoji_font import ABSENT, BLANK, CANDIDATES, CODE, FLAG, MONOCHROME, SMALL, TWINS, build_font
+from owners import held_elsewhere
 from PIL import Image
 
 from pixart_jax.data.shards.feature_shards import ShardReader
@@ -272,3 +273,15 @@ def test_font_of_this_machine_if_any():
     # The heart's point is below.
     ink = (by_caption["blue heart"].min(axis=2) < 200).sum(axis=1)
     assert ink[12:32].sum() > ink[32:52].sum()
+
+
+def test_what_another_process_makes_is_left_alone(font_file, tmp_path, capsys):
+    out = tmp_path / "deeper" / "quickstart"
+    out.parent.mkdir()
+    with held_elsewhere(out.parent / ".quickstart.lock"):
+        assert run("--out", out, "--num-glyphs", 30, "--size", 32, "--font", font_file) == 2
+    assert f"--out {out} is being written by another process" in capsys.readouterr().err
+    assert not list(out.parent.iterdir())
+    # And once it is gone, the same command works, and leaves no lock.
+    assert run("--out", out, "--num-glyphs", 8, "--size", 32, "--font", font_file) == 0
+    assert list(out.parent.iterdir()) == [out]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from emoji_font import build_font
+from owners import held_elsewhere
 
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
@@ -73,6 +74,17 @@ def test_large_canvases(data):
             far = picture[:, -16:] if width > height else picture[-16:]
             ground = np.array(recipe.GROUNDS[sample.key.split("-")[1]]) / 127.5 - 1
             assert np.abs(far - ground).mean() < 0.1
+
+
+def test_what_another_process_makes_is_left_alone(font_file, tmp_path, capsys):
+    out = tmp_path / "recipe"
+    half = tmp_path / ".recipe.incomplete" / "dense" / "shard"
+    half.parent.mkdir(parents=True)
+    half.write_text("of another process")
+    with held_elsewhere(tmp_path / ".recipe.lock"):
+        assert recipe.main(["--out", str(out), "--font", font_file]) == 2
+    assert f"--out {out} is being written by another process" in capsys.readouterr().err
+    assert half.read_text() == "of another process" and not out.exists()
 
 
 def test_second_run_changes_nothing_and_other_folders_are_left_alone(data, font_file, tmp_path, capsys):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from emoji_font import build_font
+from owners import held_elsewhere
 from PIL import Image
 
 from tools import make_recipe_data, recipe
@@ -73,3 +74,12 @@ def test_arms_start_from_arms_before_them():
     names = [arm.name for arm in recipe.ARMS]
     for i, arm in enumerate(recipe.ARMS):
         assert set(filter(None, (arm.after, *arm.same_compute_as))) <= set(names[:i])
+
+
+def test_a_workdir_has_one_owner(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recipe, "ARMS", recipe.ARMS[:1])
+    arguments = ["--data", str(data), "--workdir", str(tmp_path), *(word for s in TINY for word in ("--set", s))]
+    with held_elsewhere(tmp_path / ".lock"):
+        assert recipe.main(arguments) == 2
+    assert f"--workdir {tmp_path} is being written by another process" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
