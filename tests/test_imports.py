@@ -1,6 +1,8 @@
 """Imports point down only, and the core runs where nothing but jax, flax, optax, einops and numpy is installed."""
 
 import ast
+import functools
+import gc
 import json
 import os
 import pathlib
@@ -39,9 +41,19 @@ def modules():
     }
 
 
+@functools.cache
+def parsed(path):
+    # Python 3.11 may give up where a collection of garbage runs code while it builds the tree.
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
+
+
 def imports(path):
     """(name of the imported module, whether the import is inside a try that catches ImportError)."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     guarded = {
         id(node)
         for block in ast.walk(tree)
@@ -58,7 +70,7 @@ def imports(path):
 
 def own_imports(module):
     """Modules of the package that a module imports, without the package's name; also such as `from a import module`."""
-    for node in ast.walk(ast.parse(modules()[module].read_text())):
+    for node in ast.walk(parsed(modules()[module])):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pixart_jax":
             base = node.module.removeprefix("pixart_jax").removeprefix(".")
             for alias in node.names:
