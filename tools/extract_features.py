@@ -15,8 +15,6 @@ DIR/skipped.jsonl; docs/data.md describes every kind of source.
 from __future__ import annotations
 
 import argparse
-import collections
-import json
 import os
 import pathlib
 import sys
@@ -33,11 +31,13 @@ from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.data.shards.records import TEXT_DTYPES
-from pixart_jax.encoding.engine import SKIPPED_FILE, Tally, Units, extract
+from pixart_jax.encoding.engine import Tally, Units, extract
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.encoding.reference import ReferenceUnits
+from pixart_jax.encoding.skipped import SKIPPED_FILE, skipped_reasons
 from pixart_jax.errors import InputError
 from pixart_jax.training.metrics import format_duration
 
@@ -78,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"this process's share is done in {seconds}; the set is complete when the others are done too")
         return 0
     print(f"{args.out}: done in {seconds}")
-    print(summary(args.out))
+    try:
+        print(summary(args.out))
+    except InputError as error:  # Changed since: a set that is there is done all the same.
+        print(f"warning: {error}", file=sys.stderr)
     return 0
 
 
@@ -206,14 +209,13 @@ def summary(out: pathlib.Path) -> str:
     """What the sets hold, and what was skipped for which reason."""
     lines = []
     for path in sorted(out.glob("**/manifest.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        num_bytes = sum(shard["num_bytes"] for shard in manifest["shards"])
+        manifest = read_manifest(path.parent)
+        num_bytes = sum(shard.num_bytes for shard in manifest.shards)
         lines.append(
-            f"{path.parent}: {manifest['num_samples']} samples in {len(manifest['shards'])} shards, "
-            f"{num_bytes / 1e6:,.1f} MB, {len(manifest['bucket_histogram'])} buckets"
+            f"{path.parent}: {manifest.num_samples} samples in {len(manifest.shards)} shards, "
+            f"{num_bytes / 1e6:,.1f} MB, {len(manifest.buckets)} buckets"
         )
-    with (out / SKIPPED_FILE).open(encoding="utf-8") as file:
-        reasons = collections.Counter(json.loads(line)["reason"] for line in file)
+    reasons = skipped_reasons(out / SKIPPED_FILE)
     if reasons:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         lines.append(f"{sum(reasons.values())} items skipped ({out / SKIPPED_FILE}): {counts}")

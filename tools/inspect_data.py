@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -26,13 +25,14 @@ from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.encoding.registry import load_autoencoder
+from pixart_jax.encoding.skipped import SKIPPED_FILE, skipped_reasons
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
 from pixart_jax.figures.images import false_colour, save_png, to_uint8
 from pixart_jax.files import check_writable
 from pixart_jax.training.metrics import format_duration
 
-OUT, SHEET_FILE, CHARTS_FILE, SKIPPED_FILE = "inspection", "contact_sheet.png", "histograms.png", "skipped.jsonl"
+OUT, SHEET_FILE, CHARTS_FILE = "inspection", "contact_sheet.png", "histograms.png"
 # So many damages are named.
 LISTED = 20
 SECONDS_BETWEEN_REPORTS = 5.0
@@ -174,17 +174,6 @@ def caption_of(directory: pathlib.Path, survey: Survey, number: int) -> str:
     """Caption `number` of those surveyed."""
     sample = ShardReader(directory)[survey.captions_of[number]]
     return next(text.caption for text in sample.texts if text_hash(text.caption) == survey.captions[number])
-
-
-def skipped_reasons(path: pathlib.Path) -> collections.Counter[str]:
-    reasons: collections.Counter[str] = collections.Counter()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                reasons[json.loads(line)["reason"]] += 1
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise InputError(f'{path}: line {number} has no "reason" ({error!r}); remove the file') from error
-    return reasons
 
 
 def verdict(manifest: Manifest, survey: Survey, seconds: float) -> str:

@@ -15,8 +15,11 @@ import dataclasses
 import itertools
 import pathlib
 import re
+import struct
 import sys
 import time
+import warnings
+import zlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -37,7 +40,7 @@ from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import enlarged, labelled_grid, save_png
-from pixart_jax.files import check_writable
+from pixart_jax.files import check_writable, open_regular
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
@@ -101,6 +104,11 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         chunks = {"prompt": prompt, "image": number} | about | {"step": parts.step()}
         return {name: str(value) for name, value in chunks.items() if value is not None}
 
+    size = (canvas.width, canvas.height)
+
+    def is_drawn(path: pathlib.Path, wanted: dict[str, str]) -> bool:
+        return (picture := read_picture(path, size)) is not None and picture[1] == wanted
+
     digits = max(3, len(str(whole.count - 1)))
     paths = [
         [out / f"{i * args.num_images + k:0{digits}d}_{slug(prompt)}.png" for k in range(args.num_images)]
@@ -112,7 +120,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     missing = [
         i
         for i, prompt in enumerate(prompts)
-        if any(read_text(path) != text(prompt, k) for k, path in enumerate(paths[i]))
+        if any(not is_drawn(path, text(prompt, k)) for k, path in enumerate(paths[i]))
     ]
     if len(missing) < len(prompts):
         print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
@@ -130,7 +138,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
             save_png(paths[i][k], image, text(prompts[i], k))
         progress.finish_group(request.count)
     flat = [(path, prompt) for row, prompt in zip(paths, prompts, strict=True) for path in row]
-    write_sheet(sheet, flat[:SHEET_PICTURES])
+    write_sheet(sheet, flat[:SHEET_PICTURES], size)
     return len(missing) * args.num_images, whole.count
 
 
@@ -158,24 +166,39 @@ class ProgressLines:
         self._finished += count
 
 
-def read_text(path: pathlib.Path) -> dict[str, str] | None:
-    """The text chunk of a picture, or None where there is no whole one."""
+def read_picture(path: pathlib.Path, size: tuple[int, int]) -> tuple[np.ndarray, dict[str, str]] | None:
+    """Pixels and text chunk of a picture of this (width, height), or None where there is no whole one: of another size,
+    or of too many pixels for memory, it is none of ours."""
     try:
-        with Image.open(path) as image:
+        with (
+            open_regular(path) as file,
+            warnings.catch_warnings(action="ignore"),
+            Image.open(file, formats=("PNG",)) as image,
+        ):
+            if image.size != size or image.mode != "RGB" or not isinstance(image, PngImagePlugin.PngImageFile):
+                return None
             image.load()
-            return dict(image.text) if isinstance(image, PngImagePlugin.PngImageFile) else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return np.asarray(image), dict(image.text)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError):
         return None
 
 
-def write_sheet(path: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, str]]) -> None:
-    """Small copies of the pictures with their prompts."""
+def write_sheet(path: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, str]], size: tuple[int, int]) -> None:
+    """Small copies of the pictures of this (width, height) with their prompts; names those that cannot be read."""
     entries = []
     for file, prompt in pictures:
-        with Image.open(file) as image:
-            image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
-            entries.append((enlarged(np.asarray(image)), prompt))
-    save_png(path, labelled_grid(entries, columns=round(len(entries) ** 0.5)))
+        if (picture := read_picture(file, size)) is None:
+            print(
+                f"{file} is no picture of {size[0]} x {size[1]} pixels, or damaged: left out of {path}; give the same "
+                "command again to draw it",
+                file=sys.stderr,
+            )
+            continue
+        image = Image.fromarray(picture[0])
+        image.thumbnail((SHEET_PIXELS, SHEET_PIXELS))
+        entries.append((enlarged(np.asarray(image)), prompt))
+    if entries:
+        save_png(path, labelled_grid(entries, columns=round(len(entries) ** 0.5)))
 
 
 def slug(prompt: str) -> str:

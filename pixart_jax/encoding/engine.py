@@ -23,12 +23,12 @@ from absl import logging
 from pixart_jax.data.shards.manifest import Manifest, Shard
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.shard_files import assemble, write_shard
+from pixart_jax.encoding.skipped import SKIPPED_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
 from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
 
-SKIPPED_FILE = "skipped.jsonl"
 RECIPE_FILE = "recipe.json"
 # Name of a set that is alone.
 ONLY = "set"

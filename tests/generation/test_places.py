@@ -3,9 +3,13 @@ is done."""
 
 import os
 import resource
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 from tiny_words import write_words_data
 
 from pixart_jax.errors import InputError
@@ -136,3 +140,66 @@ def test_pictures_are_given_out_one_by_one(weights):
 def test_a_picture_that_cannot_be_written_is_an_input_error(tmp_path, place):
     with pytest.raises(InputError, match="cannot be written"):
         save_png(place(tmp_path) / "a.png", np.zeros((2, 2, 3), np.uint8))
+
+
+def _of_another_size(path, size=(12_000, 12_000), text=None):
+    """A picture of few bytes and many pixels."""
+    chunks = PngImagePlugin.PngInfo()
+    for name, value in (text or {}).items():
+        chunks.add_itxt(name, value)
+    Image.new("RGB", size).save(path, pnginfo=chunks)
+
+
+def _header_of_a_bomb(path):
+    """A whole picture whose header says that it has 60,000 pixels along each side."""
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGE = [
+    _header_of_a_bomb,
+    _of_another_size,
+    _pipe,
+    lambda path: os.truncate(path, 100),
+    lambda path: os.truncate(path, 0),
+    lambda path: path.write_text("no picture"),
+    lambda path: path.unlink(),
+    lambda path: path.write_bytes(path.read_bytes()[:-40] + bytes(40)),
+    lambda path: Image.new("P", (16, 16)).save(path),
+    lambda path: Image.new("RGB", (16, 16)).save(path, "JPEG"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_picture_is_left_out_of_the_sheet_and_named(damage, tmp_path, capsys):
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in paths:
+        sample.save_png(path, np.full((16, 16, 3), 200, np.uint8), {"prompt": "a"})
+    damage(paths[1])
+    tracemalloc.start()
+    try:
+        sample.write_sheet(tmp_path / "sheet.png", [(path, "a") for path in paths], (16, 16))
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    said = capsys.readouterr().err
+    assert (
+        said.startswith(f"{paths[1]} is no picture of 16 x 16 pixels, or damaged: left out") and said.count("\n") == 1
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        sheet.load()
+    assert sample.read_picture(paths[1], (16, 16)) is None
+    assert sample.read_picture(paths[2], (16, 16))[1] == {"prompt": "a"}
+
+
+def test_a_sheet_of_damaged_pictures_alone_is_not_made(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    sample.write_sheet(tmp_path / "sheet.png", [(tmp_path / "a.png", "a")], (16, 16))
+    assert not (tmp_path / "sheet.png").exists() and "a.png" in capsys.readouterr().err
