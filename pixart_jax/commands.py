@@ -32,6 +32,7 @@ _SCRIPTS = {
 }
 
 GOES_ON = "goes on where this one stopped"
+NOTHING_BEGAN = "can be given again; this one had not begun"
 BEGINS_AGAIN = "begins again; nothing half done is left"
 # As shells have it: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -110,7 +111,7 @@ def end_quietly_while_loading() -> None:
 
 def _quiet_hook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        interrupted(BEGINS_AGAIN)  # Python then ends with SIGINT's status.
+        interrupted(NOTHING_BEGAN)  # Python then ends with SIGINT's status.
     else:
         sys.__excepthook__(kind, error, traceback)
 

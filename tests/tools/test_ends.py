@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, text_argument, tool
+from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, NOTHING_BEGAN, text_argument, tool
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
 
@@ -53,7 +53,7 @@ def interrupt(code, *args):
             f"interrupted; the same command {GOES_ON}\n",
         ),
         # While the modules of a tool are read: Python ends with the signal then.
-        ("import tools;" + WAIT, -signal.SIGINT, f"interrupted; the same command {BEGINS_AGAIN}\n"),
+        ("import tools;" + WAIT, -signal.SIGINT, f"interrupted; the same command {NOTHING_BEGAN}\n"),
         (
             "import pixart_jax.main as m; m.parse_flags = lambda _: exec(" + repr(WAIT) + "); m.run()",
             INTERRUPTED,
