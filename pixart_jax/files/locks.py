@@ -56,7 +56,7 @@ def own_target(target: pathlib.Path, option: str) -> Iterator[None]:
     Raises:
       InputError: its folder cannot be written, or another process makes it.
     """
-    check_writable(target.parent, option)
+    check_writable(target.parent if target.is_file() else target, option)
     target.parent.mkdir(parents=True, exist_ok=True)
     with hold(target.with_name(f".{target.name}.lock"), f"{option} {target}"):
         yield

@@ -167,7 +167,7 @@ DAMAGE = [
     _header_of_a_bomb,
     _of_another_size,
     _pipe,
-    lambda path: os.truncate(path, 100),
+    lambda path: os.truncate(path, 60),
     lambda path: os.truncate(path, 0),
     lambda path: path.write_text("no picture"),
     lambda path: path.unlink(),
