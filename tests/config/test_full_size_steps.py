@@ -16,7 +16,11 @@ def worker():
         yield pool
 
 
-FULL_SIZE = [(name, {}) for name in PATHS] + [(name, KV) for name in SIGMA]
+# Whose batches are for one device or a few.
+SMALL = ("finetune_small_alpha", "finetune_small_sigma")
+FULL_SIZE = [(name, {"data.batch_size": DEVICES} if name in SMALL else {}) for name in PATHS] + [
+    (name, KV) for name in SIGMA
+]
 # Compiled too, which takes ten times as long as all else: the one with the most in it.
 COMPILED = [("sigma_512", KV)]
 

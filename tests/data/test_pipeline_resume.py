@@ -143,6 +143,11 @@ def test_damaged_record_stops_the_iterator_and_is_named(thirteen, num_workers):
     data = bytearray(path.read_bytes())
     data[data.index(make_sample(6).latent_mean.tobytes())] ^= 1
     path.write_bytes(data)
+    # Of files so small the checksum of their ends would tell before: as of a set that was made before there was one.
+    manifest = json.loads((thirteen / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        del shard["ends_crc32"]
+    (thirteen / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"shard-00001\.array_record: record 2 \(sample 6"):
         batches(thirteen, 5, num_workers=num_workers)
 

@@ -48,8 +48,8 @@ def test_a_run_draws_its_prompts(data, tmp_path, compilations, caplog):
     assert compilations.count("jit(sample)") == 1, compilations
     grids = [np.asarray(Image.open(tmp_path / "run" / name)) for name in ("samples/step_0000002.png", "samples.png")]
     assert all(grid.std() > 0 for grid in grids) and grids[0].shape == grids[1].shape
-    # Latents of 4x4 in false colours, two entries in a row, and no real picture beside them.
-    assert grids[0].shape[1] == 2 * (4 + 2 * 2 + 4) + 4
+    # Latents of 4x4 in false colours, enlarged, two entries in a row, and no real picture beside them.
+    assert grids[0].shape[1] == 2 * (128 + 2 * 2 + 4) + 4
     assert "samples.png: prompts" in caplog.text
 
 
@@ -85,7 +85,8 @@ def test_t5_and_the_autoencoder_that_are_named(weights, tmp_path):
         np.testing.assert_array_equal(sample.texts[0].features, features)
     train_and_evaluate(config, str(tmp_path / "run"))
     grid = np.asarray(Image.open(tmp_path / "run/samples.png"))
-    assert grid.shape[1] == 32 + 2 * 2 + 2 * 4 and grid.std() > 0
+    # Of 32x32, enlarged.
+    assert grid.shape[1] == 128 + 2 * 2 + 2 * 4 and grid.std() > 0
 
     config.data.text_encoder = ""
     with pytest.raises(InputError, match=r'text_encoder "t5".*config.data.text_encoder'):

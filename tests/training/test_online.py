@@ -298,7 +298,7 @@ def test_shards_are_drawn_with_the_autoencoder_that_is_given(photos, weights, tm
         ("data.vae", "/nowhere", "/nowhere/config.json"),
         ("data.text_encoder", "", "name a text encoder's directory"),
         ("data.text_encoder", "/nowhere", "/nowhere/config.json"),
-        ("data.caption_cleaning", "beta", "must be one of alpha, sigma, none"),
+        ("data.caption_cleaning", "beta", "must be one of none, alpha, sigma"),
         ("data.group_buckets", True, "is for feature shards"),
         ("data.num_workers", 2, "is for feature shards"),
         ("sample.retrieval_captions", 4, "is for feature shards"),
