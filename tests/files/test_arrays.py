@@ -116,14 +116,16 @@ def test_a_null_caption_that_is_not_finite_is_refused(value, tmp_path):
     ],
 )
 def test_a_null_caption_of_pytorchs_that_is_no_floats_is_refused(value, message, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.save(value(torch), tmp_path / "x.pth")
     with pytest.raises(InputError, match=message):
         read_null_text(tmp_path / "x.pth")
 
 
 def test_a_null_caption_that_is_a_trained_parameter(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.save(
         {"uncond_prompt_embeds": torch.nn.Parameter(torch.ones(1, 3, 4, dtype=torch.bfloat16))}, tmp_path / "x.pth"
     )
