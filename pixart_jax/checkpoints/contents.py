@@ -83,11 +83,12 @@ def shape_differences(recorded: Recorded, abstract: Any) -> list[str]:
 
 def check_structure(restored: Any, abstract: Any) -> None:
     """Raises Damaged unless what came back is a tree of arrays as `abstract`; Orbax goes by its own notes."""
-    for path, wanted in flatten_tree(abstract).items():
-        found = flatten_tree(restored).get(path)
+    there, expected = flatten_tree(restored), flatten_tree(abstract)
+    for path, wanted in expected.items():
+        found = there.get(path)
         if getattr(found, "shape", None) != wanted.shape or getattr(found, "dtype", None) != wanted.dtype:
             raise Damaged(f"{path} has not come back as what was saved")
-    if flatten_tree(restored).keys() != flatten_tree(abstract).keys():
+    if there.keys() != expected.keys():
         raise Damaged("other arrays have come back than were saved")
 
 
