@@ -49,7 +49,7 @@ def interrupt(code, *args):
             f"interrupted; the same command {BEGINS_AGAIN}\n",
         ),
         (
-            "import sys; from tools import evaluate as t; t.evaluate = lambda _: exec(" + repr(WAIT) + ");"
+            "import sys; from tools.evaluate import command as t; t.evaluate = lambda _: exec(" + repr(WAIT) + ");"
             "sys.exit(t.main(['a', '--inception', 'b', '--out', sys.argv[1]]))",
             INTERRUPTED,
             f"interrupted; the same command {GOES_ON}\n",
@@ -69,7 +69,7 @@ def test_ctrl_c_is_one_line(tmp_path, code, status, words):
 
 
 def test_every_tool_ends_the_same_way():
-    for path in [*ROOT.glob("tools/*.py"), ROOT / "tools/bench/__main__.py"]:
+    for path in (ROOT / "tools").rglob("*.py"):
         if "argv: Sequence[str] | None" in (text := path.read_text(encoding="utf-8")):
             assert re.search(r"^@tool\(\w+\)\ndef main", text, re.MULTILINE), path
 

@@ -15,7 +15,7 @@ from inception_weights import draw_weights
 from owners import held_elsewhere
 from PIL import Image
 
-from tools import evaluate
+from tools.evaluate import command as evaluate
 
 ROOT = pathlib.Path(__file__).parents[2]
 METRICS = ["--metrics", "fid", "kid", "pr"]

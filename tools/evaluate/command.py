@@ -12,9 +12,7 @@ at the pictures. Several processes share the work if each is given its --process
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
-import io
 import json
 import os
 import pathlib
@@ -22,30 +20,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.distances import (
-    Statistics,
     frechet_distance,
     inception_score,
     kernel_distance,
     precision_and_recall,
     statistics_of,
 )
-from pixart_jax.evaluators.picture_sets import FidNetwork, PictureFolder, SetFeatures, extract, load
+from pixart_jax.evaluators.fid_network import open_fid_network
+from pixart_jax.evaluators.networks import FEATURES, LOGITS, FeatureNetwork
+from pixart_jax.evaluators.picture_sets import PictureFolder, PictureReader, SetFeatures, extract, load
 from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
+from pixart_jax.evaluators.references import Reference, read_statistics, write_statistics
+from pixart_jax.evaluators.results import compare, table
 from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
-from pixart_jax.models.inception import NUM_FEATURES
 
-from .extract_features import ProgressLines, Tally
+from ..extract_features import ProgressLines, Tally
 
 METRICS = ("fid", "kid", "is", "pr")
-# What two results must have in common to stand side by side; see docs/evaluation.md.
-COMPARED = ("network", "preprocessing", "pictures.used", "reference.fingerprint", "reference.used", "kid_subset_size")
 
 
 @tool(GOES_ON)
@@ -66,13 +62,11 @@ def evaluate(args: argparse.Namespace) -> int:
     pictures = PictureFolder.open(args.pictures, args.pictures_per_unit)
     sides = {"pictures": pictures}
     reference: PictureFolder | Reference | None = None
-    if args.reference and args.reference.suffix == ".npz":
-        reference = read_statistics(args.reference, args.preprocessing)
-    elif args.reference:
+    if args.reference and args.reference.suffix != ".npz":
         reference = sides["reference"] = PictureFolder.open(args.reference, args.pictures_per_unit)
-    network = FidNetwork(args.inception, args.preprocessing, batch_size=args.batch_size, num_threads=args.num_threads)
-    if isinstance(reference, Reference) and reference.network not in ("", network.sha256):
-        raise InputError(f"{args.reference} was made with other weights than {args.inception}; make it again")
+    network = open_fid_network(args.inception, args.preprocessing)
+    if args.reference and args.reference.suffix == ".npz":
+        reference = read_statistics(args.reference, network)
     locks = args.out / ".locks"
     check_writable(locks, "--out")
     locks.mkdir(parents=True, exist_ok=True)
@@ -84,31 +78,33 @@ def evaluate_share(
     args: argparse.Namespace,
     sides: Mapping[str, PictureFolder],
     reference: PictureFolder | Reference | None,
-    network: FidNetwork,
+    network: FeatureNetwork,
 ) -> int:
     """This process's share; where it is the last one, the figures too."""
     begin(args.out, sides, network)
     pictures = sides["pictures"]
+    reader = PictureReader(network, batch_size=args.batch_size, num_threads=args.num_threads)
     found: dict[str, SetFeatures] = {}
     for name, folder in sides.items():
         extract(
             folder,
-            network,
+            reader,
             args.out / name,
             process_index=args.process_index,
             process_count=args.process_count,
             report=progress(name, len(folder.files)),
         )
     for name, folder in sides.items():
-        features = load(folder, args.out / name)
+        features = load(folder, network, args.out / name)
         if features is None:
             print(f"{args.out}: this process's share is done; the one that ends last measures", flush=True)
             return 0
         found[name] = features
     write_skipped(args.out, found)
     if reference is None:
-        write_statistics(args.statistics, found["pictures"], pictures, network)
-        print(f"{args.statistics}: statistics of {len(found['pictures'].f2048)} pictures")
+        statistics = statistics_of([found["pictures"].features], network.outputs[FEATURES])
+        write_statistics(args.statistics, statistics, pictures.fingerprint, network)
+        print(f"{args.statistics}: statistics of {statistics.count} pictures")
         return 0
     result = measure(args, pictures, reference, network, found)
     write_text(args.out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
@@ -122,66 +118,7 @@ def progress(side: str, total: int) -> Callable[[int], None]:
     return lambda done: lines(Tally(0, 0, done, total, 0))
 
 
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """A file of statistics: pytorch-fid's and clean-fid's hold `mu` and `sigma` alone, ours how they came about too.
-
-    network, preprocessing, fingerprint: "" where the file does not say.
-    """
-
-    statistics: Statistics
-    network: str
-    preprocessing: str
-    fingerprint: str
-
-
-def read_statistics(path: pathlib.Path, preprocessing: str) -> Reference:
-    """Raises InputError if it is no such file, or of another network or preprocessing."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            held = {name: np.asarray(arrays[name]) for name in arrays.files if name in _STATISTICS}
-    except Exception as error:  # numpy and zipfile meet damage with some five kinds of exceptions.
-        raise InputError(f"{path} cannot be read: {error}; name a .npz that holds mu and sigma") from error
-    mu, sigma = held.get("mu"), held.get("sigma")
-    if mu is None or sigma is None or mu.ndim != 1 or sigma.shape != (mu.size, mu.size) or mu.dtype.kind != "f":
-        raise InputError(f"{path} should hold mu [D] and sigma [D, D], as pytorch-fid and clean-fid write them")
-    if mu.size != NUM_FEATURES or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise InputError(
-            f"{path}: mu has {mu.size} values, where FID-Inception's {NUM_FEATURES} finite ones belong; it "
-            "is of another network"
-        )
-    said = str(held.get("preprocessing", ""))
-    if said not in ("", preprocessing):
-        raise InputError(f"{path} was made with --preprocessing {said}, not {preprocessing}; the two do not compare")
-    count = int(held.get("count", 0))
-    return Reference(
-        Statistics(mu.astype(np.float64), sigma.astype(np.float64), count),
-        str(held.get("network", "")),
-        said,
-        str(held.get("fingerprint", "")),
-    )
-
-
-_STATISTICS = ("mu", "sigma", "count", "network", "preprocessing", "fingerprint")
-
-
-def write_statistics(path: pathlib.Path, found: SetFeatures, pictures: PictureFolder, network: FidNetwork) -> None:
-    """What `read_statistics` reads, and pytorch-fid and clean-fid too."""
-    statistics = statistics_of([found.f2048], NUM_FEATURES)
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        mu=statistics.mu,
-        sigma=statistics.sigma,
-        count=statistics.count,
-        network=network.sha256,
-        preprocessing=network.preprocessing,
-        fingerprint=pictures.fingerprint,
-    )
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
-
-
-def begin(out: pathlib.Path, sides: Mapping[str, PictureFolder], network: FidNetwork) -> None:
+def begin(out: pathlib.Path, sides: Mapping[str, PictureFolder], network: FeatureNetwork) -> None:
     """Says in the folder what its features are of; refuses one that holds those of something else."""
     recipe = {
         "network": network.sha256,
@@ -202,7 +139,7 @@ def measure(
     args: argparse.Namespace,
     pictures: PictureFolder,
     reference: PictureFolder | Reference,
-    network: FidNetwork,
+    network: FeatureNetwork,
     found: Mapping[str, SetFeatures],
 ) -> dict[str, Any]:
     """The figures, and all that they depend on."""
@@ -211,25 +148,25 @@ def measure(
     subset = None
     if isinstance(reference, Reference):
         second = reference.statistics
-        against = {"path": str(args.reference), "used": second.count, "fingerprint": reference.fingerprint}
+        against = {"path": str(reference.path), "used": second.count, "fingerprint": reference.fingerprint}
     else:
-        real = found["reference"].f2048
+        real = found["reference"].features
         against = about(reference, found["reference"])
         if "kid" in args.metrics:
-            subset = min(args.kid_subset_size, len(generated.f2048), len(real))
-            figures["kid"], figures["kid_std"] = kernel_distance(generated.f2048, real, subset_size=subset)
+            subset = min(args.kid_subset_size, len(generated.features), len(real))
+            figures["kid"], figures["kid_std"] = kernel_distance(generated.features, real, subset_size=subset)
         if "pr" in args.metrics:
-            figures["precision"], figures["recall"] = precision_and_recall(generated.f2048, real)
+            figures["precision"], figures["recall"] = precision_and_recall(generated.features, real)
         if "fid" in args.metrics:
-            second = statistics_of([real], NUM_FEATURES)
+            second = statistics_of([real], network.outputs[FEATURES])
     if "fid" in args.metrics:
-        name = "fid" if network.is_published else "frechet_distance"
-        figures[name] = frechet_distance(statistics_of([generated.f2048], NUM_FEATURES), second)
+        name = "fid" if network.published else "frechet_distance"
+        figures[name] = frechet_distance(statistics_of([generated.features], network.outputs[FEATURES]), second)
     if "is" in args.metrics:
-        figures["inception_score"], figures["inception_score_std"] = inception_score(generated.logits)
+        figures["inception_score"], figures["inception_score_std"] = inception_score(generated.outputs[LOGITS])
     return {
         "metrics": figures,
-        "network": {"name": "FID-Inception", "sha256": network.sha256, "published": network.is_published},
+        "network": {"name": network.name, "sha256": network.sha256, "published": network.published},
         "preprocessing": network.preprocessing,
         "kid_subset_size": subset,
         "pictures": about(pictures, generated),
@@ -242,52 +179,10 @@ def about(folder: PictureFolder, found: SetFeatures) -> dict[str, Any]:
     return {
         "path": str(folder.root),
         "files": len(folder.files),
-        "used": len(found.f2048),
+        "used": len(found.features),
         "skipped": len(found.skipped),
         "fingerprint": folder.fingerprint,
     }
-
-
-def compare(first: pathlib.Path, second: pathlib.Path) -> str:
-    """Two results side by side; raises InputError, with the reason, if they do not compare."""
-    results = []
-    for path in (first, second):
-        try:
-            results.append(dict(read_fields(path, "name a result.json")))
-            for key in (*COMPARED, "metrics", "pictures.path", "reference.path"):
-                field(results[-1], key)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} is no result of {command('evaluate')}: {error} is not in it") from error
-    one, two = results
-    if differing := [key for key in COMPARED if field(one, key) != field(two, key)]:
-        rows = [f"{key}: {field(one, key)!r} and {field(two, key)!r}" for key in differing]
-        raise InputError(f"{first} and {second} do not compare, as they differ in\n  " + "\n  ".join(rows))
-    return table(results)
-
-
-def field(result: dict[str, Any], dotted: str) -> Any:
-    value: Any = result
-    for key in dotted.split("."):
-        value = value[key]
-    return value
-
-
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row per result, and a line on what they have in common."""
-    names = list(dict.fromkeys(name for result in results for name in result["metrics"]))
-    lines = ["| pictures | N | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for result in results:
-        figures = [f"{result['metrics'][name]:.4f}" if name in result["metrics"] else "" for name in names]
-        side = result["pictures"]
-        lines.append(f"| {side['path']} | {side['used']} | " + " | ".join(figures) + " |")
-    first = results[0]
-    weights = "its published weights" if first["network"]["published"] else "weights that are not the published ones"
-    lines += [
-        "",
-        f"Features of FID-Inception with {weights}, preprocessing {first['preprocessing']}; reference "
-        f"{first['reference']['path']} ({first['reference']['used'] or 'an unknown number of'} pictures).",
-    ]
-    return "\n".join(lines)
 
 
 def write_skipped(out: pathlib.Path, found: Mapping[str, SetFeatures]) -> None:
@@ -296,7 +191,7 @@ def write_skipped(out: pathlib.Path, found: Mapping[str, SetFeatures]) -> None:
     write_text(out / "skipped.txt", "".join(f"{side}: {line}\n" for side, line in rows))
     for side, features in found.items():
         if features.skipped:
-            total = len(features.skipped) + len(features.f2048)
+            total = len(features.skipped) + len(features.features)
             print(f"{side}: {len(features.skipped)} of {total} could not be read, see {out / 'skipped.txt'}")
 
 
@@ -354,7 +249,3 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if not args.compare and not (args.pictures and args.inception and args.out):
         parser.error("PICTURES, --inception and --out are needed, or --compare")
     return args
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measuring of pictures, see `command`."""
