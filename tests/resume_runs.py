@@ -20,7 +20,7 @@ from pixart_jax import main
 from pixart_jax.training import plan
 from pixart_jax.training import run as training_run
 
-STEPS = 600
+STEPS = 240
 # Not multiples of one another, so that kills fall into every phase of logging and saving.
 SETTINGS = (
     f"--config.train.num_steps={STEPS}",
