@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import hashlib
+import importlib.util
 import io
 import logging
 import os
 import pathlib
+import platform
 import re
 import shlex
 import sys
@@ -36,6 +39,10 @@ NOTHING_BEGAN = "can be given again; this one had not begun"
 BEGINS_AGAIN = "begins again; nothing half done is left"
 # As shells have it: 128 and the number of SIGINT.
 INTERRUPTED = 130
+# Of compiled programs, as much as is kept; those that were used least recently go first.
+_KEPT_BYTES = 4 * 2**30
+# What compiles sooner than this is not worth a file; JAX's own second would leave out most of a small model.
+_KEPT_SECONDS = 0.1
 # A full disk, a quota that is used up, a file larger than is allowed.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -75,6 +82,7 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
         @functools.wraps(main)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
             print_anything()
+            keep_compiled_programs()
             try:
                 return main(*args, **kwargs)
             except KeyboardInterrupt:
@@ -102,6 +110,49 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def keep_compiled_programs() -> None:
+    """What XLA compiles from now on is kept in the user's cache directory, so that the same command starts sooner.
+
+    Not where the user has settled it: JAX_COMPILATION_CACHE_DIR names another folder, and
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    wanted = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "true").lower() not in ("false", "0", "f", "no", "n", "off")
+    if not wanted or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        folder = home / "pixart_jax" / "compiled" / _processor()
+        is_new = not folder.exists()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # Read-only, or no home at all: it compiles as ever.
+        return
+    settings: dict[str, str | int | float] = {"jax_compilation_cache_dir": str(folder)}
+    if importlib.util.find_spec("filelock"):  # By which JAX keeps several processes from removing the same program.
+        settings["jax_compilation_cache_max_size"] = _KEPT_BYTES
+    if (shortest := "jax_persistent_cache_min_compile_time_secs").upper() not in os.environ:
+        settings[shortest] = _KEPT_SECONDS
+    # For the processes that this one starts, and for JAX where it is not imported yet.
+    os.environ.update({name.upper(): str(value) for name, value in settings.items()})
+    if jax := sys.modules.get("jax"):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+    if is_new:
+        print(
+            f"compiled programs are kept in {folder}; with JAX_ENABLE_COMPILATION_CACHE=false they are not",
+            file=sys.stderr,
+        )
+
+
+def _processor() -> str:
+    """A name for what this processor can: a home is shared by machines, and a program of one may crash another."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    told = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def end_quietly_while_loading() -> None:

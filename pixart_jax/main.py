@@ -10,7 +10,13 @@ from __future__ import annotations
 import logging as python_logging
 import sys
 
-from pixart_jax.commands import end_quietly_while_loading, interrupted, print_anything, quieten_libraries
+from pixart_jax.commands import (
+    end_quietly_while_loading,
+    interrupted,
+    keep_compiled_programs,
+    print_anything,
+    quieten_libraries,
+)
 
 end_quietly_while_loading()
 
@@ -130,6 +136,7 @@ def run(ending: Ending | None = None) -> None:
       ending: with other waits than the usual ones.
     """
     print_anything()
+    keep_compiled_programs()
     ending = ending or Ending()
     try:
         app.run(lambda argv: main(argv, ending), flags_parser=parse_flags)
