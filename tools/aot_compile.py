@@ -49,7 +49,7 @@ from pixart_jax.training.flops import forward_flops
 from pixart_jax.training.program import Program
 
 from .aot_hlo import BETWEEN_SLICES, count_traffic
-from .bench.train import synthetic_batch, synthetic_shapes
+from .bench.train import synthetic_batch, synthetic_shapes, training_batch
 
 PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
@@ -142,7 +142,7 @@ def compile_case(case: Case) -> dict:
         if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
             config.mesh.fsdp = default_fsdp(config, topology)
         mesh = make_mesh(mesh_spec(config), devices)
-        lowered = Program(config, mesh).lower(synthetic_shapes(config, mesh))
+        lowered = Program(config, mesh).lower(synthetic_shapes(config, mesh, training_batch))
         flops = train_flops(config)
         executed = flops + recomputed_flops(config, flops)
     else:
@@ -221,7 +221,7 @@ def train_flops(config: ConfigDict) -> float:
     """Of a step over all chips: `pixart_jax.training.flops.gradient_flops`, counted on one picture."""
     one = copy.deepcopy(config)
     one.train.accumulation_steps = 1
-    flops = Program(one, None).flops(synthetic_batch(one, batch_size=1))
+    flops = Program(one, None).flops(training_batch(one, batch_size=1))
     return flops * config.data.batch_size
 
 

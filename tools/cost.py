@@ -33,7 +33,7 @@ from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.training.flops import count_flops
 from pixart_jax.training.program import Program
 
-from .bench.train import synthetic_batch
+from .bench.train import training_batch
 
 DAY = 86400
 # The autoencoders of Stable Diffusion and SDXL, which are equal but for their weights and the latents' scale.
@@ -137,7 +137,7 @@ def image_flops(config: ConfigDict) -> float:
     """Forward and backward pass of one picture of the square's size."""
     # A step's FLOPs are proportional to its batch; large batches of large pictures need not be made up.
     config.data.batch_size = 1
-    return require_count(Program(config, None).flops(synthetic_batch(config)))
+    return require_count(Program(config, None).flops(training_batch(config)))
 
 
 @functools.cache

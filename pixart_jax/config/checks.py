@@ -43,6 +43,7 @@ def check_config(config: ConfigDict) -> None:
         _mesh_can_split_attention,
         _sampler_has_its_variance,
         _prompts_are_read,
+        _losses_fit,
     ):
         check(config, require)
 
@@ -119,6 +120,20 @@ def _prompts_are_read(config: ConfigDict, require: Require) -> None:
         not (config.sample.prompts and config.model.num_classes),
         "sample.prompts",
         f"a model of {config.model.num_classes} classes reads no captions; set it to ''",
+    )
+
+
+def _losses_fit(config: ConfigDict, require: Require) -> None:
+    train = config.train
+    require(
+        not (train.snr_loss and train.min_snr_gamma),
+        "train.min_snr_gamma",
+        "weighs the error of the noise, and config.train.snr_loss measures another where there is little; set one",
+    )
+    require(
+        train.prior_weight == 1 or bool(config.data.prior_source),
+        "train.prior_weight",
+        "only config.data.prior_source heeds it; leave it at 1.0",
     )
 
 

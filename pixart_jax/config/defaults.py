@@ -126,6 +126,11 @@ SETTINGS = {
         # compiled once for each bucket, when its first picture comes.
         "online": Setting(False),
         "data_dir": Setting(""),
+        # With `online`, DreamBooth's prior preservation: pictures of the subject's class, drawn by the model itself
+        # (tools.class_pictures). They are half of every batch; `source` is the subject.
+        "prior_source": Setting(""),
+        # With `online` and a folder as `source`: the caption of pictures that have no text file beside them.
+        "caption": Setting(""),
         # Directories that tools.convert wrote. The autoencoder also decodes the sample grids of shards that were made
         # with it, which are drawn in false colours otherwise; the text encoder also reads their `sample.prompts`.
         "vae": Setting(""),
@@ -181,6 +186,11 @@ SETTINGS = {
         "offload_optimizer": Setting(False),
         # The reference's `snr_loss`; no config it ships sets it.
         "snr_loss": Setting(False),
+        # Weighs the noise's error by min(SNR, γ)/SNR, which spares the steps with hardly any noise; 5 is usual, 0 is
+        # off. With data.prior_source the subject's alone.
+        "min_snr_gamma": Setting(0.0, NOT_NEGATIVE),
+        # Of the class's loss beside the subject's, with data.prior_source.
+        "prior_weight": Setting(1.0, NOT_NEGATIVE),
         "log_every": Setting(100, AT_LEAST_ONE),
         "checkpoint_every": Setting(1000, AT_LEAST_ONE),
         # A checkpoint is written while training goes on. Seconds that a step may wait, to be saved, for the one before

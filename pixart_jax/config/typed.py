@@ -15,6 +15,7 @@ from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.objective import Gradients, descend
+from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.tokens import DOWNSAMPLE
@@ -61,7 +62,20 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
 
 def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
     """What a config descends."""
-    return descend(diffusion_loss(adapter.apply, linear_schedule(), snr=config.train.snr_loss))
+    train = config.train
+    if config.data.prior_source:
+        return descend(
+            prior_preservation_loss(
+                adapter.apply,
+                linear_schedule(),
+                prior_weight=train.prior_weight,
+                snr=train.snr_loss,
+                min_snr_gamma=train.min_snr_gamma,
+            )
+        )
+    return descend(
+        diffusion_loss(adapter.apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
+    )
 
 
 def position_base(config: ConfigDict) -> int:

@@ -17,7 +17,7 @@ def worker():
 
 
 # Whose batches are for one device or a few.
-SMALL = ("finetune_small_alpha", "finetune_small_sigma")
+SMALL = ("finetune_small_alpha", "finetune_small_sigma", "dreambooth_alpha_1024", "dreambooth_sigma_1024")
 FULL_SIZE = [(name, {"data.batch_size": DEVICES} if name in SMALL else {}) for name in PATHS] + [
     (name, KV) for name in SIGMA
 ]

@@ -15,8 +15,11 @@ from pixart_jax.config import flatten
 GROUPS = {
     "stage1_256": (),
     "stage2_256": ("stage3_256", "stage3_512"),
-    "stage3_1024": ("finetune_alpha_1024", "finetune_small_alpha"),
-    "sigma_256": ("sigma_512", "sigma_1024", "sigma_2k", "sigma_4k", "finetune_sigma_1024", "finetune_small_sigma"),
+    "stage3_1024": ("finetune_alpha_1024", "finetune_small_alpha", "dreambooth_alpha_1024"),
+    "sigma_256": (
+        *("sigma_512", "sigma_1024", "sigma_2k", "sigma_4k"),
+        *("finetune_sigma_1024", "finetune_small_sigma", "dreambooth_sigma_1024"),
+    ),
     "mini_stage1": (),
     "mini_stage2": (),
     "mini_stage3": (),
@@ -26,6 +29,7 @@ GROUPS = {
 # evaluates, which none of these does. Of the average's warm-up the demo runs with, and the stages without.
 INDIFFERENT = {
     "model.position_scale",
+    "data.text_drop_prob",
     "optimizer.lr_scaling",
     "train.ema_decay",
     "train.ema_warmup",

@@ -27,6 +27,7 @@ from pixart_jax.config import (
 )
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.objectives.prior_preservation import IS_PRIOR
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.training.program import Program
 
@@ -68,13 +69,21 @@ def synthetic_batch(config, seed: int = 0, batch_size: int | None = None) -> dic
     }
 
 
-def synthetic_shapes(config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of `synthetic_batch`, which is not made for them."""
+def training_batch(config, seed: int = 0, batch_size: int | None = None) -> dict[str, np.ndarray]:
+    """A `synthetic_batch` with what the config's objective asks for beside it."""
+    batch = synthetic_batch(config, seed, batch_size)
+    if config.data.prior_source:
+        batch[IS_PRIOR] = np.arange(len(batch["tokens"])) % 2 == 1
+    return batch
+
+
+def synthetic_shapes(config, mesh: Mesh, make=synthetic_batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of what `make` makes, without making it."""
     return {
         name: jax.ShapeDtypeStruct(
             (config.data.batch_size, *value.shape[1:]), value.dtype, sharding=batch_sharding(mesh, name)
         )
-        for name, value in synthetic_batch(config, batch_size=1).items()
+        for name, value in make(config, batch_size=1).items()
     }
 
 
@@ -96,11 +105,11 @@ class TrainProgram:
         self.create_state = jax.jit(
             program.birth.fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.birth.shapes)
         )
-        lowered = program.lower(synthetic_shapes(config, self.mesh))
+        lowered = program.lower(synthetic_shapes(config, self.mesh, training_batch))
         begin = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
-        self.batch = put_batch(synthetic_batch(config), self.mesh)
+        self.batch = put_batch(training_batch(config), self.mesh)
 
     def turn(self, steps: int) -> Figures:
         """Seconds per step, and the last loss. The state is made anew and goes at the end."""
@@ -121,7 +130,7 @@ class TrainProgram:
 def train_flops(config: ConfigDict) -> float | None:
     """FLOPs of a step, as `pixart_jax.training.flops.gradient_flops` counts them."""
     mesh = make_mesh(mesh_spec(config))
-    return Program(config, mesh).flops(synthetic_shapes(config, mesh))
+    return Program(config, mesh).flops(synthetic_shapes(config, mesh, training_batch))
 
 
 def flop_rates(flops: float | None, seconds: float, dtype: str, devices: Sequence[jax.Device]) -> Figures:
@@ -180,6 +189,8 @@ def missing_training(config: ConfigDict) -> str | None:
         (config.optimizer.name != "adamw", "an optimizer but AdamW; --config.optimizer.name=adamw"),
         (config.train.accumulation_steps > 1, "accumulation; --config.train.accumulation_steps=1"),
         (config.train.snr_loss, "the loss of config.train.snr_loss"),
+        (config.train.min_snr_gamma, "the weights of config.train.min_snr_gamma"),
+        (config.data.prior_source, "the second half of config.data.prior_source"),
     ):
         if there:
             return what

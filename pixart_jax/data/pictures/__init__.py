@@ -18,7 +18,11 @@ __all__ = ["BadItem", "Picture", "Pictures", "open_pictures"]
 
 
 def open_pictures(
-    spec: str, *, caption_weights: Mapping[str, float] = types.MappingProxyType({}), data_dir: str | None = None
+    spec: str,
+    *,
+    caption_weights: Mapping[str, float] = types.MappingProxyType({}),
+    data_dir: str | None = None,
+    caption: str = "",
 ) -> Pictures:
     """Opens a source of pictures.
 
@@ -33,6 +37,7 @@ def open_pictures(
     Args:
       spec: see above.
       caption_weights: sampling weight by name of a record's caption field, for lists and tars.
+      caption: for a folder, of the pictures that have no text file beside them.
       data_dir: for lists, the folder that their paths are relative to; for tfds, where its datasets are kept.
 
     Raises:
@@ -53,12 +58,14 @@ def open_pictures(
         raise InputError(f"{spec}: caption_weights are for lists and tars; leave them out")
     if data_dir is not None and not (is_list or is_tfds):
         raise InputError(f"{spec}: data_dir is for lists and tfds; leave it out")
+    if caption and not is_folder:
+        raise InputError(f"{spec}: one caption for all is for a folder of pictures; leave it out")
     if is_tfds:
         return TfdsPictures(spec.removeprefix("tfds:"), data_dir=data_dir)
     if has_classes:
         return FolderPictures(spec.removeprefix("classes:"), with_classes=True)
     if is_folder:
-        return FolderPictures(spec)
+        return FolderPictures(spec, caption=caption)
     if is_list:
         return ListPictures(spec, data_dir=data_dir, caption_weights=caption_weights)
     if is_tar:

@@ -44,12 +44,13 @@ class FolderPictures:
     Args:
       root: the folder.
       with_classes: see above.
+      caption: of pictures that have no text file beside them; "" takes such pictures for faulty.
 
     Raises:
       InputError: no such folder, or one that cannot be listed; no pictures in it; no class folders.
     """
 
-    def __init__(self, root: str | os.PathLike, *, with_classes: bool = False):
+    def __init__(self, root: str | os.PathLike, *, with_classes: bool = False, caption: str = ""):
         root = pathlib.Path(root)
         if not root.is_dir():
             raise InputError(f"{root} is no folder; name one that holds pictures")
@@ -60,6 +61,7 @@ class FolderPictures:
             raise InputError(f"{root}: no pictures in it or below; {_other_forms(root)}")
         self._keys_with_extension = clashing([_stem(path) for path in self._paths], self._paths)
         self.class_names: tuple[str, ...] = ()
+        self._caption = caption
         self._labels: dict[str, int] = {}
         if with_classes:
             folders = sorted(name for name, is_folder in _entries(self._root) if is_folder and not _is_hidden(name))
@@ -90,7 +92,9 @@ class FolderPictures:
         except BadItem as error:
             if error.reason != "missing-file":
                 raise
-            if label is None:
+            if self._caption:
+                captions = weighed([(self._caption, 1.0)], key)
+            elif label is None:
                 raise BadItem(key, "caption-missing", f"{error.message}; write the caption into it") from None
         return Picture(key=key, data=read_file(self._on_disk(path), key), captions=captions, label=label)
 

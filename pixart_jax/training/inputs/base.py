@@ -6,7 +6,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypedDict
 
 import jax
@@ -59,6 +59,7 @@ class TrainingData:
       prompts: config.sample.prompts as samples without pictures, encoded when it is called; None without prompts.
       keep_encoders: puts into a folder what sampling has to know of the encoders; raises InputError if the run there
         started with others.
+      row: what a batch holds beside what samples make, one row of it.
     """
 
     batches: Batches
@@ -67,6 +68,7 @@ class TrainingData:
     decode: Callable[[np.ndarray], np.ndarray]
     prompts: Callable[[], list[Sample]] | None
     keep_encoders: Callable[[pathlib.Path], None]
+    row: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def parse_sources(text: str, key: str = "data.source") -> list[tuple[str, float]]:
@@ -134,5 +136,5 @@ def abstract_batch(data: TrainingData, spec: BatchSpec, mesh, batch_size: int) -
     """Shapes, dtypes and shardings of a global batch, told from one sample: no batch is made for it."""
     return {
         name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=batch_sharding(mesh, name))
-        for name, value in make_example(data.samples[0], data.manifest, spec).items()
+        for name, value in {**make_example(data.samples[0], data.manifest, spec), **data.row}.items()
     }

@@ -22,7 +22,7 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     if config.data.online:
         return open_pictures_online(config, spec, share)
     require = functools.partial(require_setting, config)
-    for key, unset in (("caption_cleaning", "none"), ("data_dir", "")):
+    for key, unset in (("caption_cleaning", "none"), ("data_dir", ""), ("prior_source", ""), ("caption", "")):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
     require(
         not config.data.text_encoder or config.sample.prompts,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
-from pixart_jax.config import ConfigDict, architecture, require_setting
+from pixart_jax.config import ConfigDict, architecture, flatten, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.examples import BatchSpec
-from pixart_jax.data.pictures import open_pictures
+from pixart_jax.data.pictures import Pictures, open_pictures
 from pixart_jax.encoding.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.registry import record_encoders
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME, Share, TrainingData
 from pixart_jax.training.inputs.encoders import encoder_mesh, open_autoencoder, open_prompts, open_text_encoder
+from pixart_jax.training.inputs.prior import ROW, HalfPrior
 
 
 def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
@@ -46,34 +48,57 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
         require(
             bool(data.text_encoder), "data.text_encoder", "name a text encoder's directory that tools.convert wrote"
         )
-    pictures = open_pictures(data.source.strip(), data_dir=data.data_dir or None)
-    require(len(pictures) > 0, "data.source", "holds no pictures")
+    has_prior = bool(data.prior_source.strip())
     require(
-        not has_classes or len(pictures.class_names) == spec.num_classes,
-        "model.num_classes",
-        f"the pictures of {data.source} have {len(pictures.class_names)} classes",
+        not has_prior or spec.batch_size % 2 == 0,
+        "data.batch_size",
+        "half of each process's batch is of config.data.prior_source: make that an even number",
     )
+    sources = {key: _open(config, key, spec) for key in ("data.source", *["data.prior_source"] * has_prior)}
     autoencoder = open_autoencoder(config)
     text_encoder = None
     if not has_classes:
         text_encoder = open_text_encoder(config, spec, encoder_mesh(), keep=True)
-    encoder = EncodedPictures(
-        pictures,
-        [model.resolution],
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        caption_cleaning=data.caption_cleaning,
-        text_dtype=spec.text_dtype,
-        about={},
-        batch_size=ENCODED_AT_A_TIME,
-    )
-    items = OnlineItems(encoder)
+
+    def items_of(pictures: Pictures) -> OnlineItems:
+        return OnlineItems(
+            EncodedPictures(
+                pictures,
+                [model.resolution],
+                autoencoder=autoencoder,
+                text_encoder=text_encoder,
+                caption_cleaning=data.caption_cleaning,
+                text_dtype=spec.text_dtype,
+                about={},
+                batch_size=ENCODED_AT_A_TIME,
+            )
+        )
+
+    items, *prior = (items_of(pictures) for pictures in sources.values())
+    half = dataclasses.replace(spec, batch_size=spec.batch_size // (1 + len(prior)))
+    batches = [OnlineBatches(each, half, seed=config.seed, **share) for each in (items, *prior)]
     return TrainingData(
-        batches=OnlineBatches(items, spec, seed=config.seed, **share),
+        batches=HalfPrior(*batches) if prior else batches[0],
         # One is needed for the shapes of a batch.
         samples=SpreadSamples(items, config.sample.num_images if config.sample.every else 1),
         manifest=items.manifest,
         decode=autoencoder.decode,
         prompts=open_prompts(config, spec, items.manifest, None, text_encoder),
         keep_encoders=functools.partial(record_encoders, items.manifest),
+        row=ROW if prior else {},
     )
+
+
+def _open(config: ConfigDict, key: str, spec: BatchSpec) -> Pictures:
+    """The pictures that `config.data.source` or `config.data.prior_source` names."""
+    data, require = config.data, functools.partial(require_setting, config)
+    source = flatten(config)[key].strip()
+    caption = data.caption if key == "data.source" else ""
+    pictures = open_pictures(source, data_dir=data.data_dir or None, caption=caption)
+    require(len(pictures) > 0, key, "holds no pictures")
+    require(
+        not spec.num_classes or len(pictures.class_names) == spec.num_classes,
+        "model.num_classes",
+        f"the pictures of {source} have {len(pictures.class_names)} classes",
+    )
+    return pictures
