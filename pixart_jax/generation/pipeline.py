@@ -182,7 +182,7 @@ class TextToImage:
             conditions,
             null_branch(conditions) | null,
             token_dim=token_dim,
-            seed=request.seed,
+            seed=request.seeds,
             indices=np.tile(np.arange(request.num_images), len(request.prompts)),
             guidance_scale=parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
             batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,

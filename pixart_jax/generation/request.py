@@ -41,7 +41,7 @@ class Start:
 NOISE = Start()
 
 # The least of each attribute of a `Request` that is a whole number.
-_WHOLE = {"num_images": 1, "seed": 0, "num_steps": 1, "size": 1, "height": 1, "width": 1, "batch_size": 1}
+_WHOLE = {"num_images": 1, "num_steps": 1, "size": 1, "height": 1, "width": 1, "batch_size": 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,13 +49,13 @@ class Request:
     """Pictures to draw; None is the pipeline's own.
 
     The same prompt, seed and settings give the same pictures, whatever else is drawn in the same request, the batch
-    size and the number of devices: the k-th picture of every prompt starts from the seed's k-th noise.
+    size and the number of devices: the k-th picture of a prompt starts from the k-th noise of its seed.
 
     Attributes:
       prompts: captions as a person writes them; they are cleaned as in training. A string is one.
       negative_prompt: what guidance moves away from, instead of the null caption: one for all prompts, or one of each.
       num_images: of each prompt; n = len(prompts)·num_images in all, those of one prompt side by side.
-      seed: up to 2⁶⁴ - 1.
+      seed: up to 2⁶⁴ - 1: one for all prompts, or one of each.
       guidance: one of `samplers.program.GUIDANCES`.
       size, aspect_ratio, height, width: see `choose_canvas`.
       noise: f32[n, h, w, C] instead of the seed's.
@@ -70,7 +70,7 @@ class Request:
     _: dataclasses.KW_ONLY
     negative_prompt: str | Sequence[str] | None = None
     num_images: int = 1
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     sampler: str | None = None
     num_steps: int | None = None
     guidance_scale: float | None = None
@@ -88,6 +88,7 @@ class Request:
         given: dict[str, Any] = {"prompts": captions("prompts", self.prompts)}
         if self.negative_prompt is not None:
             given["negative_prompt"] = self._negative_prompts(len(given["prompts"]))
+        given["seed"] = self._seed(len(given["prompts"]))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in _WHOLE:
@@ -104,7 +105,6 @@ class Request:
         given["start"] = NOISE if self.start is None else self.start
         for name, value in given.items():
             object.__setattr__(self, name, value)
-        check_seed(self.seed, "seed")
         if not isinstance(self.start, Start):
             raise InputError(f"start must be a Start, not {self.start!r}: Start(tokens=..., start=0.6)")
         if self.start.start < 1 and self.start.tokens is None:
@@ -121,10 +121,25 @@ class Request:
             )
         return found[0] if len(found) == 1 else found
 
+    def _seed(self, count: int) -> int | list[int]:
+        """One for all, or a list of one for each of `count` prompts."""
+        given: Any = self.seed
+        if isinstance(given, str | bytes) or not (isinstance(given, Sequence) or np.ndim(given) == 1):
+            return check_seed(whole_number("seed", 0 if given is None else given, 0), "seed")
+        found = [check_seed(whole_number(f"seed[{i}]", seed, 0), f"seed[{i}]") for i, seed in enumerate(given)]
+        if len(found) != count:
+            raise InputError(f"seed has {len(found)} numbers for {count} prompts; give one for all, or one for each")
+        return found
+
     @property
     def count(self) -> int:
         """n, the number of pictures."""
         return len(self.prompts) * self.num_images
+
+    @property
+    def seeds(self) -> int | list[int]:
+        """One for all pictures, or one of each of the n."""
+        return self.seed if isinstance(self.seed, int) else [one for one in self.seed for _ in range(self.num_images)]
 
     def canvas(self, resolution: int) -> Canvas:
         """What a model of that resolution draws it at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,9 +69,13 @@ def draw_noise(seed, indices, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Ar
     Both depend on the seed and on a picture's own index, not on the batch that it is drawn in.
 
     Args:
-      seed: `rng.seed_words` of it, u32[2].
+      seed: `rng.seed_words` of it, u32[2], or of each picture's own, u32[B, 2].
     """
-    keys = jax.vmap(lambda index: jax.random.fold_in(stream_key(seed, "sample"), index))(indices)
+
+    def key(words, index):
+        return jax.random.fold_in(stream_key(words, "sample"), index)
+
+    keys = jax.vmap(key, in_axes=(0 if seed.ndim == 2 else None, 0))(seed, indices)
     start_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     return jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys), step_keys
 
@@ -83,7 +87,7 @@ def sample_in_batches(
     null: Conditions,
     *,
     token_dim: int,
-    seed: int,
+    seed: int | Sequence[int],
     indices: np.ndarray,
     guidance_scale: float,
     batch_size: int,
@@ -99,8 +103,9 @@ def sample_in_batches(
     Args:
       conditions, null: arrays of leading axis n.
       token_dim: p·p·C.
-      indices: i[n], which noise of the seed each picture starts from.
-      noise: f32[n, N, p·p·C] instead of the seed's.
+      seed: of all, or of each of the n.
+      indices: i[n], which noise of its seed each picture starts from.
+      noise: f32[n, N, p·p·C] instead of the seeds'.
       start_tokens, correct: see `make_sample_fn`; f32[n, N, p·p·C], and arrays of leading axis n.
       place: puts the arrays of a batch on devices.
       fetch: brings a batch's tokens back.
@@ -114,10 +119,11 @@ def sample_in_batches(
     """
     count, shape = len(indices), (conditions["positions"].shape[1], token_dim)
     indices = np.asarray(indices, np.int32)
+    words = seed_words(seed) if isinstance(seed, int | np.integer) else np.stack([*map(seed_words, seed)])
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
     parts = []
     for row in rows:
-        x, keys = draw_noise(seed_words(seed), indices[row], shape)
+        x, keys = draw_noise(words if words.ndim == 1 else words[row], indices[row], shape)
         x = x if noise is None else noise[row]
         x, keys, given, *rest = place((x, keys, *_rows((conditions, null, start_tokens, correct), row)))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.
