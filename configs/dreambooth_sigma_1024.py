@@ -3,7 +3,7 @@
 Data: python -m tools.convert PixArt-alpha/PixArt-Sigma-XL-2-1024-MS weights/sigma-1024
       python -m tools.class_pictures --checkpoint weights/sigma-1024 --prompt "a photo of a dog" --num-images 100 \
           --out data/dogs
-Run:  python -m pixart_jax.main --config=configs/dreambooth_sigma_1024.py --workdir=runs/dreambooth \
+Run:  python -m pixart_jax.main --config=configs/dreambooth_sigma_1024.py --workdir=runs/dreambooth_sigma_1024 \
           --config.data.source=my_dog/ --config.data.caption="a photo of sks dog" --config.data.prior_source=data/dogs
 Hardware: one accelerator that holds the model's training state and T5 (docs/scale.md).
 Batch: 4, two pictures of the subject and two of its class, 400 steps. Both are ours; the rate is the reference's.

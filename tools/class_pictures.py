@@ -1,0 +1,111 @@
+"""Pictures of one prompt by the model itself, for DreamBooth's prior preservation: what it knows of a subject's class.
+
+python -m tools.class_pictures --checkpoint weights/alpha-1024 --prompt "a photo of a dog" --out data/dogs
+
+The folder is a source of pictures, the prompt beside each as its caption: --config.data.prior_source=data/dogs. The
+same command goes on where a killed one stopped; several processes share the work if each is given its --process-index
+of --process-count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import operator
+import sys
+from collections.abc import Sequence
+
+from pixart_jax.commands import (
+    GOES_ON,
+    command,
+    path_argument,
+    quieten_libraries,
+    seed_argument,
+    text_argument,
+    tool,
+    with_commands,
+)
+from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable, write_atomically
+from pixart_jax.generation.picture_lists import Wanted, draw_list
+from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.request import Request
+from pixart_jax.samplers import SAMPLERS
+
+from .sample import ProgressLines
+
+
+@tool(GOES_ON)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    quieten_libraries()
+    try:
+        draw(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Raises InputError for what cannot work, before anything is drawn."""
+    if args.num_images < 1:
+        raise InputError(f"--num-images {args.num_images}: draw at least one")
+    if args.seed + args.num_images > 2**64:
+        raise InputError(f"--seed {args.seed}: leaves fewer than {args.num_images} seeds; take a smaller one")
+    check_writable(args.out, "--out")
+    pipeline = TextToImage.from_checkpoint(args.checkpoint, text_encoder=args.text_encoder, vae=args.vae, ema=args.ema)
+    wanted = [Wanted(f"{i:05d}.png", args.prompt, args.seed + i) for i in range(args.num_images)]
+    settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale", "batch_size")}
+    share = range(args.process_index, len(wanted), args.process_count)
+    lines, finished = ProgressLines(len(share)), 0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal finished
+        if stage != "drawn":
+            lines(stage, done, total)
+            return
+        lines.finish_group(done - finished)
+        finished = done
+
+    draw_list(
+        pipeline,
+        wanted,
+        args.out,
+        Request(args.prompt, **settings),
+        process_index=args.process_index,
+        process_count=args.process_count,
+        per_group=args.batch_size,
+        progress=progress,
+    )
+    for one in wanted:
+        if (args.out / one.name).exists():
+            caption = (args.out / one.name).with_suffix(".txt")
+            write_atomically(caption, operator.methodcaller("write", one.prompt.encode()))
+    print(f"{finished} picture(s) of {args.prompt!r} are in {args.out}")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=command("class_pictures"),
+        description=with_commands(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, type=path_argument, metavar="DIR", help="of the model")
+    parser.add_argument("--prompt", required=True, type=text_argument, help="the class in words: 'a photo of a dog'")
+    parser.add_argument("--num-images", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--out", required=True, type=path_argument, metavar="DIR", help="for the pictures")
+    parser.add_argument("--seed", type=seed_argument, default=0, help="of the first; each has the next one")
+    parser.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="where the checkpoint has none")
+    parser.add_argument("--vae", type=path_argument, metavar="DIR", help="where the checkpoint has none")
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help="a run's averaged or raw weights")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: the checkpoint's)")
+    parser.add_argument("--num-steps", type=int, help="(default: the checkpoint's)")
+    parser.add_argument("--guidance-scale", type=float, help="(default: the checkpoint's)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--process-index", type=int, default=0)
+    parser.add_argument("--process-count", type=int, default=1)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
