@@ -33,12 +33,13 @@ from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
 from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.data.shards.records import TEXT_DTYPES
-from pixart_jax.encoding.engine import Tally, Units, extract
+from pixart_jax.encoding.engine import Units, extract
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.encoding.reference import ReferenceUnits
-from pixart_jax.encoding.skipped import SKIPPED_FILE, skipped_reasons
+from pixart_jax.encoding.skipped import skipped_reasons
 from pixart_jax.errors import InputError
+from pixart_jax.files.unit_work import SKIPPED_FILE, Tally
 from pixart_jax.training.metrics import format_duration
 
 # Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them

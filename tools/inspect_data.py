@@ -25,11 +25,12 @@ from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.encoding.registry import load_autoencoder
-from pixart_jax.encoding.skipped import SKIPPED_FILE, skipped_reasons
+from pixart_jax.encoding.skipped import skipped_reasons
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
 from pixart_jax.figures.images import false_colour, save_png, to_uint8
 from pixart_jax.files import check_writable
+from pixart_jax.files.unit_work import SKIPPED_FILE
 from pixart_jax.training.metrics import format_duration
 
 OUT, SHEET_FILE, CHARTS_FILE = "inspection", "contact_sheet.png", "histograms.png"

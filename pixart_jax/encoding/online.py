@@ -24,9 +24,10 @@ from absl import logging
 
 from pixart_jax.data.examples import BatchSpec, MakeExample, pack, pad_text
 from pixart_jax.data.shards.records import Sample
-from pixart_jax.encoding.engine import ONLY, Skipped
+from pixart_jax.encoding.engine import ONLY
 from pixart_jax.encoding.pictures import EncodedPictures, Prepared, bounded_map
 from pixart_jax.errors import InputError
+from pixart_jax.files.unit_work import Skipped
 
 # Batches that are made ahead: one that waits, and one that is being made while the device trains.
 _READ_AHEAD = 2

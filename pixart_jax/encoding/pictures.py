@@ -17,8 +17,9 @@ from pixart_jax.data.decoding import BadImage, decode, fit
 from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, Text, quantize
-from pixart_jax.encoding.engine import ONLY, Skipped
+from pixart_jax.encoding.engine import ONLY
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder
+from pixart_jax.files.unit_work import Skipped
 from pixart_jax.tokens import DOWNSAMPLE
 
 # Of every PixArt; what buckets must be multiples of, with DOWNSAMPLE.

@@ -16,9 +16,10 @@ from pixart_jax.data.pictures import BadItem
 from pixart_jax.data.reference_features import ReferenceFeatures, ReferenceFeatureSource
 from pixart_jax.data.shards.manifest import Manifest, bucket_name
 from pixart_jax.data.shards.records import Sample, Text, quantize
-from pixart_jax.encoding.engine import ONLY, Skipped
+from pixart_jax.encoding.engine import ONLY
 from pixart_jax.encoding.pictures import PATCH_SIZE, bounded_map
 from pixart_jax.errors import InputError
+from pixart_jax.files.unit_work import Skipped
 from pixart_jax.tokens import DOWNSAMPLE
 
 # Records, spread over the list, that are read before work starts, until so many of them were whole.

@@ -9,8 +9,6 @@ from pixart_jax.errors import InputError
 from pixart_jax.files import open_regular
 from pixart_jax.files.typed_json import parse
 
-SKIPPED_FILE = "skipped.jsonl"
-
 
 def skipped_reasons(path: pathlib.Path) -> collections.Counter[str]:
     """How many items were skipped for which reason.

@@ -6,7 +6,7 @@ import os
 import types
 from collections.abc import Mapping
 
-from pixart_jax.data.pictures.base import BadItem, Picture, Pictures
+from pixart_jax.data.pictures.base import BadItem, Picture, Pictures, Words
 from pixart_jax.data.pictures.folders import FolderPictures
 from pixart_jax.data.pictures.lists import ListPictures
 from pixart_jax.data.pictures.tars import TarPictures
@@ -14,7 +14,7 @@ from pixart_jax.data.pictures.tfds_pictures import TfdsPictures
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
 
-__all__ = ["BadItem", "Picture", "Pictures", "open_pictures"]
+__all__ = ["BadItem", "Picture", "Pictures", "Words", "open_pictures"]
 
 
 def open_pictures(

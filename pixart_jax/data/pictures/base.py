@@ -9,7 +9,7 @@ import operator
 import os
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, SupportsIndex
+from typing import NamedTuple, Protocol, SupportsIndex
 
 from pixart_jax.files import open_regular
 
@@ -37,6 +37,14 @@ class Picture:
 
     key: str
     data: bytes
+    captions: tuple[tuple[str, float], ...]
+    label: int | None
+
+
+class Words(NamedTuple):
+    """What is said of a picture; see `Picture`. `captions` is () where there are none, with or without a label."""
+
+    key: str
     captions: tuple[tuple[str, float], ...]
     label: int | None
 
@@ -97,6 +105,23 @@ class Pictures(Protocol):
           BadItem: this item cannot be used; whatever is wrong with it, nothing else is raised.
           IndexError: there is no such item.
         """
+
+    def words(self, index: SupportsIndex) -> Words:
+        """What is said of item 0 <= index < len, which need be nothing; its picture is not read.
+
+        Raises:
+          BadItem, IndexError: as of the item itself.
+        """
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """The encoded image file of item 0 <= index < len; its captions are not read.
+
+        Raises:
+          BadItem, IndexError: as of the item itself.
+        """
+
+    def file(self, index: SupportsIndex) -> bytes | None:
+        """The absolute path of an item's image file; None where it has none of its own, or is not told where."""
 
     def fingerprint(self) -> str:
         """Hex digest that tells whether a resumed run has the same items in the same order: of names and sizes, not of

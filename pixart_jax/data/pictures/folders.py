@@ -15,6 +15,7 @@ from pixart_jax.data.pictures.base import (
     MOST_CAPTION_BYTES,
     BadItem,
     Picture,
+    Words,
     caption_text,
     checked_index,
     clashing,
@@ -74,11 +75,16 @@ class FolderPictures:
         return len(self._paths)
 
     def __getitem__(self, index: SupportsIndex) -> Picture:
-        index = checked_index(index, len(self))
-        path = self._paths[index]
-        key = printable(path if index in self._keys_with_extension else _stem(path))
-        if problem := why_not_read(path):
-            raise BadItem(key, "unsupported", f"{printable(path)} is {problem}")
+        key, captions, label = self.words(index)
+        if not captions and label is None:
+            path = self._on_disk(f"{_stem(self._path(index)[0])}.txt")
+            message = f"{printable_path(path)} is not there; write the caption into it"
+            raise BadItem(key, "caption-missing", message)
+        return Picture(key=key, data=self.data(index), captions=captions, label=label)
+
+    def words(self, index: SupportsIndex) -> Words:
+        """See `Pictures.words`."""
+        path, key = self._path(index)
         label = None
         if self._labels:
             folder, slash, _ = path.partition("/")
@@ -94,9 +100,16 @@ class FolderPictures:
                 raise
             if self._caption:
                 captions = weighed([(self._caption, 1.0)], key)
-            elif label is None:
-                raise BadItem(key, "caption-missing", f"{error.message}; write the caption into it") from None
-        return Picture(key=key, data=read_file(self._on_disk(path), key), captions=captions, label=label)
+        return Words(key, captions, label)
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.data`."""
+        path, key = self._path(index)
+        return read_file(self._on_disk(path), key)
+
+    def file(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.file`."""
+        return self._on_disk(self._path(index)[0])
 
     def fingerprint(self) -> str:
         """Of the pictures' relative paths and sizes, and the class names. Asks the file system for every picture's
@@ -116,6 +129,15 @@ class FolderPictures:
 
     def __repr__(self) -> str:
         return f"FolderPictures({printable_path(self._root)!r}, with_classes={bool(self.class_names)})"
+
+    def _path(self, index: SupportsIndex) -> tuple[str, str]:
+        """(relative path, key) of an item; raises BadItem "unsupported"."""
+        index = checked_index(index, len(self))
+        path = self._paths[index]
+        key = printable(path if index in self._keys_with_extension else _stem(path))
+        if problem := why_not_read(path):
+            raise BadItem(key, "unsupported", f"{printable(path)} is {problem}")
+        return path, key
 
     def _on_disk(self, path: str) -> bytes:
         return os.path.join(self._root, path_bytes(path))

@@ -12,6 +12,7 @@ from pixart_jax.data.picture_formats import why_not_read
 from pixart_jax.data.pictures.base import (
     BadItem,
     Picture,
+    Words,
     checked_index,
     path_bytes,
     printable,
@@ -77,21 +78,43 @@ class ListPictures:
 
     def __getitem__(self, index: SupportsIndex) -> Picture:
         index = checked_index(index, len(self))
+        record, path, key = self._record(index)
+        _, captions, label = self._words(record, key)
+        if not captions and label is None:
+            raise BadItem(key, "caption-missing", f"{self._records.name(index)} has neither a caption nor a label")
+        return Picture(key=key, data=read_file(self._on_disk(path, key), key), captions=captions, label=label)
+
+    def words(self, index: SupportsIndex) -> Words:
+        """See `Pictures.words`."""
+        record, _, key = self._record(checked_index(index, len(self)))
+        return self._words(record, key)
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.data`."""
+        _, path, key = self._record(checked_index(index, len(self)))
+        return read_file(self._on_disk(path, key), key)
+
+    def file(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.file`."""
+        _, path, key = self._record(checked_index(index, len(self)))
+        return self._on_disk(path, key)
+
+    def _record(self, index: int) -> tuple[dict, str, str]:
+        """(record, its path, key) of an item."""
         record = self._records.read(index)
         path = record.get("path")
         if not isinstance(path, str) or not path:
             raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {shown(path)}")
-        key = printable(path + self._suffixes.get(index, ""))
+        return record, path, printable(path + self._suffixes.get(index, ""))
+
+    def _words(self, record: Mapping, key: str) -> Words:
         label = record_label(record, key)
-        captions = weighed(record_captions(record, self._weights, key), key)
-        if not captions and label is None:
-            raise BadItem(key, "caption-missing", f"{self._records.name(index)} has neither a caption nor a label")
+        return Words(key, weighed(record_captions(record, self._weights, key), key), label)
+
+    def _on_disk(self, path: str, key: str) -> bytes:
+        """Of the picture. A list is UTF-8, and so is what its paths mean, whatever the locale's file names are in."""
         if problem := why_not_read(path):
             raise BadItem(key, "unsupported", f"it is {problem}")
-        return Picture(key=key, data=self._read(path, key), captions=captions, label=label)
-
-    def _read(self, path: str, key: str) -> bytes:
-        """The picture. A list is UTF-8, and so is what its paths mean, whatever the locale's file names are in."""
         try:
             on_disk = path_bytes(path)
             if not os.path.lexists(os.path.join(self._data_dir, on_disk)):
@@ -100,7 +123,7 @@ class ListPictures:
             raise BadItem(key, "unreadable", f"its path is no text: {error.reason}") from error
         except ValueError:  # a NUL, of which reading speaks
             pass
-        return read_file(os.path.join(self._data_dir, on_disk), key)
+        return os.path.join(self._data_dir, on_disk)
 
     def fingerprint(self) -> str:
         """Of the list's bytes and the weights; known since opening. The pictures' sizes are not in it."""

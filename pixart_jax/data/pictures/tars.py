@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import glob
 import hashlib
 import json
@@ -20,6 +21,7 @@ from pixart_jax.data.pictures.base import (
     MOST_PICTURE_BYTES,
     BadItem,
     Picture,
+    Words,
     caption_text,
     check_size,
     checked_index,
@@ -101,6 +103,32 @@ class TarPictures:
         return len(self._entries)
 
     def __getitem__(self, index: SupportsIndex) -> Picture:
+        entry, tar, key, label = self._usable(index)
+        with self._open(tar, key) as file:
+            image = _read(file, entry["image"], entry["image_size"])
+            captions = self._captions(file, entry, key)
+        if not captions and label is None:
+            raise BadItem(key, "caption-missing", f"{tar} has neither a caption nor a .cls for it")
+        return Picture(key=key, data=image, captions=captions, label=label)
+
+    def words(self, index: SupportsIndex) -> Words:
+        """See `Pictures.words`."""
+        entry, tar, key, label = self._usable(index)
+        with self._open(tar, key) as file:
+            return Words(key, self._captions(file, entry, key), label)
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.data`."""
+        entry, tar, key, _ = self._usable(index)
+        with self._open(tar, key) as file:
+            return _read(file, entry["image"], entry["image_size"])
+
+    def file(self, index: SupportsIndex) -> None:
+        """See `Pictures.file`."""
+        return None
+
+    def _usable(self, index: SupportsIndex) -> tuple[np.void, str, str, int | None]:
+        """(entry, tar, key, label) of an item whose headers are as they should be."""
         index = checked_index(index, len(self))
         entry, key = self._entries[index], self._keys[index]
         tar = self._tars[entry["tar"]]
@@ -116,17 +144,18 @@ class TarPictures:
             raise BadItem(key, "bad-record", f"its .cls in {tar} is no whole number from 0 to {MOST_CLASSES - 1}")
         label = None if entry["label"] == _NO_LABEL else int(entry["label"])
         check_size(int(entry["image_size"]), key, MOST_PICTURE_BYTES)
+        return entry, tar, key, label
+
+    @contextlib.contextmanager
+    def _open(self, tar: str, key: str) -> Iterator[BinaryIO]:
+        """A tar whose errors are the item's."""
         try:
             with open_regular(tar) as file:
-                image = _read(file, entry["image"], entry["image_size"])
-                captions = self._captions(file, entry, key)
+                yield file
         except FileNotFoundError:
             raise BadItem(key, "missing-file", f"{tar} is not there any more") from None
         except OSError as error:
             raise BadItem(key, "unreadable", f"{tar}: {error}") from error
-        if not captions and label is None:
-            raise BadItem(key, "caption-missing", f"{tar} has neither a caption nor a .cls for it")
-        return Picture(key=key, data=image, captions=captions, label=label)
 
     def fingerprint(self) -> str:
         """Of the tars' names and sizes and the keys, offsets and sizes of the members; known since opening."""

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from PIL import Image
 
-from pixart_jax.data.pictures.base import BadItem, Picture, checked_index, weighed
+from pixart_jax.data.pictures.base import BadItem, Picture, Words, checked_index, weighed
 from pixart_jax.errors import InputError
 
 _CAPTION_FEATURES = ("captions", "caption", "text")
@@ -79,22 +79,39 @@ class TfdsPictures:
         return len(self._source)
 
     def __getitem__(self, index: SupportsIndex) -> Picture:
+        item, key = self._item(index)
+        _, captions, label = self._words(item, key)
+        if not captions and label is None:
+            raise BadItem(key, "caption-missing", "neither a caption nor a label")
+        return Picture(key=key, data=_encoded(item), captions=captions, label=label)
+
+    def words(self, index: SupportsIndex) -> Words:
+        """See `Pictures.words`; here the picture is read all the same, as they are of one record."""
+        return self._words(*self._item(index))
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.data`."""
+        return _encoded(self._item(index)[0])
+
+    def file(self, index: SupportsIndex) -> None:
+        """See `Pictures.file`."""
+        return None
+
+    def _item(self, index: SupportsIndex) -> tuple[dict, str]:
         index = checked_index(index, len(self))
         key = f"{self._name}/{self._split}/{index:09d}"
         try:
-            item = self._source[index]
+            return self._source[index], key
         except Exception as error:  # of the file, the record's format or the decoder
             raise BadItem(key, "unreadable", f"{error!r:.500}") from error
-        image = item["image"]
+
+    def _words(self, item: dict, key: str) -> Words:
         label = int(item[self._label]) if self._label else None
         if label is not None and not 0 <= label < len(self.class_names):
             if label != -1:
                 raise BadItem(key, "bad-record", f"label {label}, of {len(self.class_names)} classes")
             label = None  # the library's mark of test splits whose labels are secret
-        captions = weighed([(text, 1.0) for text in self._texts(item, key)], key)
-        if not captions and label is None:
-            raise BadItem(key, "caption-missing", "neither a caption nor a label")
-        return Picture(key=key, data=image if isinstance(image, bytes) else _png(image), captions=captions, label=label)
+        return Words(key, weighed([(text, 1.0) for text in self._texts(item, key)], key), label)
 
     def fingerprint(self) -> str:
         """Of the dataset's full name, the split, and the numbers of items and bytes in its files; free."""
@@ -143,6 +160,11 @@ def _is_text(tfds: Any, feature: Any) -> bool:
     if isinstance(feature, tfds.features.FeaturesDict):
         feature = dict(feature).get("text")
     return isinstance(feature, tfds.features.Text)
+
+
+def _encoded(item: dict) -> bytes:
+    image = item["image"]
+    return image if isinstance(image, bytes) else _png(image)
 
 
 def _png(pixels: np.ndarray) -> bytes:
