@@ -89,11 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_pictures_of(args: argparse.Namespace) -> Units:
     """The source and the encoders that the command line names."""
     refuse(args, OF_REFERENCE, "is for features that exist; name their folders, or leave it out")
-    weights = dict(part.partition("=")[::2] for part in args.caption_weights.split(",") if part)
-    try:
-        weights = {name: float(value) for name, value in weights.items()}
-    except ValueError as error:
-        raise InputError(f"--caption-weights {args.caption_weights}: must be FIELD=NUMBER,... ({error})") from error
+    weights = weights_of(args.caption_weights)
     pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
     print(
         f"{args.source}: {len(pictures)} items, {len(pictures.class_names)} classes; each new shape of picture is "
@@ -176,6 +172,14 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     default = make_parser().get_default
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != default(name)]:
         raise InputError(f"{', '.join(given)} {why}")
+
+
+def weights_of(text: str) -> dict[str, float]:
+    """What --caption-weights says."""
+    try:
+        return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise InputError(f"--caption-weights {text}: must be FIELD=NUMBER,... ({error})") from error
 
 
 def captions_of(args: argparse.Namespace) -> tuple[str, int]:

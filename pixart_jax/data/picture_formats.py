@@ -96,6 +96,12 @@ def is_recognised(data: bytes) -> bool:
     return data.endswith(_TGA_END) or any(_accepts(name, data[:HEAD]) for name in formats())
 
 
+def extension_of(data: bytes) -> str:
+    """The usual extension of a picture that is read, by its first bytes."""
+    found = (name for name in formats() if _accepts(name, data[:HEAD]))
+    return _FORMATS[next(found, "TGA")].split()[0]
+
+
 def is_heif(head: bytes) -> bool:
     """Whether a file is HEIC or HEIF, or AVIF of one of the brands that the two share."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS

@@ -24,6 +24,8 @@ from pixart_jax.tokens import DOWNSAMPLE
 
 # Of every PixArt; what buckets must be multiples of, with DOWNSAMPLE.
 PATCH_SIZE = 2
+# Of the longer side to the shorter.
+MAX_RATIO = 4.5
 
 _TEXT_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
@@ -72,7 +74,7 @@ class EncodedPictures:
         batch_size: int = 16,
         min_side: int = 64,
         max_pixels: int = 2**27,
-        max_ratio: float = 4.5,
+        max_ratio: float = MAX_RATIO,
         num_threads: int = 8,
     ):
         self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder

@@ -248,7 +248,7 @@ def _write_unit(work: pathlib.Path, number: int, items: range, units: Units) -> 
     """What belongs to it first, then the file that says that it is whole."""
     digest = units.digest(items)  # Before they are read: what changes meanwhile is seen the next time.
     made, skipped = units.make(number, items, work)
-    unit = json.dumps({"items": len(items), "digest": digest, "skipped": skipped, **made}, ensure_ascii=False)
+    unit = json.dumps({"items": len(items), "digest": digest, "skipped": skipped, **made})
     write_atomically(_unit_file(work, number), lambda file: file.write(unit.encode()))
 
 

@@ -1,0 +1,133 @@
+"""How much captions name: nouns per picture, valid and distinct nouns and their ratio, as in Table 1 of PixArt-α.
+
+python -m tools.concepts photos/
+python -m tools.concepts list.json --caption-weights prompt=1,sharegpt4v=0 --out concepts/prompts
+python -m tools.concepts data/train --tagger spacy --out concepts/train     # the captions of feature shards
+python -m tools.concepts "sam-{000000..000999}.tar" --out concepts/sam --process-index 3 --process-count 16
+
+The pictures are not read. Several captions of a picture count by their weights, unless --caption names one of them.
+With --out, the result, the lists of valid and of rare nouns and a picture of both are written to DIR, and a killed
+count goes on with the same command; docs/captions.md says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, tool, with_commands
+from pixart_jax.data.noun_counts import Captions, NounCounts, ShardCaptions
+from pixart_jax.data.nouns import TAGGERS, open_tagger
+from pixart_jax.data.pictures import open_pictures
+from pixart_jax.data.shards.manifest import MANIFEST_FILE
+from pixart_jax.errors import InputError
+from pixart_jax.files.unit_work import work_through
+from pixart_jax.training.metrics import format_duration
+
+from .extract_features import ProgressLines, weights_of
+
+
+@tool(GOES_ON)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    quieten_libraries()
+    begin = time.perf_counter()
+    try:
+        check_arguments(args)
+        if args.out:
+            finished = count(args, args.out)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                finished = count(args, pathlib.Path(folder, "concepts"))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    seconds = format_duration(time.perf_counter() - begin)
+    if not finished:
+        print(f"this process's share is done in {seconds}; the result is there when the others are done too")
+    elif args.out:
+        print(f"{args.out}: done in {seconds}")
+    return 0
+
+
+def count(args: argparse.Namespace, out: pathlib.Path) -> bool:
+    """Whether the result is there, which then is printed."""
+    captions, about = open_captions(args)
+    units = NounCounts(
+        captions,
+        open_tagger(args.tagger),
+        about=about,
+        only=args.caption,
+        lower_case=args.lower_case,
+        items_per_unit=args.items_per_unit,
+        num_threads=args.num_threads,
+    )
+    finished = work_through(
+        units,
+        out,
+        process_index=args.process_index,
+        process_count=args.process_count,
+        report=ProgressLines(f"process {args.process_index + 1}/{args.process_count}: "),
+    )
+    if finished:
+        print((out / "result.md").read_text(encoding="utf-8"), end="")
+    return finished
+
+
+def open_captions(args: argparse.Namespace) -> tuple[Captions, dict[str, Any]]:
+    """The source, and what it is."""
+    weights = weights_of(args.caption_weights)
+    if os.path.isfile(os.path.join(args.source, MANIFEST_FILE)):
+        if weights or args.data_dir:
+            raise InputError("--caption-weights and --data-dir are for pictures; feature shards have their own weights")
+        return ShardCaptions(args.source), {"source": args.source}
+    pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
+    return pictures, {"source": args.source, "caption_weights": weights}
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if not 0 <= args.process_index < args.process_count:
+        raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
+    if args.process_count > 1 and not args.out:
+        raise InputError("--process-count: processes share their work in a folder; name it by --out")
+    for name in ("items_per_unit", "num_threads", "caption"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=command("concepts"),
+        description=with_commands(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="pictures, as of extraction (docs/data.md), or feature shards")
+    parser.add_argument("--out", type=path_argument, metavar="DIR", help="for the result; must not exist")
+    parser.add_argument(
+        "--tagger", choices=TAGGERS, default="nltk", help="what finds nouns (default: %(default)s, as in the paper)"
+    )
+    parser.add_argument("--lower-case", action="store_true", help='"Dog" and "dog" are one noun')
+    parser.add_argument(
+        "--caption", type=int, metavar="NUMBER", help="count each picture's caption of this number only"
+    )
+    parser.add_argument(
+        "--caption-weights", default="", metavar="FIELD=NUMBER,...", help="of a list's caption fields; 0 leaves one out"
+    )
+    parser.add_argument("--data-dir", help="where tensorflow-datasets' data are")
+    parser.add_argument(
+        "--items-per-unit", type=int, default=10_000, help="what a kill can cost at most (default: %(default)s)"
+    )
+    parser.add_argument("--process-index", type=int, default=0)
+    parser.add_argument("--process-count", type=int, default=1)
+    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
