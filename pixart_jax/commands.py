@@ -26,6 +26,8 @@ from pixart_jax.files import local_path
 _SCRIPTS = {
     "aot": "pixart-aot",
     "bench": "pixart-bench",
+    "caption": "pixart-caption",
+    "concepts": "pixart-concepts",
     "convert": "pixart-convert",
     "cost": "pixart-cost",
     "evaluate": "pixart-evaluate",

@@ -6,19 +6,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-# As in the repositories of the real ones.
+# As in the repository of the real one.
 LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
-QWEN_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
-    "{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-           "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<|im_end|>"]
+IMAGE = SPECIAL.index("<image>")
 
 
 def make_tokenizer(**names) -> transformers.PreTrainedTokenizerFast:
@@ -35,22 +30,9 @@ def make_tokenizer(**names) -> transformers.PreTrainedTokenizerFast:
 
 
 def make_llava(folder: pathlib.Path, *, template: str | None = LLAVA_TEMPLATE) -> None:
-    """CLIP's vision tower before Llama."""
-    tokenizer = make_tokenizer()
-    text = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 0,
-        "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
-        "patch_size": 8, "projection_dim": 16,
-    }  # fmt: skip
-    config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**text),
-        vision_config=transformers.CLIPVisionConfig(**vision),
-        image_token_index=SPECIAL.index("<image>"),
-    )
+    """LLaVA 1.5: CLIP's vision tower before Llama."""
+    tokenizer, text, vision = make_tokenizer(), *parts()
+    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
     images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = transformers.LlavaProcessor(
         images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
@@ -59,26 +41,34 @@ def make_llava(folder: pathlib.Path, *, template: str | None = LLAVA_TEMPLATE) -
     save(transformers.LlavaForConditionalGeneration, config, processor, folder)
 
 
-def make_qwen(folder: pathlib.Path) -> None:
-    """Qwen2-VL: pictures of any size, positions in three dimensions."""
-    tokenizer = make_tokenizer()
-    names = {name: SPECIAL.index(f"<|{name.removesuffix('_token_id')}|>") for name in (
-        "vision_start_token_id", "vision_end_token_id")}  # fmt: skip
-    config = transformers.Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 0,
-            "bos_token_id": 1, "eos_token_id": SPECIAL.index("<|im_end|>"),
-            "rope_parameters": {"type": "mrope", "mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1e4},
-        },
-        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8},
-        image_token_id=SPECIAL.index("<|image_pad|>"),
-        video_token_id=SPECIAL.index("<|video_pad|>"),
-        **names,
+def make_llava_next(folder: pathlib.Path) -> None:
+    """LLaVA 1.6: a picture is cut into as many tiles as its shape wants."""
+    tokenizer, text, vision = make_tokenizer(), *parts()
+    shapes = [[32, 64], [64, 32], [64, 64]]
+    config = transformers.LlavaNextConfig(
+        text_config=text, vision_config=vision, image_token_index=IMAGE, image_grid_pinpoints=shapes
+    )
+    images = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=shapes
+    )
+    processor = transformers.LlavaNextProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
     )  # fmt: skip
-    images = transformers.Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
-    processor = transformers.Qwen2VLProcessor(images, tokenizer, chat_template=QWEN_TEMPLATE)
-    save(transformers.Qwen2VLForConditionalGeneration, config, processor, folder)
+    save(transformers.LlavaNextForConditionalGeneration, config, processor, folder)
+
+
+def parts() -> tuple[transformers.LlamaConfig, transformers.CLIPVisionConfig]:
+    text = {
+        "vocab_size": len(make_tokenizer()), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+        "patch_size": 8, "projection_dim": 16,
+    }  # fmt: skip
+    return transformers.LlamaConfig(**text), transformers.CLIPVisionConfig(**vision)
 
 
 def make_paligemma(folder: pathlib.Path) -> None:
@@ -96,7 +86,7 @@ def make_paligemma(folder: pathlib.Path) -> None:
     config = transformers.PaliGemmaConfig(
         text_config={"model_type": "gemma", **text},
         vision_config={"model_type": "siglip_vision_model", **vision},
-        image_token_index=SPECIAL.index("<image>"),
+        image_token_index=IMAGE,
         projection_dim=32,
         hidden_size=32,
     )

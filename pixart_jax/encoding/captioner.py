@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -197,4 +198,6 @@ def _named_errors(model: str) -> Iterator[None]:
     except Exception as error:
         first: Any = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = "" if os.path.isdir(model) else "; name a folder, or a repository where there is a network"
+        if importlib.util.find_spec("torchvision") is None:
+            hint += "; some models need torchvision, which is not here: pip install 'pixart_jax[caption]'"
         raise InputError(f"{model} cannot be opened: {first:.300}{hint}") from error
