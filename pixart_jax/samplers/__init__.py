@@ -7,19 +7,47 @@ from functools import partial
 
 from pixart_jax.diffusion.schedule import DiffusionSchedule, respace
 from pixart_jax.errors import InputError
+from pixart_jax.samplers import dpm_solver, sa_solver
 from pixart_jax.samplers.ddim import ddim_table
-from pixart_jax.samplers.dpm_solver import diffusers_table, reference_table
+from pixart_jax.samplers.euler import euler_table, heun_rows, heun_table
+from pixart_jax.samplers.few_steps import dmd_table, lcm_table
 from pixart_jax.samplers.iddpm import sample_iddpm
 from pixart_jax.samplers.multistep import MultistepTable, sample_multistep
 from pixart_jax.samplers.steps import Sampler
 
-_TABLES: dict[str, Callable[[DiffusionSchedule, int], MultistepTable]] = {
-    "dpm-solver": reference_table,
-    "dpm-solver-alpha": partial(reference_table, always_lower_final=False),
-    "dpm-solver-diffusers": diffusers_table,
-    "ddim": ddim_table,
+# (schedule, number of steps of the whole way, start) -> the rows that are left of it.
+_Table = Callable[[DiffusionSchedule, int, float], MultistepTable]
+
+
+def _whole_way(
+    build: Callable[[DiffusionSchedule, int], MultistepTable], rows_of: Callable[[int], int] = lambda steps: steps
+) -> _Table:
+    """Of a sampler whose late start leaves out its first steps."""
+
+    def table(schedule, num_steps, start):
+        whole = build(schedule, num_steps)
+        return whole.last_rows(rows_of(_steps_left(num_steps, start)))
+
+    return table
+
+
+_TABLES: dict[str, _Table] = {
+    "dpm-solver": _whole_way(dpm_solver.reference_table),
+    "dpm-solver-alpha": _whole_way(partial(dpm_solver.reference_table, always_lower_final=False)),
+    "dpm-solver-diffusers": _whole_way(dpm_solver.diffusers_table),
+    "ddim": _whole_way(ddim_table),
+    "sa-solver": _whole_way(sa_solver.reference_table),
+    "sa-solver-diffusers": _whole_way(sa_solver.diffusers_table),
+    "euler": _whole_way(euler_table),
+    "heun": _whole_way(heun_table, heun_rows),
+    "lcm": lcm_table,
+    "lcm-diffusers": partial(lcm_table, diffusers=True),
+    "dmd": _whole_way(dmd_table),
 }
 SAMPLERS = (*_TABLES, "iddpm")
+
+# Those of models that were distilled to draw in few steps and without guidance: in how many.
+FEW_STEPS = {"lcm": 4, "lcm-diffusers": 4, "dmd": 1}
 
 
 def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, start: float = 1.0) -> Sampler:
@@ -28,7 +56,7 @@ def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, sta
     Args:
       num_steps: of the whole way from noise.
       start: which share of it is gone, in (0, 1]: below 1 only the last ⌊start·num_steps⌋ steps are, from an x at
-        `Sampler.first_t`, as with diffusers' `strength`.
+        `Sampler.first_t`, as with diffusers' `strength`. A consistency model takes all its steps on what is left.
 
     Raises:
       InputError: unknown name, or a number of steps or a start that it cannot take.
@@ -37,18 +65,21 @@ def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, sta
         raise InputError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
     if not 0 < start <= 1:
         raise InputError(f"start = {start:g}: must lie in (0, 1]; 1 draws from pure noise")
-    count = int(num_steps * start)
-    if num_steps >= 1 > count:
-        raise InputError(f"start = {start:g}: leaves none of {num_steps} steps; set it to at least 1/{num_steps}")
     if name == "iddpm":
-        spaced = respace(schedule, num_steps)
+        spaced, count = respace(schedule, num_steps), _steps_left(num_steps, start)
         return Sampler(
             lambda denoise, x, noise_fn, correct: sample_iddpm(denoise, x, spaced, noise_fn, correct, num_steps=count),
             float(spaced.timesteps[count - 1]),
         )
-    table = _TABLES[name](schedule, num_steps)
-    if count < num_steps:
-        table = table.last_steps(count)
+    table = _TABLES[name](schedule, num_steps, start)
     return Sampler(
         lambda denoise, x, noise_fn, correct: sample_multistep(denoise, x, table, noise_fn, correct), float(table.t[0])
     )
+
+
+def _steps_left(num_steps: int, start: float) -> int:
+    """Of so many steps, those from `start` on."""
+    count = int(num_steps * start)
+    if count < 1:
+        raise InputError(f"start = {start:g}: leaves none of {num_steps} steps; set it to at least 1/{num_steps}")
+    return count

@@ -15,15 +15,22 @@ def reference_table(schedule: DiffusionSchedule, num_steps: int, *, always_lower
     Args:
       always_lower_final: True is Σ's solver: the last step is first-order. False is α's: only below 10 steps.
     """
+    _, t, alpha, sigma = reference_grid(schedule, num_steps)
+    lowered = {num_steps - 1} if always_lower_final or num_steps < 10 else set()
+    return second_order_table(t, alpha, sigma, lowered, end=0)
+
+
+def reference_grid(
+    schedule: DiffusionSchedule, num_steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Times f64[S + 1], evenly spaced from 1 to 1/T; the model's timesteps f64[S] at all but the last; alpha and sigma
+    f64[S + 1] at all."""
     _check(num_steps)
     total = schedule.num_steps
     time = np.linspace(1.0, 1.0 / total, num_steps + 1)
     # The noise schedule between the discrete steps is linear in log α.
     log_alpha = np.interp(time, np.arange(1, total + 1) / total, 0.5 * np.log(schedule.alphas_cumprod))
-    alpha = np.exp(log_alpha)
-    sigma = np.sqrt(-np.expm1(2 * log_alpha))
-    lowered = {num_steps - 1} if always_lower_final or num_steps < 10 else set()
-    return second_order_table((time[:-1] - 1.0 / total) * total, alpha, sigma, lowered, end=0)
+    return time, (time[:-1] - 1.0 / total) * total, np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha))
 
 
 def diffusers_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:

@@ -1,7 +1,8 @@
-"""Deterministic multistep samplers as a table of coefficients and one compiled loop.
+"""Multistep samplers as a table of coefficients and one compiled loop.
 
-Every such solver of the diffusion ODE, given its time grid, is linear in the state and in the last two x_0
-predictions, with coefficients known before the loop starts. They are computed in float64 by numpy.
+Every such solver of the diffusion ODE or SDE, given its time grid, is linear in the state, in the last x_0 predictions
+and in fresh noise, with coefficients known before the loop starts. They are computed in float64 by numpy. A corrector,
+and a step that calls the model twice, are no more than further rows and columns.
 """
 
 from __future__ import annotations
@@ -17,31 +18,49 @@ from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultistepTable:
-    """Per step, each f64[S]: the model timestep t, x_t = alpha·x_0 + sigma·eps, and x ← from_x·x + from_x0·x_0 +
-    from_last·(last x_0). `end` is the timestep that the last step arrives at; -1 is the clean picture."""
+    """One row for each call of the model, at timestep t, where x_t = alpha·x_0 + sigma·eps; after it
+    x ← from_x·x + Σ_k from_x0[k]·(x_0 as predicted k rows ago) + from_noise·noise.
+
+    f64[R] each, `from_x0` f64[R, K], K ≥ 1. `end` is the timestep that the last row arrives at; -1 is the clean picture.
+    """
 
     t: np.ndarray
     alpha: np.ndarray
     sigma: np.ndarray
     from_x: np.ndarray
     from_x0: np.ndarray
-    from_last: np.ndarray
+    from_noise: np.ndarray
     end: float
 
     @property
-    def num_steps(self) -> int:
+    def num_rows(self) -> int:
         return len(self.t)
 
-    def last_steps(self, count: int) -> MultistepTable:
-        """The table of the last `count` steps alone, of which the first knows no prediction before it."""
-        rows = {name: value[self.num_steps - count :].copy() for name, value in self.rows().items()}
-        rows["from_x0"][0] += rows["from_last"][0]
-        rows["from_last"][0] = 0.0
+    def last_rows(self, count: int) -> MultistepTable:
+        """The table of the last `count` rows alone, which knows no prediction of before them.
+
+        The first prediction stands for those: a solver whose order is raised by it falls back to the order below.
+        """
+        rows = {name: value[self.num_rows - count :].copy() for name, value in self.rows().items()}
+        from_x0 = rows["from_x0"]
+        for row in range(min(count, from_x0.shape[1] - 1)):
+            from_x0[row, row] += from_x0[row, row + 1 :].sum()
+            from_x0[row, row + 1 :] = 0.0
         return MultistepTable(**rows, end=self.end)
 
     def rows(self) -> dict[str, np.ndarray]:
-        """What there is of each step, by name."""
+        """What there is of each row, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "end"}
+
+
+def first_order_table(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, *, end: float) -> MultistepTable:
+    """x_next = alpha_next·x_0 + sigma_next·eps (Song et al. 2020, eq. 12), with eps in terms of x and x_0.
+
+    Args: as those of `second_order_table`.
+    """
+    from_x = sigma[1:] / sigma[:-1]
+    from_x0 = (alpha[1:] - from_x * alpha[:-1])[:, None]
+    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, from_x0, np.zeros_like(from_x), end)
 
 
 def second_order_table(
@@ -63,26 +82,34 @@ def second_order_table(
     for i in range(1, len(gain)):
         if i not in first_order_steps:
             correction[i] = gain[i] * step[i] / (2 * step[i - 1])
-    return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], gain + correction, -correction, end)
+    from_x0 = np.stack([gain + correction, -correction], axis=1)
+    return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], from_x0, np.zeros_like(gain), end)
 
 
 def sample_multistep(
     denoise: Denoiser, x: jax.Array, table: MultistepTable, noise_fn: NoiseFn, correct: Correct | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the table's steps from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
-    steps = table.rows() | {"step": np.arange(table.num_steps), "next_t": np.append(table.t[1:], table.end)}
+    """Runs the table's rows from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
+    steps = table.rows() | {"step": np.arange(table.num_rows), "next_t": np.append(table.t[1:], table.end)}
     rows = {name: jnp.asarray(value, jnp.int32 if name == "step" else jnp.float32) for name, value in steps.items()}
+    stochastic = table.from_noise.any()
 
     def body(carry, row):
-        x, last = carry
+        x, past = carry
         eps = denoise(x, jnp.full(x.shape[:1], row["t"]))[0]
-        x0 = (x - row["sigma"] * eps) / row["alpha"]
-        x = row["from_x"] * x + row["from_x0"] * x0 + row["from_last"] * last
+        predictions = ((x - row["sigma"] * eps) / row["alpha"], *past)
+        x = row["from_x"] * x
+        for lag, x0 in enumerate(predictions):
+            x = x + row["from_x0"][lag] * x0
+        if stochastic:
+            x = x + row["from_noise"] * noise_fn(row["step"])
         values = [eps, x]
         if correct is not None:
-            x = correct(x, row["next_t"], noise_fn(row["step"]))
+            # Its noise is numbered behind that of all steps: none is used twice.
+            x = correct(x, row["next_t"], noise_fn(row["step"] + (table.num_rows if stochastic else 0)))
             values.append(x)
-        return (x, x0), faults(*values)
+        return (x, predictions[:-1]), faults(*values)
 
-    (x, _), found = jax.lax.scan(body, (x, jnp.zeros_like(x)), rows)
+    nothing = (jnp.zeros_like(x),) * (table.from_x0.shape[1] - 1)
+    (x, _), found = jax.lax.scan(body, (x, nothing), rows)
     return x, found

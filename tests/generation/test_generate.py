@@ -13,7 +13,7 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
-from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers import FEW_STEPS, SAMPLERS
 from pixart_jax.training.loop import train_and_evaluate
 from tools import sample
 
@@ -50,7 +50,7 @@ def test_a_picture_depends_on_its_prompt_seed_and_number_only(workdir):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_draws(workdir, sampler):
-    pictures = TextToImage.from_checkpoint(workdir)(CAPTIONS, sampler=sampler, num_steps=5)
+    pictures = TextToImage.from_checkpoint(workdir)(CAPTIONS, sampler=sampler, num_steps=FEW_STEPS.get(sampler, 5))
     assert pictures.dtype == np.uint8 and pictures.std() > 1
 
 
