@@ -8,7 +8,7 @@ import numpy as np
 
 from pixart_jax.errors import InputError
 
-_STREAMS = ("init", "train", "sample", "eval", "adapter")
+_STREAMS = ("init", "train", "sample", "eval", "adapter", "picture")
 # As other programs write them: 32 bits of most, 64 of PyTorch.
 MAX_SEED = 2**64 - 1
 
@@ -27,7 +27,7 @@ def seed_words(seed: int | np.integer) -> np.ndarray:
 
 def stream_key(seed: int | np.ndarray | jax.Array, stream: str) -> jax.Array:
     """The root key of a stream: "init" (parameters), "train" (folded with the step), "sample" or "eval" (with the
-    picture's index), "adapter" (what an adapter adds).
+    picture's index), "adapter" (what an adapter adds), "picture" (latents of one that is drawn from).
 
     Args:
       seed: 0 to `MAX_SEED`, or its `seed_words`.

@@ -3,6 +3,7 @@
 python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a lighthouse in fog" --aspect-ratio 16:9
 python -m tools.sample --checkpoint weights/alpha-512 --text-encoder weights/t5 --vae weights/vae --prompts prompts.txt
 python -m tools.sample --checkpoint runs/quickstart --prompt "blue heart" --prompt "red apple"
+python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a red cat" --image a.png --mask hole.png --paste-back
 
 A run that was interrupted goes on when it is started again: pictures that are there already, with the same settings in
 their text chunk, are not drawn again.
@@ -41,9 +42,11 @@ from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import enlarged, labelled_grid, save_png
 from pixart_jax.files import check_writable, open_regular
+from pixart_jax.generation.given import read_given
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.training.metrics import format_duration
 
 # Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
@@ -53,6 +56,8 @@ GROUP = 256
 SHEET_PICTURES, SHEET_PIXELS = 64, 384
 # What says how large pictures are.
 SHAPE = ("size", "aspect_ratio", "height", "width")
+# How they are drawn, where the model is not to say it.
+SAMPLING = ("sampler", "num_steps", "guidance", "guidance_scale")
 
 
 @tool(GOES_ON)
@@ -77,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     """Draws what is not there yet, group by group; returns how many pictures that were, and how many were asked for."""
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")
+    given = read_given(args.image, args.mask, args.reference, strength=args.strength, keep_pixels=args.paste_back)
     check_writable(out, "--out")
     pipeline = TextToImage.from_checkpoint(
         args.checkpoint,
@@ -88,23 +94,24 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         tile_size=args.tile_size,
     )
     parts = pipeline.parts
-    settings = {"seed": args.seed, "negative_prompt": args.negative_prompt} | {
-        name: getattr(parts if getattr(args, name) is None else args, name)
-        for name in ("sampler", "num_steps", "guidance_scale")
-    }
-    asked = {name: getattr(args, name) for name in ("num_images", "batch_size", *SHAPE)} | settings
-    whole = Request(prompts, **asked)  # What is wrong with a setting is said before anything is drawn.
+    shape = {name: getattr(args, name) for name in SHAPE}
+    asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", "negative_prompt", *SAMPLING)}
+    asked |= given.shape(shape, pipeline.resolution) if given else shape
+    # What is wrong with a setting is said before anything is drawn.
+    whole = pipeline.settled(Request(prompts, **asked))
     canvas = whole.canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
-    about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size} | settings
-    about |= {"height": canvas.height, "width": canvas.width}
+    about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size}
+    about |= {name: getattr(whole, name) for name in ("seed", "negative_prompt", "sampler", "num_steps")}
+    about |= {"guidance_scale": whole.guidance_scale} if whole.guidance == "cfg" else {"guidance": whole.guidance}
+    about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
 
     def text(prompt: str, number: int) -> dict[str, str]:
         chunks = {"prompt": prompt, "image": number} | about | {"step": parts.step()}
         return {name: str(value) for name, value in chunks.items() if value is not None}
 
-    size = (canvas.width, canvas.height)
+    size = (canvas.width // 2 if given and given.is_reference else canvas.width, canvas.height)
 
     def is_drawn(path: pathlib.Path, wanted: dict[str, str]) -> bool:
         return (picture := read_picture(path, size)) is not None and picture[1] == wanted
@@ -129,12 +136,16 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     if missing:
         count = len(missing) * args.num_images
         print(f"encoding, drawing and decoding {count} picture(s); each of the three compiles first", file=sys.stderr)
+    latents = given.latents(pipeline, whole) if given and missing else None
     progress = ProgressLines(len(missing) * args.num_images)
     for start in range(0, len(missing), per_group):
         group = missing[start : start + per_group]
         request = dataclasses.replace(whole, prompts=[prompts[i] for i in group])
+        if given:
+            request = given.begin(pipeline, request, latents)
         for number, image in enumerate(pipeline.draw_each(request, progress)):
             i, k = group[number // args.num_images], number % args.num_images
+            image = given.finish(image, canvas) if given else image
             save_png(paths[i][k], image, text(prompts[i], k))
         progress.finish_group(request.count)
     flat = [(path, prompt) for row, prompt in zip(paths, prompts, strict=True) for path in row]
@@ -238,6 +249,29 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sampling.add_argument("--sampler", choices=SAMPLERS, help="default: the model's")
     sampling.add_argument("--num-steps", type=int, help="default: 20, or the run's")
     sampling.add_argument("--guidance-scale", type=float, help="default: 4.5, or the run's")
+    sampling.add_argument(
+        "--guidance",
+        choices=GUIDANCES,
+        help="none takes half the time, for models that need none (default: the model's)",
+    )
+
+    start = parser.add_argument_group("from a picture", "where no size is named, the picture's shape is drawn")
+    start.add_argument("--image", type=path_argument, metavar="FILE", help="draw near this picture")
+    start.add_argument(
+        "--strength", type=float, help="how far from it, up to 1, which is all anew (default: 0.6, with --mask 1)"
+    )
+    start.add_argument(
+        "--mask", type=path_argument, metavar="FILE", help="as large as the picture: white is drawn anew, black is kept"
+    )
+    start.add_argument(
+        "--paste-back", action="store_true", help="give what is kept the picture's own pixels, not the autoencoder's"
+    )
+    start.add_argument(
+        "--reference",
+        type=path_argument,
+        metavar="FILE",
+        help="draw the right half of a canvas whose left half this is",
+    )
 
     models = parser.add_argument_group("models")
     models.add_argument(

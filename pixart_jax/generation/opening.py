@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, load_config, position_base
 from pixart_jax.conversion.stored import read_stored_model, restore_params
+from pixart_jax.data.decoding import to_float
 from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
@@ -68,6 +70,7 @@ def open_parts(
     if vae:
         autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
         fields["decode_latents"] = autoencoder.decode_each
+        fields["encode_pictures"] = lambda pictures: autoencoder.encode(pictures, 1)
         if autoencoder.latent_channels != model.latent_channels:
             raise InputError(
                 f"{vae} has latents of {autoencoder.latent_channels} channels, the model of {directory} of "
@@ -80,6 +83,11 @@ def open_parts(
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
     return Parts(name=str(directory), mesh=mesh, apply=apply_of(model), **fields)
+
+
+def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of latents that are no distribution."""
+    return latents, np.zeros_like(latents)
 
 
 class ReadOnce:
@@ -147,6 +155,7 @@ def open_run(
     if not found["vae"]:
         autoencoder = load_autoencoder(encoders, manifest)
         fields["decode_latents"] = lambda latents: iter(autoencoder.decode(latents))
+        fields["encode_pictures"] = lambda pictures: _certain(autoencoder.encode(to_float(pictures)))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
     abstract = kernels_as(dtype, abstract_params(model, mesh))

@@ -29,6 +29,7 @@ class Parts:
         features of the empty caption, as in diffusers.
       encode_text: (n captions, told how many are done) -> (text [n, L, text_dim], length i32[n]).
       decode_latents: latents [n, h, w, C] -> their pictures [H, W, 3] in [-1, 1], each as soon as it is decoded.
+      encode_pictures: uint8[n, H, W, 3] -> mean and std of their latents, unscaled, f32[n, h, w, C] each.
       caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
       sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
       step: of a run, that of the weights; None of a converted model.
@@ -45,6 +46,7 @@ class Parts:
     has_null_text: bool
     encode_text: Callable[[Sequence[str], Callable[[int], None]], tuple[np.ndarray, np.ndarray]]
     decode_latents: Callable[[np.ndarray], Iterator[np.ndarray]]
+    encode_pictures: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     caption_cleaning: str
     sampler: str
     num_steps: int = 20

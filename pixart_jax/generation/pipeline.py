@@ -38,7 +38,7 @@ from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import SampleFn, make_sample_fn, sample_in_batches
+from pixart_jax.samplers.program import SampleFn, draw_noise, make_sample_fn, sample_in_batches, words_of
 from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
@@ -179,7 +179,7 @@ class TextToImage:
             null_branch(conditions) | null,
             token_dim=token_dim,
             seed=request.seeds,
-            indices=np.tile(np.arange(request.num_images), len(request.prompts)),
+            indices=request.noise_indices,
             guidance_scale=request.guidance_scale,
             batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,
             noise=noise,
@@ -228,6 +228,14 @@ class TextToImage:
           InputError: they are not of the request's number and size.
         """
         return self._to_tokens("latents have", finite_array("latents", latents) * self.parts.latent_scale, request)
+
+    def noise_of(self, request: Request) -> np.ndarray:
+        """What a request's pictures start from, as tokens f32[n, N, p·p·C]."""
+        if request.noise is not None:
+            return self._to_tokens("noise has", request.noise, request)
+        canvas, model = request.canvas(self.parts.resolution), self.parts.model
+        shape = ((canvas.size // (DOWNSAMPLE * model.patch_size)) ** 2, model.patch_size**2 * model.latent_channels)
+        return jax.device_get(draw_noise(words_of(request.seeds), request.noise_indices, shape)[0])
 
     def _check_start(self, request: Request, shape: tuple[int, ...]) -> None:
         tokens = request.start.tokens

@@ -141,6 +141,22 @@ class Request:
         """One for all pictures, or one of each of the n."""
         return self.seed if isinstance(self.seed, int) else [one for one in self.seed for _ in range(self.num_images)]
 
+    def alone(self) -> Request:
+        """The request of its first picture."""
+        return dataclasses.replace(
+            self, prompts=self.prompts[:1], negative_prompt=None, num_images=1, seed=self.first_seed, noise=None
+        )
+
+    @property
+    def first_seed(self) -> int:
+        """That of the first prompt."""
+        return self.seed if isinstance(self.seed, int) else self.seed[0]
+
+    @property
+    def noise_indices(self) -> np.ndarray:
+        """Which noise of the seed each picture starts from, i32[n]."""
+        return np.tile(np.arange(self.num_images, dtype=np.int32), len(self.prompts))
+
     def canvas(self, resolution: int) -> Canvas:
         """What a model of that resolution draws it at."""
         return choose_canvas(

@@ -13,4 +13,4 @@ def ddim_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
     spaced = respace_ddim(schedule, num_steps)
     alphas_cumprod = np.append(spaced.alphas_cumprod[::-1], 1.0)
     t = spaced.timesteps[::-1].astype(np.float64)
-    return first_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), end=-1)
+    return first_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod))

@@ -17,7 +17,7 @@ def reference_table(schedule: DiffusionSchedule, num_steps: int, *, always_lower
     """
     _, t, alpha, sigma = reference_grid(schedule, num_steps)
     lowered = {num_steps - 1} if always_lower_final or num_steps < 10 else set()
-    return second_order_table(t, alpha, sigma, lowered, end=0)
+    return second_order_table(t, alpha, sigma, lowered)
 
 
 def reference_grid(
@@ -39,7 +39,7 @@ def diffusers_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTab
     _check(num_steps)
     t = np.linspace(0, schedule.num_steps - 1, num_steps + 1).round()[:0:-1]
     alphas_cumprod = np.append(schedule.alphas_cumprod[t.astype(int)], 1.0)
-    return second_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), {num_steps - 1}, end=-1)
+    return second_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), {num_steps - 1})
 
 
 def _check(num_steps: int) -> None:

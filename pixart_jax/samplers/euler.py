@@ -17,7 +17,7 @@ def euler_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
     """
     t, ratio = _grid(schedule, num_steps)
     alpha = 1.0 / np.sqrt(1.0 + ratio**2)
-    return first_order_table(t, alpha, ratio * alpha, end=-1)
+    return first_order_table(t, alpha, ratio * alpha)
 
 
 def heun_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
@@ -42,7 +42,6 @@ def heun_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
         np.where(is_first, euler.from_x[point], 1.0),
         np.where(is_first[:, None], first[point], np.pad(second, ((1, 0), (0, 0)))[point]),
         np.zeros(len(rows)),
-        end=-1,
     )
 
 

@@ -63,7 +63,6 @@ def lcm_table(
         alpha * skip,
         (alpha * out)[:, None],
         np.sqrt(1.0 - arrival),
-        end=-1,
     )
 
 
@@ -80,5 +79,4 @@ def dmd_table(schedule: DiffusionSchedule, num_steps: int = 1, *, t: int = DMD_T
         zero,
         np.ones((1, 1)),
         zero,
-        end=-1,
     )

@@ -21,7 +21,8 @@ class MultistepTable:
     """One row for each call of the model, at timestep t, where x_t = alpha·x_0 + sigma·eps; after it
     x ← from_x·x + Σ_k from_x0[k]·(x_0 as predicted k rows ago) + from_noise·noise.
 
-    f64[R] each, `from_x0` f64[R, K], K ≥ 1. `end` is the timestep that the last row arrives at; -1 is the clean picture.
+    f64[R] each, `from_x0` f64[R, K], K ≥ 1. What the last row leaves is taken for the picture, also where a solver
+    stops at the noise of timestep 0.
     """
 
     t: np.ndarray
@@ -30,7 +31,6 @@ class MultistepTable:
     from_x: np.ndarray
     from_x0: np.ndarray
     from_noise: np.ndarray
-    end: float
 
     @property
     def num_rows(self) -> int:
@@ -46,25 +46,25 @@ class MultistepTable:
         for row in range(min(count, from_x0.shape[1] - 1)):
             from_x0[row, row] += from_x0[row, row + 1 :].sum()
             from_x0[row, row + 1 :] = 0.0
-        return MultistepTable(**rows, end=self.end)
+        return MultistepTable(**rows)
 
     def rows(self) -> dict[str, np.ndarray]:
         """What there is of each row, by name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "end"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
 
-def first_order_table(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, *, end: float) -> MultistepTable:
+def first_order_table(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> MultistepTable:
     """x_next = alpha_next·x_0 + sigma_next·eps (Song et al. 2020, eq. 12), with eps in terms of x and x_0.
 
     Args: as those of `second_order_table`.
     """
     from_x = sigma[1:] / sigma[:-1]
     from_x0 = (alpha[1:] - from_x * alpha[:-1])[:, None]
-    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, from_x0, np.zeros_like(from_x), end)
+    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, from_x0, np.zeros_like(from_x))
 
 
 def second_order_table(
-    t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, first_order_steps: set[int], *, end: float
+    t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, first_order_steps: set[int]
 ) -> MultistepTable:
     """DPM-Solver++(2M), midpoint form (Lu et al. 2022b, algorithm 2).
 
@@ -72,7 +72,6 @@ def second_order_table(
       t: f64[S] model timesteps at which the model is evaluated.
       alpha, sigma: f64[S + 1] at those times and at the end; the last sigma may be 0.
       first_order_steps: steps that ignore the previous prediction; step 0 always does.
-      end: the timestep of the last alpha and sigma.
     """
     with np.errstate(divide="ignore"):
         log_snr = np.log(alpha) - np.log(sigma)
@@ -83,14 +82,14 @@ def second_order_table(
         if i not in first_order_steps:
             correction[i] = gain[i] * step[i] / (2 * step[i - 1])
     from_x0 = np.stack([gain + correction, -correction], axis=1)
-    return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], from_x0, np.zeros_like(gain), end)
+    return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], from_x0, np.zeros_like(gain))
 
 
 def sample_multistep(
     denoise: Denoiser, x: jax.Array, table: MultistepTable, noise_fn: NoiseFn, correct: Correct | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Runs the table's rows from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
-    steps = table.rows() | {"step": np.arange(table.num_rows), "next_t": np.append(table.t[1:], table.end)}
+    steps = table.rows() | {"step": np.arange(table.num_rows), "next_t": np.append(table.t[1:], -1)}
     rows = {name: jnp.asarray(value, jnp.int32 if name == "step" else jnp.float32) for name, value in steps.items()}
     stochastic = table.from_noise.any()
 

@@ -80,6 +80,11 @@ def draw_noise(seed, indices, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Ar
     return jax.vmap(lambda key: jax.random.normal(key, shape))(start_keys), step_keys
 
 
+def words_of(seed: int | Sequence[int]) -> np.ndarray:
+    """What `draw_noise` takes of one seed, u32[2], or of each of n, u32[n, 2]."""
+    return seed_words(seed) if isinstance(seed, int | np.integer) else np.stack([*map(seed_words, seed)])
+
+
 def sample_in_batches(
     sample_fn: SampleFn,
     params,
@@ -119,7 +124,7 @@ def sample_in_batches(
     """
     count, shape = len(indices), (conditions["positions"].shape[1], token_dim)
     indices = np.asarray(indices, np.int32)
-    words = seed_words(seed) if isinstance(seed, int | np.integer) else np.stack([*map(seed_words, seed)])
+    words = words_of(seed)
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
     parts = []
     for row in rows:

@@ -80,7 +80,7 @@ def _table(t: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, tau: np.ndarray)
     change = np.pad(correct, ((0, 0), (0, 1))) - np.pad(predict, ((0, 0), (1, 0)))
     from_x0[1:] += from_x[1:, None] * change[:-1]
     noise = sigma[1:] * np.sqrt(-np.expm1(-2 * tau**2 * step))
-    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, from_x0, noise, end=0)
+    return MultistepTable(t, alpha[:-1], sigma[:-1], from_x, from_x0, noise)
 
 
 def _check(num_steps: int) -> None:

@@ -18,7 +18,8 @@ Apply = Callable[..., tuple[jax.Array, jax.Array | None]]
 NoiseFn = Callable[[jax.Array], jax.Array]
 
 # (x f32[B, ...] as a step left it, its timestep t f32[], noise of x's shape) -> what the next step starts from. t is -1
-# for a clean picture; `diffusion.gaussian.noise_level` gives x's. The noise is standard normal and that step's.
+# after the last step, for the picture; `diffusion.gaussian.noise_level` gives x's. The noise is standard normal, that
+# step's.
 Correct = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 # What of a step was not finite first, by the number that `faults` gives; 0 is nothing.

@@ -57,9 +57,9 @@ def test_dmd_does_not_clip():
 
 @pytest.mark.parametrize("name", ["lcm", "lcm-diffusers", "dmd"])
 def test_steps_that_do_not_fit_are_refused(name):
-    with pytest.raises(InputError, match="num_steps = 51: (a consistency model takes 1 to 50|dmd draws in 1 step)"):
+    with pytest.raises(InputError, match=r"num_steps = 51: (a consistency model takes 1 to 50|dmd draws in 1 step)"):
         build_sampler(name, SCHEDULE, 51)
-    with pytest.raises(InputError, match="start = 0.1"):
+    with pytest.raises(InputError, match=r"start = 0\.1"):
         build_sampler(name, SCHEDULE, 1 if name == "dmd" else 8, start=0.1)
 
 
