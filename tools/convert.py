@@ -49,6 +49,7 @@ from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.publishing import claimed, published
 from pixart_jax.conversion.runs import load_run
+from pixart_jax.conversion.scheduler_samplers import drawing_of
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
     load_weights,
@@ -60,6 +61,7 @@ from pixart_jax.conversion.transfer import (
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
 from pixart_jax.models.layers import KV_SAMPLINGS
+from pixart_jax.samplers import SAMPLERS
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
 
@@ -126,6 +128,10 @@ def convert_model(args: argparse.Namespace) -> str:
     """SRC, a transformer and what goes beside it, to DST; returns what was written."""
     encoders = load_encoders(args)
     weights = load(args, to_pipeline=args.to == "diffusers" and bool(encoders))
+    if args.sampler:
+        weights = dataclasses.replace(
+            weights, stored=dataclasses.replace(weights.stored, **drawing_of(args.sampler, weights.stored.num_steps))
+        )
     stored = weights.stored
     print(summary(weights), flush=True)
     if stored.model.num_classes and any(encoder.kind == "text_encoder" for encoder in encoders):
@@ -268,6 +274,8 @@ def summary(weights: ModelWeights) -> str:
     parts += [f"key/value compression in {sum(r > 1 for r in model.kv_compress)} blocks"] if model.kv_compress else []
     parts += ["qk-norm"] if model.qk_norm else []
     parts += [f"a ControlNet of {weights.control.num_copies} copied blocks"] if weights.control else []
+    if stored.guidance == "none":
+        parts.append(f"drawn with {stored.sampler} in {stored.num_steps} step(s) without guidance")
     parts += ["no null caption (--null-text adds it)"] if stored.null_text == "missing" else []
     return "; ".join(parts)
 
@@ -316,9 +324,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     encoders.add_argument("--no-encoders", action="store_true", help="the transformer only, without those")
     parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="what the weights are drawn with by default, where SRC does not tell it: lcm or dmd of models distilled "
+        "for few steps, which draw without guidance",
+    )
+    parser.add_argument(
         "--ignore-scheduler",
         action="store_true",
-        help="take the transformer of a pipeline whose scheduler is for another kind of network, as LCM's is",
+        help="take the transformer of a pipeline whose scheduler is for another kind of network, and draw as usual",
     )
     group = parser.add_argument_group(
         "re-parameterization",

@@ -98,13 +98,15 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", "negative_prompt", *SAMPLING)}
     asked |= given.shape(shape, pipeline.resolution) if given else shape
     # What is wrong with a setting is said before anything is drawn.
-    whole = pipeline.settled(Request(prompts, **asked))
+    whole = Request(prompts, **asked)
+    manner = pipeline.manner(whole)
     canvas = whole.canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
     about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size}
-    about |= {name: getattr(whole, name) for name in ("seed", "negative_prompt", "sampler", "num_steps")}
-    about |= {"guidance_scale": whole.guidance_scale} if whole.guidance == "cfg" else {"guidance": whole.guidance}
+    about |= {"seed": args.seed, "negative_prompt": args.negative_prompt}
+    about |= {"sampler": manner.sampler, "num_steps": manner.num_steps}
+    about |= {"guidance_scale": manner.guidance_scale} if manner.guidance == "cfg" else {"guidance": manner.guidance}
     about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
 
     def text(prompt: str, number: int) -> dict[str, str]:
@@ -141,7 +143,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     for start in range(0, len(missing), per_group):
         group = missing[start : start + per_group]
         request = dataclasses.replace(whole, prompts=[prompts[i] for i in group])
-        if given:
+        if given and latents is not None:
             request = given.begin(pipeline, request, latents)
         for number, image in enumerate(pipeline.draw_each(request, progress)):
             i, k = group[number // args.num_images], number % args.num_images

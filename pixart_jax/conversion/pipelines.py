@@ -14,6 +14,7 @@ from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.names.diffusers import diffusers_config
+from pixart_jax.conversion.scheduler_samplers import how_to_call, scheduler_of
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import write_diffusers
 from pixart_jax.errors import InputError
@@ -145,6 +146,8 @@ def limits(stored: StoredModel, encoders: Sequence[EncoderSource], family: str) 
             f"diffusers' {PIPELINES[family]} knows no aspect ratios for a sample_size of {sample_size}: call it with "
             "use_resolution_binning=False"
         )
+    if line := how_to_call(stored.sampler, family):
+        lines.append(line)
     if any(encoder.bfloat16 for encoder in encoders):
         lines.append(
             "the text encoder is bfloat16 and the transformer float32, which diffusers does not bring together by "
@@ -170,8 +173,10 @@ def write_pipeline(target: pathlib.Path, weights: ModelWeights, encoders: Sequen
         if encoder.tokenizer:
             copy_tokenizer(encoder.tokenizer, target / TOKENIZER)
     (target / "scheduler").mkdir()
-    _write_json(target / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(target / "model_index.json", {"_class_name": PIPELINES[family], **_COMPONENTS})
+    scheduler = scheduler_of(weights.stored.sampler) or SCHEDULER
+    _write_json(target / "scheduler" / "scheduler_config.json", scheduler)
+    index = {"_class_name": PIPELINES[family], **_COMPONENTS, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    _write_json(target / "model_index.json", index)
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:

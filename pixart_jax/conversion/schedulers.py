@@ -1,7 +1,8 @@
 """What a diffusers pipeline's scheduler says of its transformer: what that predicts, and over which noise schedule.
 
 All that draws and trains here takes a network that predicts the noise of DDPM's linear schedule of 1,000 steps. How a
-scheduler then walks along that schedule (its order, its spacing of steps) is no property of the weights.
+scheduler then walks along that schedule (its order, its spacing of steps) is no property of the weights, unless they
+were distilled for it: a consistency model's scheduler must walk as our sampler does.
 
 Source: diffusers 0.42, the constructors of `diffusers.schedulers`, whose defaults stand for what a file lacks.
 """
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 
 from pixart_jax.conversion.arrays import read_json
+from pixart_jax.conversion.scheduler_samplers import WALKS, Drawing, told_drawing
 from pixart_jax.errors import InputError
 
 # What the network of this package is trained and drawn with.
 _NUM_STEPS, _BETA_START, _BETA_END = 1000, 0.0001, 0.02
 _BETAS = {"beta_start": _BETA_START, "beta_end": _BETA_END, "beta_schedule": "linear"}
+_DISTILLED = "LCMScheduler"
 _OTHER_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "linear"}
 
 # Classes that walk along a discrete diffusion's schedule, whatever their way, by their defaults of what must be so.
@@ -38,6 +41,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
         ("DPMSolverSDEScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler"),
         _OTHER_BETAS,
     ),
+    _DISTILLED: _OTHER_BETAS | {"beta_schedule": "scaled_linear"},
 }  # fmt: skip
 
 _FIXED = {
@@ -53,6 +57,7 @@ _FIXED = {
     "predict_epsilon": True,
 }
 _NOISE = {**_BETAS, "trained_betas": None}
+_CONFIG = "scheduler/scheduler_config.json"
 
 
 def scheduler_problem(pipeline: pathlib.Path) -> str | None:
@@ -65,22 +70,33 @@ def scheduler_problem(pipeline: pathlib.Path) -> str | None:
     Raises:
       InputError: a file is damaged.
     """
-    name_of_file = "scheduler/scheduler_config.json"
-    path = pipeline / name_of_file
-    index = pipeline / "model_index.json"
+    names, config = _read_scheduler(pipeline)
+    for name in names:
+        if name not in _CLASSES:
+            where = _CONFIG if config.get("_class_name") == name else "model_index.json"
+            return f"{where}: a {name} is for a network of another kind than one that predicts the noise of DDPM"
+    if not config and names[:1] != [_DISTILLED]:
+        return None
+    odd = _odd_fields(config, _CLASSES[names[0]] if names else _BETAS)
+    if names[:1] == [_DISTILLED]:
+        odd += WALKS[_DISTILLED].differences(config)
+    return f"{_CONFIG}: {'; '.join(odd)}" if odd else None
+
+
+def scheduler_drawing(pipeline: pathlib.Path) -> Drawing | None:
+    """How a pipeline's scheduler without a `scheduler_problem` draws, where a sampler of ours draws so too."""
+    names, config = _read_scheduler(pipeline)
+    return told_drawing(names[0], config) if names and config else None
+
+
+def _read_scheduler(pipeline: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    """The classes that a scheduler is opened as, which stands in the index, and was saved by, which its own file says,
+    where they are said; and that file."""
+    path, index = pipeline / _CONFIG, pipeline / "model_index.json"
     entry = read_json(index).get("scheduler") if index.exists() else None
     listed = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     config = read_json(path) if path.exists() else {}
-    # Which class it is opened as stands in the index, and which it was saved by in its own file.
-    names = [str(name) for name in (listed, config.get("_class_name")) if name is not None]
-    for name in names:
-        if name not in _CLASSES:
-            where = name_of_file if config.get("_class_name") == name else "model_index.json"
-            return f"{where}: a {name} is for a network of another kind than one that predicts the noise of DDPM"
-    if not config:
-        return None
-    odd = _odd_fields(config, _CLASSES[names[0]] if names else _BETAS)
-    return f"{name_of_file}: {'; '.join(odd)}" if odd else None
+    return [str(name) for name in (listed, config.get("_class_name")) if name is not None], config
 
 
 def _odd_fields(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

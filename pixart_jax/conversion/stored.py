@@ -26,6 +26,7 @@ from pixart_jax.files.typed_json import Fields, parse, read_bytes
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.tokens import DOWNSAMPLE
 
 FORMAT_VERSION = 1
@@ -41,7 +42,10 @@ CHOICES = {
     "null_text": ("stored", "missing", "none"),
     "caption_cleaning": ("alpha", "sigma", "none"),
     "sampler": SAMPLERS,
+    "guidance": GUIDANCES,
 }
+# Fields that are only written where they say something else.
+_USUAL: dict[str, Any] = {"num_steps": 20, "guidance": "cfg"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,7 @@ class StoredModel:
         (`captions.clean_sigma`), or "none": the text encoder does its own, or there are no captions.
       sampler: one of `samplers.SAMPLERS`, which the authors of the weights draw with by default.
       provenance: where the weights come from, for people.
+      num_steps, guidance: of that sampler, likewise; the guidance one of `samplers.program.GUIDANCES`.
     """
 
     model: PixArt
@@ -70,6 +75,8 @@ class StoredModel:
     caption_cleaning: str
     sampler: str
     provenance: dict[str, str]
+    num_steps: int = 20
+    guidance: str = "cfg"
 
     @property
     def resolution(self) -> int:
@@ -78,6 +85,7 @@ class StoredModel:
 
     def to_json(self) -> str:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: value for name, value in fields.items() if name not in _USUAL or value != _USUAL[name]}
         fields["model"] = {name: getattr(self.model, name) for name in ARCHITECTURE}
         return json.dumps({"format_version": FORMAT_VERSION} | fields, indent=2, ensure_ascii=False) + "\n"
 
@@ -90,6 +98,7 @@ class StoredModel:
             raise InputError(f"{where} is not JSON: {error}; convert the weights again") from error
         if not isinstance(fields, dict) or fields.pop("format_version", None) != FORMAT_VERSION:
             raise InputError(f"{where} is not of format_version {FORMAT_VERSION}, the only one this version reads")
+        fields = _USUAL | fields
         given = fields.get("model")
         # Models of before there were others have no such field.
         model: dict[str, Any] = {"kv_sampling": "conv"} | given if isinstance(given, dict) else {}

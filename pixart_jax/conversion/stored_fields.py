@@ -21,7 +21,7 @@ COUNTS = {
 MAX_POSITION_BASE = 1 << 12
 # Of scales and of what a hidden size is multiplied by.
 SMALLEST, LARGEST = 1e-4, 1e4
-_MAX_CLASSES, _MAX_COMPRESSION = 1 << 24, 64
+_MAX_CLASSES, _MAX_COMPRESSION, _MAX_STEPS = 1 << 24, 64, 1000
 _ADALN = ("single", "full")
 
 
@@ -30,7 +30,8 @@ def check_stored_fields(fields: Fields) -> None:
     fields.integer("position_base", 1, MAX_POSITION_BASE)
     for key in ("position_scale", "latent_scale"):
         fields.number(key, SMALLEST, LARGEST)
-    for key in ("null_text", "caption_cleaning", "sampler"):
+    fields.integer("num_steps", 1, _MAX_STEPS)
+    for key in ("null_text", "caption_cleaning", "sampler", "guidance"):
         fields.text(key)
     provenance = fields.fields("provenance")
     for key in provenance:

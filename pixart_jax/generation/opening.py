@@ -128,6 +128,8 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
         "has_null_text": stored.null_text == "stored",
         "caption_cleaning": stored.caption_cleaning,
         "sampler": stored.sampler,
+        "num_steps": stored.num_steps,
+        "guidance": stored.guidance,
     }
 
 

@@ -33,7 +33,7 @@ from pixart_jax.generation.adaptation import Adaptation, adapted
 from pixart_jax.generation.canvas import Canvas
 from pixart_jax.generation.opening import open_parts
 from pixart_jax.generation.parts import Parts
-from pixart_jax.generation.request import Progress, Request
+from pixart_jax.generation.request import Manner, Progress, Request
 from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler
@@ -162,9 +162,9 @@ class TextToImage:
 
     def draw_each(self, request: Request, progress: Progress = _tell_nobody) -> Iterator[np.ndarray]:
         """As `draw`, but yields uint8[height, width, 3], each picture as soon as it is decoded."""
-        request = self.settled(request)
+        manner = self.manner(request)
         parts, canvas, count = self.parts, request.canvas(self.parts.resolution), request.count
-        sample_fn = self._sample_fn(request.sampler, request.num_steps, request.start.start, request.guidance)
+        sample_fn = self._sample_fn(manner.sampler, manner.num_steps, request.start.start, manner.guidance)
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
         token_dim = parts.model.patch_size**2 * parts.model.latent_channels
@@ -180,7 +180,7 @@ class TextToImage:
             token_dim=token_dim,
             seed=request.seeds,
             indices=request.noise_indices,
-            guidance_scale=request.guidance_scale,
+            guidance_scale=manner.guidance_scale,
             batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,
             noise=noise,
             start_tokens=request.start.tokens,
@@ -198,22 +198,21 @@ class TextToImage:
             yield picture if as_wanted else fit(Image.fromarray(picture), target)
             progress("decoding", number, count)
 
-    def settled(self, request: Request) -> Request:
-        """The request with the sampler, the number of steps and the guidance that it is drawn with.
+    def manner(self, request: Request) -> Manner:
+        """How a request is drawn: as it says, and where it does not, as the model usually is.
 
-        They are the model's own where it does not name them. A sampler for few steps on a model of another one, which
-        an adapter may have distilled, has its own steps and no guidance, unless a scale is named.
+        A sampler for few steps on a model of another one, which an adapter may have distilled, has its own number of
+        steps and no guidance, unless a scale is named.
         """
         parts = self.parts
         sampler = request.sampler or parts.sampler
         few = FEW_STEPS.get(sampler) if sampler != parts.sampler else None
         guidance = "none" if few else parts.guidance
-        return dataclasses.replace(
-            request,
-            sampler=sampler,
-            num_steps=request.num_steps or few or parts.num_steps,
-            guidance=request.guidance or ("cfg" if request.guidance_scale is not None else guidance),
-            guidance_scale=parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        return Manner(
+            sampler,
+            request.num_steps or few or parts.num_steps,
+            request.guidance or ("cfg" if request.guidance_scale is not None else guidance),
+            parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         )
 
     @property

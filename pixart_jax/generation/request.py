@@ -40,6 +40,17 @@ class Start:
 
 NOISE = Start()
 
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How pictures are drawn, by the attributes of `Request` of these names."""
+
+    sampler: str
+    num_steps: int
+    guidance: str
+    guidance_scale: float
+
+
 # The least of each attribute of a `Request` that is a whole number.
 _WHOLE = {"num_images": 1, "num_steps": 1, "size": 1, "height": 1, "width": 1, "batch_size": 1}
 

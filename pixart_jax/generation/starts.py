@@ -150,8 +150,8 @@ def _tokens(pipeline: TextToImage, request: Request, latents: np.ndarray) -> np.
 
 
 def _check_strength(pipeline: TextToImage, request: Request, strength: float) -> None:
-    settled, start = pipeline.settled(request), check_strength(strength)
-    build_sampler(settled.sampler, _SCHEDULE, settled.num_steps, start=start)  # Raises where it leaves no step.
+    manner, start = pipeline.manner(request), check_strength(strength)
+    build_sampler(manner.sampler, _SCHEDULE, manner.num_steps, start=start)  # Raises where it leaves no step.
 
 
 def check_strength(strength: float, name: str = "strength") -> float:

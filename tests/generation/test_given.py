@@ -59,8 +59,11 @@ def test_white_begins_at_half_the_brightness(tmp_path):
     np.testing.assert_array_equal(found, [[False, False, True, True]])
 
 
-def test_defaults():
+def test_without_a_mask_the_picture_is_near_and_with_one_it_is_drawn_anew(files):
     assert read_given(None) is None
+    assert read_given(files / "picture.png").strength == 0.6
+    masked = read_given(files / "picture.png", files / "mask.png", keep_pixels=True)
+    assert (masked.strength, masked.keep_pixels, int(masked.mask.sum())) == (1.0, True, 120 * 100)
 
 
 def test_the_picture_says_the_shape_where_nobody_does():

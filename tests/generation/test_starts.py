@@ -119,6 +119,18 @@ def test_a_cell_goes_by_its_first_pixel(seen):
         inpainting(pipeline, request, latents, mask)
 
 
+def test_one_program_serves_all_pictures_masks_and_seeds(seen, compilations):
+    pipeline, _ = seen
+    for seed, shape in enumerate(({}, {"aspect_ratio": "16:9"}, {"height": 90, "width": 90})):
+        request = Request(["a cat"], seed=seed, num_steps=3, **shape)
+        canvas = request.canvas(pipeline.resolution)
+        mask = np.zeros((canvas.height, canvas.width), bool)
+        mask[seed:, : 50 + seed] = True
+        latents = latents_of(pipeline, request, picture(256, 256))
+        drawn(seen, request, inpainting(pipeline, request, latents, mask, 0.7))
+    assert compilations.count("jit(sample)") <= 1
+
+
 def test_strength_says_how_far_from_the_picture(seen):
     pipeline, _ = seen
     request = Request(["a cat", "a dog"], num_steps=10, guidance_scale=1.0)

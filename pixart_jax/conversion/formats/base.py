@@ -62,8 +62,8 @@ class Source:
       shapes: name to shape.
       weights: which of several sets of weights these are, as the file calls it; "" where there is one set.
       config: diffusers' config.json, or None.
-      pipeline: {"family": "alpha" or "sigma", "latent_scale": ..., "scheduler_problem": ...}, whatever of it the
-        pipeline around a diffusers transformer tells; see `schedulers.scheduler_problem`.
+      pipeline: {"family": "alpha" or "sigma", "latent_scale": ..., "scheduler_problem": ..., "drawing": ...}, whatever
+        of it the pipeline around a diffusers transformer tells; see `schedulers`.
       notes: for people: what was stripped from the file's names, and what else was left out.
     """
 

@@ -18,7 +18,7 @@ from pixart_jax.conversion.describe import (
 )
 from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
 from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
-from pixart_jax.conversion.schedulers import check_scheduler, scheduler_problem
+from pixart_jax.conversion.schedulers import check_scheduler, scheduler_drawing, scheduler_problem
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.stored_fields import COUNTS, LARGEST, SMALLEST
 from pixart_jax.errors import InputError
@@ -149,6 +149,8 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
             found["latent_scale"] = float(scale)
         if problem := scheduler_problem(pipeline):
             found["scheduler_problem"] = problem
+        elif drawing := scheduler_drawing(pipeline):
+            found["drawing"] = drawing
     return found
 
 
@@ -165,7 +167,9 @@ def _describe(source: Source, hints: Hints, fallback: Hints) -> StoredModel:
         check_scheduler(source.path, problem)
     fields, positions = _read_config(source, hints, fallback)
     stored = captioned_model(source, hints, fallback, fields, positions, NULL_NAME)
-    return dataclasses.replace(stored, provenance=stored.provenance | ({"ignored": problem} if problem else {}))
+    drawing = {} if hints.ignore_scheduler else source.pipeline.get("drawing", {})
+    provenance = stored.provenance | ({"ignored": problem} if problem else {})
+    return dataclasses.replace(stored, **drawing, provenance=provenance)
 
 
 def _load(source: Source, hints: Hints, fallback: Hints) -> ModelWeights:
