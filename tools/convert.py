@@ -11,6 +11,7 @@ python -m tools.convert alpha.pth models/alpha --encoders PixArt-Alpha-pipeline/
 python -m tools.convert models/sigma out/pipeline --to diffusers                       # and back, as a whole pipeline
 python -m tools.convert runs/mine out/pipeline --to diffusers --encoders models/sigma  # a run as a pipeline
 python -m tools.convert sd-vae-ft-ema/ models/vae               # an encoder by itself, either way
+python -m tools.convert openai/clip-vit-large-patch14 models/clip                      # a CLIP, to measure with
 python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500   # stage 2 starts at stage 1's weights
 """
 
@@ -34,7 +35,7 @@ from pixart_jax.commands import (
     with_commands,
 )
 from pixart_jax.conversion.describe import FAMILIES
-from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
+from pixart_jax.conversion.encoder_kinds import KINDS
 from pixart_jax.conversion.encoders import (
     EncoderSource,
     copy_tokenizer,
@@ -104,7 +105,7 @@ def fetch_sources(args: argparse.Namespace) -> None:
 
 
 def convert_encoder(args: argparse.Namespace, kind: str) -> str:
-    """SRC, a text encoder or an autoencoder by itself, to DST; returns what was written."""
+    """SRC, a text encoder, an autoencoder or a CLIP by itself, to DST; returns what was written."""
     options = (value for name, value in vars(args).items() if name not in ("source", "target", "to", "name"))
     if args.to == "pixart" or any(value is not None and value is not False for value in options):
         raise InputError(
@@ -256,10 +257,10 @@ def what(source: Source) -> str:
 def what_encoder(encoder: EncoderSource) -> str:
     """One line on what was found."""
     tokenizer = ""
-    if encoder.kind == "text_encoder":
+    if KINDS[encoder.kind].has_tokenizer:
         tokenizer = f", tokenizer from {encoder.tokenizer}" if encoder.tokenizer else ", no tokenizer in or beside it"
     notes = "".join(f", {note}" for note in getattr(encoder.arrays, "notes", ()))
-    return f"{encoder.path}: {ENCODER_KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{notes}{tokenizer}"
+    return f"{encoder.path}: {KINDS[encoder.kind].title}, {len(encoder.arrays)} arrays{notes}{tokenizer}"
 
 
 def summary(weights: ModelWeights) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -65,17 +66,17 @@ class FileArrays(Mapping[str, np.ndarray]):
                 )
 
 
-def open_arrays(file: pathlib.Path, markers: Collection[str]) -> FileArrays:
+def open_arrays(file: pathlib.Path, markers: Collection[str], beside: str = "(?!)") -> FileArrays:
     """Any model's names to arrays, each read when it is asked for.
 
     Args:
       file: safetensors or PyTorch's, or the index of several of them.
-      markers: see `strip_prefix`.
+      markers, beside: see `strip_prefix`.
 
     Raises:
       InputError: it is damaged, or a file that it names is not there, or it holds other arrays than floats.
     """
-    return strip_prefix(open_checkpoint(file, None)[0], markers, file)
+    return strip_prefix(open_checkpoint(file, None)[0], markers, file, beside)
 
 
 def open_checkpoint(file: pathlib.Path, ema: bool | None) -> tuple[FileArrays, str]:
@@ -206,11 +207,12 @@ class _Prefixed(FileArrays):
         return self._arrays[self._prefix + name]
 
 
-def strip_prefix(arrays: FileArrays, markers: Collection[str], file: pathlib.Path) -> FileArrays:
+def strip_prefix(arrays: FileArrays, markers: Collection[str], file: pathlib.Path, beside: str = "(?!)") -> FileArrays:
     """The arrays of a model, under the names that it has when nothing wraps it.
 
     Args:
       markers: patterns of names that such models have.
+      beside: pattern of the names of arrays that may be of anything, since nobody reads them.
 
     Raises:
       InputError: as `wrappers.find_prefix`, or they are other arrays than of floats.
@@ -218,7 +220,7 @@ def strip_prefix(arrays: FileArrays, markers: Collection[str], file: pathlib.Pat
     prefix, left_out = find_prefix(arrays, markers, file)
     if prefix:
         arrays = _Prefixed(arrays, prefix, left_out)
-    arrays.check_kinds()
+    arrays.check_kinds({name for name in arrays if re.fullmatch(beside, name)})
     return arrays
 
 

@@ -1,4 +1,5 @@
-"""The text encoder and the image autoencoder beside a transformer: from their own folders to ours, back, and to jax.
+"""The text encoder and the image autoencoder beside a transformer, and CLIP: from their own folders to ours, back, and
+to jax.
 
 Ours is a directory with `params/`, written by Orbax, and `config.json`, the encoder's own, from which the module is
 built; a text encoder has its tokenizer in `tokenizer/` below.
@@ -21,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_json
-from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS
+from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS, KINDS
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.conversion.weight_files import check_weight_file, find_weights
@@ -35,9 +36,10 @@ from pixart_jax.models.vae import AutoencoderKL
 # What that part of a pipeline is called, there and here.
 TOKENIZER = "tokenizer"
 
-# A tokenizer's files: one of the first two makes a folder a tokenizer's, the others may go with them.
+# A tokenizer's files: one of the first three makes a folder a tokenizer's, the others may go with them.
 _TOKENIZER_FILES = (
-    "tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "spiece.model", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
 )  # fmt: skip
 
 
@@ -47,7 +49,7 @@ class EncoderSource:
 
     Attributes:
       path: the folder.
-      kind: a key of ENCODER_KINDS.
+      kind: a key of KINDS.
       config: its config.json.
       model: what the config describes.
       arrays: PyTorch's names, or in a directory of ours '/'-joined paths, to arrays, each read when it is asked for.
@@ -68,16 +70,16 @@ class EncoderSource:
         What is stored for good is what was trained: twice the bytes would not make it more exact. All else is float32,
         a float16 source's too, because T5 overflows in that.
         """
-        return ENCODER_KINDS[self.kind].may_be_bfloat16 and self.arrays.bfloat16
+        return KINDS[self.kind].may_be_bfloat16 and self.arrays.bfloat16
 
 
 def encoder_kind(path: pathlib.Path) -> str | None:
-    """The key of ENCODER_KINDS that a folder's config.json tells, or None where there is none or it is another's."""
+    """The key of KINDS that a folder's config.json tells, or None where there is none or it is another's."""
     if not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
     called = str(config.get("model_type", config.get("_class_name")))
-    return next((name for name, kind in ENCODER_KINDS.items() if kind.called == called), None)
+    return next((name for name, kind in KINDS.items() if called in kind.called), None)
 
 
 def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
@@ -86,22 +88,23 @@ def open_encoder(path: pathlib.Path, kind: str) -> EncoderSource:
     Args:
       path: with config.json and weights: safetensors, or `.bin`, in one file or in several beside their index, or
         our `params/`.
-      kind: a key of ENCODER_KINDS.
+      kind: a key of KINDS.
 
     Raises:
       InputError: something is not there, damaged, or another model's.
     """
     config = read_json(path / "config.json")
     model = _build(kind, config, path, jnp.float32)
-    tokenizer = find_tokenizer(path) if ENCODER_KINDS[kind].has_tokenizer else None
+    tokenizer = find_tokenizer(path) if KINDS[kind].has_tokenizer else None
     if (path / "params").is_dir():
         return EncoderSource(path, kind, config, model, StoredArrays(path / "params", _paths(kind, model)), tokenizer)
-    stem = ENCODER_KINDS[kind].stem
+    stem = KINDS[kind].stem
     names = [f"{stem}.safetensors", "pytorch_model.bin", f"{WEIGHTS}.bin"]
     file = find_weights(path, names)
     if file is None:
         raise InputError(f"{path} has no weights; one of these should be there: {', '.join(names)}")
-    return EncoderSource(path, kind, config, model, open_arrays(file, [ENCODER_KINDS[kind].marker]), tokenizer)
+    arrays = open_arrays(file, [KINDS[kind].marker], KINDS[kind].beside)
+    return EncoderSource(path, kind, config, model, arrays, tokenizer)
 
 
 def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
@@ -109,7 +112,7 @@ def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
     and a pipeline's lies beside it; raises InputError for files of it that are empty or only stand for files."""
     folders = [path / TOKENIZER, path, path.absolute().parent / TOKENIZER]
     files = {f: [name for name in _TOKENIZER_FILES if (f / name).exists() and not (f / name).is_dir()] for f in folders}
-    found = next((folder for folder in folders if set(files[folder]) & set(_TOKENIZER_FILES[:2])), None)
+    found = next((folder for folder in folders if set(files[folder]) & set(_TOKENIZER_FILES[:3])), None)
     if found:
         for name in files[found]:
             check_weight_file(found / name)
@@ -137,16 +140,16 @@ def write_encoder(target: pathlib.Path, source: EncoderSource) -> None:
       InputError: the weights do not fit the config; begins with the source's path.
       OSError: the disk is full, or cannot be written.
     """
-    params = _read(source)
+    params = read_encoder(source)
     target.mkdir()
     write_params(target / "params", params)
-    _write_config(target, source.config)
+    _write_beside(target, source, source.config)
     if source.tokenizer:
         copy_tokenizer(source.tokenizer, target / TOKENIZER)
 
 
 def write_reference_encoder(target: pathlib.Path, source: EncoderSource) -> None:
-    """Writes a new folder that transformers' T5EncoderModel or diffusers' AutoencoderKL opens, without a tokenizer.
+    """Writes a new folder that transformers' or diffusers' class of that model opens, without a tokenizer.
 
     Of the names that they give their arrays today, in one file, of the dtype that `write_encoder` stores.
 
@@ -155,16 +158,16 @@ def write_reference_encoder(target: pathlib.Path, source: EncoderSource) -> None
     """
     import safetensors.numpy
 
-    kind = ENCODER_KINDS[source.kind]
-    arrays = dict(kind.revert(_read(source), source.model))
+    kind = KINDS[source.kind]
+    arrays = dict(kind.revert(read_encoder(source), source.model))
     config = kind.reference_config(source.config, arrays)
     target.mkdir()
     safetensors.numpy.save_file(arrays, target / f"{kind.stem}.safetensors", metadata={"format": "pt"})
-    _write_config(target, config)
+    _write_beside(target, source, config)
 
 
-def _read(source: EncoderSource) -> dict[str, np.ndarray]:
-    """Our parameters of an encoder."""
+def read_encoder(source: EncoderSource) -> dict[str, np.ndarray]:
+    """Our parameters of an encoder, '/'-joined path to array; raises InputError as `write_encoder`."""
     if isinstance(source.arrays, StoredArrays):
         params = source.arrays.read_all()
         for path, array in params.items():
@@ -172,15 +175,18 @@ def _read(source: EncoderSource) -> dict[str, np.ndarray]:
         return params
     expected = _paths(source.kind, source.model)
     try:
-        return ENCODER_KINDS[source.kind].convert(source.arrays, source.model, expected, source.bfloat16)
+        return KINDS[source.kind].convert(source.arrays, source.model, expected, source.bfloat16)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from error
 
 
-def _write_config(target: pathlib.Path, config: Mapping[str, Any]) -> None:
+def _write_beside(target: pathlib.Path, source: EncoderSource, config: Mapping[str, Any]) -> None:
     # Of the private entries, which may name a path on somebody's machine, only the class is needed.
     config = {name: value for name, value in config.items() if not name.startswith("_") or name == "_class_name"}
     (target / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in KINDS[source.kind].files:
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, target / name)
 
 
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -228,19 +234,19 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
         stored,
         tree_shardings(shapes, mesh),
     )
-    if ENCODER_KINDS[kind].may_be_bfloat16 and jnp.dtype(dtype) == jnp.bfloat16:
+    if KINDS[kind].may_be_bfloat16 and jnp.dtype(dtype) == jnp.bfloat16:
         abstract = kernels_as(dtype, abstract)
     return model, restore_tree(path, abstract)
 
 
 def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> nn.Module:
-    return ENCODER_KINDS[kind].build(config, path / "config.json", dtype)
+    return KINDS[kind].build(config, path / "config.json", dtype)
 
 
 def _shapes(kind: str, model: nn.Module):
     """Shapes of the parameters, nested; allocates nothing."""
-    inputs = ENCODER_KINDS[kind].inputs(model)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))["params"]
+    inputs = KINDS[kind].inputs(model)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
 
 
 def _paths(kind: str, model: nn.Module) -> dict[str, tuple[int, ...]]:

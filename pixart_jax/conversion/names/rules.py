@@ -34,12 +34,23 @@ class Layout:
 
     def cut(self, ours: np.ndarray) -> np.ndarray:
         """The view of our array that this layout's part is."""
+        if self.parts == 1:
+            return ours
         width = ours.shape[-1] // self.parts
-        return ours if self.parts == 1 else ours[..., self.part * width : (self.part + 1) * width]
+        return ours[..., self.part * width : (self.part + 1) * width]
 
 
 COPY = Layout(lambda array: array, lambda array, _: array)
 TRANSPOSE = Layout(lambda weight: weight.T, lambda kernel, _: kernel.T)
+
+
+class Misfit(InputError):
+    """A checkpoint does not fit the model: each of `problems` says where."""
+
+    def __init__(self, problems: Iterable[str]):
+        self.problems = list(problems)
+        super().__init__("\n  ".join(["the checkpoint does not fit the model:", *self.problems]))
+
 
 # (the reference's name as a pattern, our path as a template, how the array changes), after the block's prefix where
 # there is one. A rule whose layout is a plain function converts to ours only; to be read in both directions, its groups
@@ -106,8 +117,9 @@ def convert(
       '/'-joined path to array of `dtype`.
 
     Raises:
-      InputError: lists every source key that no rule or parameter takes or that another has filled, every parameter
-        left empty, and every wrong shape; or names the first array that is not finite as `dtype`.
+      Misfit: lists every source key that no rule or parameter takes or that another has filled, every parameter left
+        empty, and every wrong shape.
+      InputError: names the first array that is not finite as `dtype`.
     """
     names = [name for name in state_dict if name not in dropped]
     slots, problems = _assign(names, rules, block_pattern, block_rules, stacks)
@@ -133,7 +145,7 @@ def convert(
             problems += _fill(params[path], path, state_dict, sources, blocks)
     problems += [f"not filled: {path} {tuple(expected[path])}" for path in sorted(expected.keys() - slots.keys())]
     if problems:
-        raise InputError("the checkpoint does not fit the model:\n  " + "\n  ".join(problems))
+        raise Misfit(problems)
     return params
 
 
@@ -248,7 +260,8 @@ def revert(
             first = names[0][0] or 0
             for block, name, layout in names:
                 ours = layout.cut(array if block is None else array[block - first])
-                yield name, np.ascontiguousarray(layout.reference(ours, patch_size))
+                # Not ascontiguousarray, which gives a number an axis.
+                yield name, np.asarray(layout.reference(ours, patch_size), order="C")
 
     return generate()
 
