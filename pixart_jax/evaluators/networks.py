@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +28,10 @@ class FeatureNetwork:
     Attributes:
       name: what people call it, e.g. "FID-Inception".
       sha256: hex digest of its weights' file or files.
-      published: whether these are the weights that the metric of the literature is defined with.
+      published: whether these are the weights that the metric of the literature is defined with; None where that cannot
+        be told.
       preprocessing: the name of what `prepare` does.
-      input_shape: of a prepared picture, (H, W, 3).
+      input_shape: of a prepared picture, (H, W, 3); a network for captions has that of theirs.
       outputs: width of each of its outputs by name; FEATURES is among them.
       prepare: uint8[h, w, 3] of any size to f32[H, W, 3]; called from several threads at once.
       apply: (parameters, f32[B, H, W, 3]) to f32[B, width] of each output; compiled by `OnDevices`.
@@ -38,11 +40,11 @@ class FeatureNetwork:
 
     name: str
     sha256: str
-    published: bool
+    published: bool | None
     preprocessing: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     outputs: Mapping[str, int]
-    prepare: Callable[[np.ndarray], np.ndarray]
+    prepare: Callable[[Any], np.ndarray]
     apply: Callable[..., Mapping[str, jax.Array]]
     params: object
 
@@ -66,7 +68,7 @@ class OnDevices:
         found: list[dict[str, np.ndarray]] = []
         for start in range(0, len(pictures), self.batch_size):
             part = pictures[start : start + self.batch_size]
-            batch = np.zeros((self.batch_size, *self.network.input_shape), np.float32)
+            batch = np.zeros((self.batch_size, *self.network.input_shape), part[0].dtype)
             batch[: len(part)] = part
             outputs = self._apply(self._params, jax.device_put(batch, batch_sharding(self._mesh)))
             found.append({name: np.asarray(outputs[name])[: len(part)] for name in self.network.outputs})

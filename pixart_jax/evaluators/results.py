@@ -48,7 +48,9 @@ def table(results: Sequence[Result]) -> str:
         side = result["pictures"]
         lines.append(f"| {side['path']} | {side['used']} | " + " | ".join(figures) + " |")
     first = results[0]
-    weights = "its published weights" if first["network"]["published"] else "weights that are not the published ones"
+    weights = {True: "its published weights", False: "weights that are not the published ones"}.get(
+        first["network"]["published"], f"weights {first['network']['sha256'][:8]}"
+    )
     lines += [
         "",
         f"Features of {first['network']['name']} with {weights}, preprocessing {first['preprocessing']}; reference "
