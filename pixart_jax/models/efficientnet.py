@@ -1,0 +1,123 @@
+"""EfficientNet-lite0, a small classifier of ImageNet whose weights package indexes hold: features for a distance.
+
+Source: Tan and Le 2019, "EfficientNet: Rethinking Model Scaling", whose B0 without squeeze-and-excitation and with
+ReLU6 in place of swish is lite0. Submodule names follow the PyTorch package `efficientnet_lite_pytorch`, whose paddings
+are TensorFlow's "SAME".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Height and width of what the network was trained on; it takes others.
+INPUT_SIZE = 224
+NUM_FEATURES = 1280
+NUM_CLASSES = 1000
+
+_EPSILON = 1e-3
+
+# Features must be those of every other implementation, whatever an accelerator does with float32 products by default.
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Stage(NamedTuple):
+    """`repeats` blocks of one width, of which the first has the stride."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    width: int
+
+
+LITE0 = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+_STEM_WIDTH = 32
+
+
+class Features(NamedTuple):
+    """What a picture comes to.
+
+    Attributes:
+      pooled: f32[B, 1280], averaged over space.
+      logits: f32[B, 1000].
+    """
+
+    pooled: jax.Array
+    logits: jax.Array
+
+
+class _FrozenBatchNorm(nn.Module):
+    """Batch normalisation by the statistics that were kept at the end of training, which are parameters here."""
+
+    @nn.compact
+    def __call__(self, x):
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("mean", nn.initializers.zeros, shape)
+        var = self.param("var", nn.initializers.ones, shape)
+        return (x - mean) * (jax.lax.rsqrt(var + _EPSILON) * scale) + bias
+
+
+def _conv(features: int, kernel: int, stride: int, name: str, groups: int = 1) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        stride,
+        "SAME",
+        feature_group_count=groups,
+        use_bias=False,
+        precision=_EXACT,
+        name=name,
+    )
+
+
+class _Block(nn.Module):
+    """Expansion, depthwise convolution, projection; what comes in is added where the shapes are the same."""
+
+    stage: Stage
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        stage, inner = self.stage, x.shape[-1] * self.stage.expansion
+        y = x
+        if stage.expansion > 1:
+            y = nn.relu6(_FrozenBatchNorm(name="bn0")(_conv(inner, 1, 1, "expand_conv")(y)))
+        y = _conv(inner, stage.kernel, self.stride, "depthwise_conv", groups=inner)(y)
+        y = nn.relu6(_FrozenBatchNorm(name="bn1")(y))
+        y = _FrozenBatchNorm(name="bn2")(_conv(stage.width, 1, 1, "project_conv")(y))
+        return x + y if x.shape == y.shape else y
+
+
+class EfficientNetLite(nn.Module):
+    """Pictures to features.
+
+    `__call__`: f32[B, H, W, 3], normalised → `Features`.
+    """
+
+    stages: tuple[Stage, ...] = LITE0
+
+    @nn.compact
+    def __call__(self, x) -> Features:
+        x = nn.relu6(_FrozenBatchNorm(name="bn0")(_conv(_STEM_WIDTH, 3, 2, "conv_stem")(x)))
+        number = 0
+        for stage in self.stages:
+            for repeat in range(stage.repeats):
+                x = _Block(stage, stage.stride if repeat == 0 else 1, name=f"blocks_{number}")(x)
+                number += 1
+        x = nn.relu6(_FrozenBatchNorm(name="bn1")(_conv(NUM_FEATURES, 1, 1, "conv_head")(x)))
+        pooled = jnp.mean(x, (1, 2))
+        return Features(pooled, nn.Dense(NUM_CLASSES, precision=_EXACT, name="fc")(pooled))
