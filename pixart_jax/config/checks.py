@@ -12,7 +12,7 @@ import numpy as np
 
 from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
 from pixart_jax.config.settings import check_keys, flatten, require_setting
-from pixart_jax.config.typed import architecture, mesh_spec, position_base
+from pixart_jax.config.typed import architecture, eval_metrics, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import unmet_needs
@@ -44,6 +44,7 @@ def check_config(config: ConfigDict) -> None:
         _sampler_has_its_variance,
         _prompts_are_read,
         _losses_fit,
+        _metrics_have_what_they_need,
     ):
         check(config, require)
 
@@ -134,6 +135,22 @@ def _losses_fit(config: ConfigDict, require: Require) -> None:
         train.prior_weight == 1 or bool(config.data.prior_source),
         "train.prior_weight",
         "only config.data.prior_source heeds it; leave it at 1.0",
+    )
+
+
+def _metrics_have_what_they_need(config: ConfigDict, require: Require) -> None:
+    metrics, evaluation = eval_metrics(config), config.eval
+    require(
+        not metrics or bool(evaluation.network_weights.strip()),
+        "eval.network_weights",
+        f"config.eval.metrics={evaluation.metrics!r} needs the weights of {evaluation.network}: name their file "
+        "(docs/evaluation.md says where they are to be had)",
+    )
+    require(
+        "kid" not in metrics or not evaluation.reference.strip(),
+        "eval.metrics",
+        "kid needs the reference's pictures, and config.eval.reference is a file of mean and covariance; leave out one "
+        "of them",
     )
 
 

@@ -46,6 +46,21 @@ def one_of(*choices: str) -> Range:
     return Range(lambda value: value in choices, f"must be one of {', '.join(choices)}")
 
 
+def some_of(*choices: str) -> Range:
+    """Names with commas between them, each once, or none."""
+
+    def holds(text: str) -> bool:
+        names = listed(text)
+        return set(names) <= {*choices} and len(names) == len({*names})
+
+    return Range(holds, f"must be some of {', '.join(choices)}, each once, with commas between them")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a text with commas between them."""
+    return [part.strip() for part in text.split(",")] if text.strip() else []
+
+
 def matching(pattern: str, cure: str) -> Range:
     """All that a regular expression fits from end to end."""
     return Range(lambda value: re.fullmatch(pattern, value) is not None, cure)

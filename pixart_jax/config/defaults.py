@@ -19,6 +19,7 @@ from pixart_jax.config.declaration import (
     Setting,
     matching,
     one_of,
+    some_of,
     within,
 )
 from pixart_jax.models.attention import IMPLEMENTATIONS
@@ -241,6 +242,20 @@ SETTINGS = {
         "timesteps": Setting("50,150,250,350,450,550,650,750,850,950", RISING_TIMESTEPS),
         # Of the noise, and apart from the run's, so that runs compare.
         "seed": Setting(0, SEED),
+        # Metrics of pictures that the run draws, each with a curve: "frechet_distance" and "kid", distances from a
+        # reference between the features of `network`. They are called FID and KID where that is FID's.
+        "metrics": Setting("", some_of("frechet_distance", "kid")),
+        # Steps between them; the first and the last step have them too.
+        "metrics_every": Setting(5000, AT_LEAST_ONE),
+        # Captions of the training data, spread evenly, that they draw. Figures of different numbers do not compare.
+        "num_pictures": Setting(1024, within(2, 2**31 - 1)),
+        # "fid-inception", which takes pictures as clean-fid does, or "efficientnet-lite0"; and the file of its weights.
+        "network": Setting("fid-inception", one_of("fid-inception", "efficientnet-lite0")),
+        "network_weights": Setting(""),
+        # A .npz of mean and covariance, as tools.evaluate --statistics writes it; "" takes the training data's own
+        # pictures, up to `reference_pictures` of them, as their autoencoder gives them back.
+        "reference": Setting(""),
+        "reference_pictures": Setting(10_000, within(2, 2**31 - 1)),
     },
 }
 

@@ -8,7 +8,15 @@ from pixart_jax.files import local_path
 # Of pictures or shards: several with commas between them, and perhaps a word for the kind of source before the path.
 _SOURCES = ("data.source", "data.prior_source", "eval.source")
 _KINDS = ("classes:",)
-_PATHS = ("init_from", "init.null_text", "data.data_dir", "data.vae", "data.text_encoder")
+_PATHS = (
+    "init_from",
+    "init.null_text",
+    "data.data_dir",
+    "data.vae",
+    "data.text_encoder",
+    "eval.network_weights",
+    "eval.reference",
+)
 
 
 def resolve_paths(config: ConfigDict) -> None:

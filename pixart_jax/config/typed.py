@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.adapters.full import Full
+from pixart_jax.config.declaration import listed
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
@@ -86,6 +87,11 @@ def position_base(config: ConfigDict) -> int:
 def eval_timesteps(config: ConfigDict) -> tuple[int, ...]:
     """config.eval.timesteps, which `check_config` finds to be some, as numbers."""
     return tuple(int(part) for part in config.eval.timesteps.split(","))
+
+
+def eval_metrics(config: ConfigDict) -> list[str]:
+    """config.eval.metrics as names."""
+    return listed(config.eval.metrics)
 
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:

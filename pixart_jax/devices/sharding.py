@@ -260,6 +260,20 @@ def fetch_whole(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
+def gather_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    """All `count` rows, in their order, on every process; process i of P brings those numbered i, i + P and so on.
+
+    A collective operation where there are several.
+    """
+    processes = jax.process_count()
+    if processes == 1:
+        return rows
+    padded = np.zeros((-(-count // processes), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    gathered = multihost_utils.process_allgather(padded)
+    return np.swapaxes(gathered, 0, 1).reshape(-1, *rows.shape[1:])[:count]
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's share of a batch as one global array each."""
     _, shares = batch_share(mesh)

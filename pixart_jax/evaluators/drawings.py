@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -17,6 +17,17 @@ from pixart_jax.figures.images import enlarged, labelled_grid, to_uint8
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, sample_in_batches
 from pixart_jax.tokens import tokens_to_latents
+
+# Some samples' numbers, and their pictures f32[H, W, 3].
+Part = tuple[list[int], list[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which of the pictures a process looks at: of every `count` in a row that of this index."""
+
+    index: int
+    count: int
 
 
 class _Kept:
@@ -90,7 +101,39 @@ class Drawings:
             pictures |= dict(zip(missing, self._draw(weights, missing, beat), strict=True))
         return [pictures[int(i)] for i in indices]
 
+    def stream_real(self, indices: Sequence[int], share: Share) -> Iterator[Part]:
+        """This process's share of the samples' pictures, some at a time."""
+        mine = [int(i) for i in indices[share.index :: share.count]]
+        for start in range(0, len(mine), self._at_a_time):
+            part = mine[start : start + self._at_a_time]
+            yield part, self.real(part)
+
+    def stream(
+        self, weights, indices: Iterable[int], share: Share, beat: Callable[[], None] = lambda: None
+    ) -> Iterator[Part]:
+        """This process's share of what `draw` gives, some at a time; of it nothing is kept that was not kept before.
+
+        Every process takes part in drawing all of them: all must iterate to the end.
+        """
+        kept, numbers = self._kept.of(weights), [int(i) for i in indices]
+        known, missing = ([i for i in numbers if (i in kept) is there] for there in (True, False))
+        if mine := known[share.index :: share.count]:
+            yield mine, [kept[i] for i in mine]
+        for start in range(0, len(missing), self._at_a_time):
+            part = missing[start : start + self._at_a_time]
+            latents = self._latents(weights, part, beat)
+            rows = slice((share.index - len(known) - start) % share.count, None, share.count)
+            yield part[rows], self._decode(latents[rows])
+
+    @property
+    def _at_a_time(self) -> int:
+        """A multiple of the devices."""
+        return -(-self.batch_size // self.mesh.size) * self.mesh.size
+
     def _draw(self, weights, indices: Sequence[int], beat: Callable[[], None]) -> list[np.ndarray]:
+        return self._decode(self._latents(weights, indices, beat))
+
+    def _latents(self, weights, indices: Sequence[int], beat: Callable[[], None]) -> list[np.ndarray]:
         samples = [self.samples[i] for i in indices]
         conditions = stack_examples([make_example(sample, self.manifest, self.spec) for sample in samples])
         tokens = sample_in_batches(
@@ -102,12 +145,12 @@ class Drawings:
             seed=self.seed,
             indices=np.asarray(indices),  # Places in the data set, so that a picture is the same in any selection.
             guidance_scale=self.guidance_scale,
-            batch_size=-(-self.batch_size // self.mesh.size) * self.mesh.size,
+            batch_size=self._at_a_time,
             place=functools.partial(put_whole, sharding=batch_sharding(self.mesh)),
             fetch=fetch_whole,
             progress=lambda done: beat(),
         )
-        latents = [
+        return [
             tokens_to_latents(
                 row,
                 (
@@ -120,7 +163,6 @@ class Drawings:
             )
             for row, sample in zip(tokens, samples, strict=True)
         ]
-        return self._decode(latents)
 
     def _decode(self, latents: Iterable[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(self.decode(latent[None]))[0] for latent in latents]

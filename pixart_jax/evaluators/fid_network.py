@@ -10,6 +10,8 @@ from pixart_jax.evaluators.networks import FEATURES, LOGITS, FeatureNetwork, che
 from pixart_jax.evaluators.preprocessing import prepare
 from pixart_jax.models.inception import INPUT_SIZE, NUM_CLASSES, NUM_FEATURES, Features, FidInception
 
+FID_INCEPTION = "FID-Inception"
+
 # Of the file that the FID of the literature is made with, as its name tells.
 _PUBLISHED = "6726825d"
 
@@ -24,9 +26,9 @@ def open_fid_network(path: pathlib.Path, preprocessing: str) -> FeatureNetwork:
     Raises:
       InputError: the file is damaged or another network's.
     """
-    sha256 = checksum(path, "FID-Inception")
+    sha256 = checksum(path, FID_INCEPTION)
     return FeatureNetwork(
-        name="FID-Inception",
+        name=FID_INCEPTION,
         sha256=sha256,
         published=sha256.startswith(_PUBLISHED),
         preprocessing=preprocessing,

@@ -28,8 +28,7 @@ class FeatureNetwork:
     Attributes:
       name: what people call it, e.g. "FID-Inception".
       sha256: hex digest of its weights' file or files.
-      published: whether these are the weights that the metric of the literature is defined with; None where that cannot
-        be told.
+      published: whether these are the weights that the literature knows it with; None where that cannot be told.
       preprocessing: the name of what `prepare` does.
       input_shape: of a prepared picture, (H, W, 3); a network for captions has that of theirs.
       outputs: width of each of its outputs by name; FEATURES is among them.

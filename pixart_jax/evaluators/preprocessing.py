@@ -40,7 +40,7 @@ def prepare(picture: np.ndarray, preprocessing: str) -> np.ndarray:
     if preprocessing == "torch-fidelity":
         return (_bilinear(picture.astype(np.float32), half_pixel=False) - 128) / 128
     if preprocessing == "clean-fid":
-        return (_bicubic(picture) - 128) / 128
+        return (bicubic(picture, INPUT_SIZE) - 128) / 128
     raise InputError(f"preprocessing {preprocessing!r} is not known; choose from {', '.join(PREPROCESSINGS)}")
 
 
@@ -59,7 +59,8 @@ def _bilinear(x: np.ndarray, *, half_pixel: bool) -> np.ndarray:
     return x
 
 
-def _bicubic(picture: np.ndarray) -> np.ndarray:
+def bicubic(picture: np.ndarray, size: int) -> np.ndarray:
+    """uint8[H, W, 3] → f32[S, S, 3] in [0, 255], S `size`: Pillow's, antialiased, of each channel in float32."""
     channels = [Image.fromarray(picture[..., channel].astype(np.float32)) for channel in range(3)]
-    resized = [channel.resize((INPUT_SIZE, INPUT_SIZE), Image.Resampling.BICUBIC) for channel in channels]
+    resized = [channel.resize((size, size), Image.Resampling.BICUBIC) for channel in channels]
     return np.clip(np.stack([np.asarray(channel) for channel in resized], axis=-1), 0, 255)

@@ -6,18 +6,20 @@ import dataclasses
 from collections.abc import Callable
 
 from pixart_jax.cluster.agreement import together
-from pixart_jax.config import eval_timesteps
+from pixart_jax.config import eval_timesteps, require_setting
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.evaluators.drawings import Drawings
 from pixart_jax.evaluators.evaluator import Evaluator
+from pixart_jax.evaluators.quality import Quality
 from pixart_jax.evaluators.retrieval import Retrieval
 from pixart_jax.evaluators.samples import Samples
 from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.inputs.held_out import eval_batch_size
+from pixart_jax.training.inputs.looked_at import LookedAt
 from pixart_jax.training.plan import Plan
 from pixart_jax.training.waits import announced
 
@@ -37,6 +39,8 @@ def open_evaluators(plan: Plan) -> list[Evaluator]:
         evaluators.append(Samples(shown, count, sample.every))
     if sample.retrieval_captions:
         evaluators.append(Retrieval(captions, sample.retrieval_captions))
+    if plan.looked_at:  # The last, as it draws many and keeps none: it takes what the others have kept.
+        evaluators.append(_quality(plan, plan.looked_at, captions))
     return evaluators
 
 
@@ -52,6 +56,15 @@ def _validation(plan: Plan, held_out: HeldOut) -> Validation:
         process_index=plan.share,
         process_count=plan.num_shares,
     )
+
+
+def _quality(plan: Plan, looked_at: LookedAt, captions: Drawings) -> Quality:
+    evaluation, num_samples = plan.config.eval, len(captions.samples)
+    require_setting(plan.config, num_samples > 1, "data.source", "holds one picture, and a distance needs two or more")
+    of = "a file" if looked_at.reference else f"{min(num_samples, evaluation.reference_pictures)} training pictures"
+    with announced(f"{looked_at.network.name} looks at the reference, {of}"):
+        distances = looked_at.distances(captions, evaluation.reference_pictures)
+    return Quality(captions, [distances], count=evaluation.num_pictures, every=evaluation.metrics_every)
 
 
 def _captions(plan: Plan) -> Drawings:

@@ -38,6 +38,7 @@ from pixart_jax.files.locks import hold
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
 from pixart_jax.training.inputs.held_out import open_held_out
+from pixart_jax.training.inputs.looked_at import LookedAt, open_looked_at
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
@@ -61,6 +62,7 @@ class Plan:
       spec: the shapes of this process's part of a batch.
       data: what it trains on.
       held_out: what it is evaluated on, if anything.
+      looked_at: what its pictures are measured with, if with anything.
       share, num_shares: which part of every batch this process reads, and of how many.
       warm_start: the weights that it starts from, if any; of a run that goes on, only those that it holds frozen.
       weights: those of `warm_start`, read: '/'-joined path to array. Emptied when they go to the devices.
@@ -74,6 +76,7 @@ class Plan:
     spec: BatchSpec
     data: TrainingData
     held_out: HeldOut | None
+    looked_at: LookedAt | None
     share: int
     num_shares: int
     warm_start: WarmStart | None
@@ -121,6 +124,7 @@ def _open_plan(
         spec = batch_spec(config, num_shares)
         data = open_data(config, spec, process_index=share, process_count=num_shares)
         held_out = open_held_out(config, spec, data.manifest)
+        looked_at = open_looked_at(config)
         # A run that goes on has its own weights, but for those that are never saved.
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest) if wanted else None
@@ -132,9 +136,12 @@ def _open_plan(
             owning.enter_context(own_workdir(path))
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
-        agree("what the run is", run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts))
+        facts = run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts)
+        agree("what the run is", facts | (looked_at.facts() if looked_at else {}))
         check_shared(path, ending.waits.file)
-    return Plan(config, path, ending, mesh, program, spec, data, held_out, share, num_shares, warm_start, weights)
+    return Plan(
+        config, path, ending, mesh, program, spec, data, held_out, looked_at, share, num_shares, warm_start, weights
+    )
 
 
 def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:

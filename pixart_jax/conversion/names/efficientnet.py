@@ -6,23 +6,23 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.names.rules import COPY, TRANSPOSE, Rule, convert
-from pixart_jax.conversion.names.vae import CONV_KERNEL
+from pixart_jax.conversion.names.rules import COPY, Rule, convert, linear
+from pixart_jax.conversion.names.vae import CONV_KERNEL, DENSE_KERNEL
 
 
-def _rules(module: str, target: str) -> list[Rule]:
+def _norms(source: str, target: str) -> list[Rule]:
     names = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-    norm, conv = r"_(bn\d)\.", r"_(\w*conv\w*)\.weight"
-    last = module.count("(") + 1
-    norms: list[Rule] = [(rf"{module}{norm}{theirs}", rf"{target}\{last}/{ours}", COPY) for theirs, ours in names]
-    return [(rf"{module}{conv}", rf"{target}\{last}/kernel", CONV_KERNEL), *norms]
+    return [(rf"{source}\.{theirs}", f"{target}/{ours}", COPY) for theirs, ours in names]
 
 
 _RULES: list[Rule] = [
-    *_rules("", ""),
-    *_rules(r"_blocks\.(\d+)\.", r"blocks_\1/"),
-    (r"_fc\.weight", "fc/kernel", TRANSPOSE),
-    (r"_fc\.bias", "fc/bias", COPY),
+    (r"_conv_stem\.weight", "conv_stem/kernel", CONV_KERNEL),
+    (r"_conv_head\.weight", "conv_head/kernel", DENSE_KERNEL),
+    *_norms(r"_(bn\d)", r"\1"),
+    (r"_blocks\.(\d+)\._depthwise_conv\.weight", r"blocks_\1/depthwise_conv/kernel", CONV_KERNEL),
+    (r"_blocks\.(\d+)\._(expand_conv|project_conv)\.weight", r"blocks_\1/\2/kernel", DENSE_KERNEL),
+    *_norms(r"_blocks\.(\d+)\._(bn\d)", r"blocks_\1/\2"),
+    *linear("_fc", "fc"),
 ]
 
 

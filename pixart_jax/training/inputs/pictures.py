@@ -79,8 +79,7 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
     batches = [OnlineBatches(each, half, seed=config.seed, **share) for each in (items, *prior)]
     return TrainingData(
         batches=HalfPrior(*batches) if prior else batches[0],
-        # One is needed for the shapes of a batch.
-        samples=SpreadSamples(items, config.sample.num_images if config.sample.every else 1),
+        samples=SpreadSamples(items, _num_samples(config)),
         manifest=items.manifest,
         decode=autoencoder.decode,
         prompts=open_prompts(config, spec, items.manifest, None, text_encoder),
@@ -102,3 +101,9 @@ def _open(config: ConfigDict, key: str, spec: BatchSpec) -> Pictures:
         f"the pictures of {source} have {len(pictures.class_names)} classes",
     )
     return pictures
+
+
+def _num_samples(config: ConfigDict) -> int:
+    """How many the run looks at; one is needed for the shapes of a batch."""
+    shown = config.sample.num_images if config.sample.every else 1
+    return max(shown, config.eval.num_pictures if config.eval.metrics.strip() else 1)
