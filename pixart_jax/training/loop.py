@@ -27,7 +27,7 @@ def train_and_evaluate(
     """Trains until `config.train.num_steps`, going on from the workdir's newest sound checkpoint if it has one.
 
     Writes into workdir: config.json, checkpoints/, TensorBoard events, metrics.jsonl, eval.jsonl, eval.png,
-    samples/step_*.png, and at the end samples.png, loss.png and results.json.
+    quality.jsonl, quality.png, samples/step_*.png, and at the end samples.png, loss.png and results.json.
 
     Args:
       ending: of the process, where other threads may end it too.

@@ -160,6 +160,9 @@ OUT_OF_RANGE = {
     "train.num_steps": (0, 2**31),
     "optimizer.eps": (-1.0, 1e-50),
     "data.caption_cleaning": ("", "gamma"),
+    "eval.metrics": ("fid", "kid,kid"),
+    "eval.num_pictures": (1, 2**31),
+    "eval.network": ("", "inception"),
 }
 
 

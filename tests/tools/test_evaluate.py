@@ -1,5 +1,6 @@
 """tools.evaluate as a command: two folders of pictures, killed and resumed, shared, compared, and what it refuses."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -11,10 +12,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from classifier_weights import write_efficientnet
 from inception_weights import draw_weights
 from owners import held_elsewhere
 from PIL import Image
 
+from pixart_jax.evaluators.feature_networks import frechet_name, kernel_name, open_network
 from tools.evaluate import command as evaluate
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -62,6 +65,38 @@ def test_result_holds_what_it_depends_on(place, result):
     assert result["kid_subset_size"] == 6 and not result["network"]["published"]
     assert "broken.png: damaged" in (place / "out" / "skipped.txt").read_text(encoding="utf-8")
     assert "weights that are not the published ones" in (place / "out" / "result.md").read_text(encoding="utf-8")
+
+
+def test_what_efficientnet_measures_is_not_called_fid_or_kid(place, tmp_path, capsys):
+    weights = write_efficientnet(tmp_path / "lite0.pth")
+    arguments = [
+        str(place / "generated"),
+        "--reference",
+        str(place / "real"),
+        "--network",
+        "efficientnet-lite0",
+        *SMALL,
+    ]
+    arguments += ["--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert evaluate.main([*arguments, *CHEAP]) == 0
+    found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert set(found["metrics"]) == {"kernel_distance", "kernel_distance_std", "precision", "recall"}
+    assert found["network"]["name"] == "EfficientNet-lite0" and found["preprocessing"] == "bicubic-224"
+    assert "EfficientNet-lite0" in capsys.readouterr().out
+    for more, said in (
+        (["--metrics", "is"], "--metrics is: an Inception Score"),
+        (["--preprocessing", "clean-fid"], "has its own: leave it out"),
+        (["--weights", str(place / "weights.pth")], "weights.pth: "),
+    ):
+        assert evaluate.main([*arguments, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_fid_of_inception_s_published_weights_alone_is_called_so(place):
+    network = open_network("fid-inception", place / "weights.pth")
+    assert (frechet_name(network), kernel_name(network)) == ("frechet_distance", "kid")
+    assert frechet_name(dataclasses.replace(network, published=True)) == "fid"
+    assert frechet_name(dataclasses.replace(network, published=True, name="EfficientNet-lite0")) == "frechet_distance"
 
 
 def test_two_processes_give_the_same(place, result, tmp_path, capsys):

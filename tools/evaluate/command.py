@@ -3,6 +3,7 @@
 python -m tools.evaluate PICTURES --reference REAL --inception pt_inception-2015-12-05-6726825d.pth --out results/mine
 python -m tools.evaluate PICTURES --reference coco.npz --inception FILE.pth --preprocessing pytorch-fid --out results/b
 python -m tools.evaluate REAL --inception FILE.pth --statistics coco.npz --out results/coco  # a reference, for later
+python -m tools.evaluate PICTURES --reference REAL --network efficientnet-lite0 --weights FILE.pth --out results/d
 python -m tools.evaluate --compare results/mine/result.json results/b/result.json
 
 --out keeps the features: the same command goes on where a killed one stopped, and other --metrics cost no second look
@@ -29,7 +30,7 @@ from pixart_jax.evaluators.distances import (
     precision_and_recall,
     statistics_of,
 )
-from pixart_jax.evaluators.fid_network import open_fid_network
+from pixart_jax.evaluators.feature_networks import NETWORKS, frechet_name, kernel_name, open_network
 from pixart_jax.evaluators.networks import FEATURES, LOGITS, FeatureNetwork
 from pixart_jax.evaluators.picture_sets import PictureFolder, PictureReader, SetFeatures, extract, load
 from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
@@ -64,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> int:
     reference: PictureFolder | Reference | None = None
     if args.reference and args.reference.suffix != ".npz":
         reference = sides["reference"] = PictureFolder.open(args.reference, args.pictures_per_unit)
-    network = open_fid_network(args.inception, args.preprocessing)
+    network = open_network(args.network, args.weights, args.preprocessing)
     if args.reference and args.reference.suffix == ".npz":
         reference = read_statistics(args.reference, network)
     locks = args.out / ".locks"
@@ -154,14 +155,16 @@ def measure(
         against = about(reference, found["reference"])
         if "kid" in args.metrics:
             subset = min(args.kid_subset_size, len(generated.features), len(real))
-            figures["kid"], figures["kid_std"] = kernel_distance(generated.features, real, subset_size=subset)
+            name = kernel_name(network)
+            figures[name], figures[f"{name}_std"] = kernel_distance(generated.features, real, subset_size=subset)
         if "pr" in args.metrics:
             figures["precision"], figures["recall"] = precision_and_recall(generated.features, real)
         if "fid" in args.metrics:
             second = statistics_of([real], network.outputs[FEATURES])
     if "fid" in args.metrics:
-        name = "fid" if network.published else "frechet_distance"
-        figures[name] = frechet_distance(statistics_of([generated.features], network.outputs[FEATURES]), second)
+        figures[frechet_name(network)] = frechet_distance(
+            statistics_of([generated.features], network.outputs[FEATURES]), second
+        )
     if "is" in args.metrics:
         figures["inception_score"], figures["inception_score_std"] = inception_score(generated.outputs[LOGITS])
     return {
@@ -209,6 +212,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--metrics {' '.join(sorted(more))} need the reference's pictures, and {args.reference} holds mean and "
             "covariance only; name their folder"
         )
+    if "is" in args.metrics and args.network != "fid-inception":
+        raise InputError("--metrics is: an Inception Score is of fid-inception's classes; name it as --network")
     if not 0 <= args.process_index < args.process_count:
         raise InputError(f"--process-index {args.process_index} of --process-count {args.process_count}: count from 0")
     for name in ("batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
@@ -224,7 +229,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("pictures", nargs="?", type=path_argument, help="a folder; pictures at any depth")
     parser.add_argument("--reference", type=path_argument, help="a folder, or a .npz of mu and sigma")
-    parser.add_argument("--inception", type=path_argument, metavar="FILE", help="weights of FID-Inception")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default="fid-inception",
+        help="whose features are measured; what is not FID-Inception's is not called FID (default: %(default)s)",
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", type=path_argument, metavar="FILE", help="of --network")
+    weights.add_argument("--inception", type=path_argument, metavar="FILE", help="the same, of FID-Inception")
     parser.add_argument(
         "--out", type=path_argument, metavar="DIR", help="for the result, the features and what is left"
     )
@@ -232,8 +245,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--preprocessing",
         choices=PREPROCESSINGS,
-        default="clean-fid",
-        help="whose way to resize and scale (default: %(default)s)",
+        default="",
+        help="whose way to resize and scale, for FID-Inception (default: clean-fid)",
     )
     parser.add_argument("--kid-subset-size", type=int, default=1000, help="at most (default: %(default)s)")
     parser.add_argument("--statistics", type=path_argument, metavar="FILE.npz", help="write PICTURES' and stop")
@@ -246,6 +259,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--process-index", type=int, default=0)
     parser.add_argument("--process-count", type=int, default=1)
     args = parser.parse_args(argv)
-    if not args.compare and not (args.pictures and args.inception and args.out):
-        parser.error("PICTURES, --inception and --out are needed, or --compare")
+    if args.inception and args.network != "fid-inception":
+        parser.error(f"--inception names FID-Inception's weights: name those of {args.network} by --weights")
+    args.weights = args.weights or args.inception
+    if not args.compare and not (args.pictures and args.weights and args.out):
+        parser.error("PICTURES, --weights or --inception, and --out are needed, or --compare")
     return args

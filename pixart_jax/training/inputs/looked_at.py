@@ -15,7 +15,7 @@ from pixart_jax.evaluators.networks import FeatureNetwork, OnDevices
 from pixart_jax.evaluators.quality import Distances, Features, look, share_of_process
 from pixart_jax.evaluators.references import read_statistics
 
-# Pictures that a network looks at at a time; it changes no result beyond rounding.
+# Pictures that a network looks at at a time, at most; it changes no result beyond rounding.
 _AT_A_TIME = 32
 
 
@@ -49,7 +49,7 @@ class LookedAt:
         Raises:
           InputError: there are fewer than two, or one of them is not finite; says which.
         """
-        network = OnDevices(self.network, _AT_A_TIME)
+        network = OnDevices(self.network, min(_AT_A_TIME, len(drawings.samples)))
         reference, features = self.reference, None
         if reference is None:
             indices = drawings.spread(count)
