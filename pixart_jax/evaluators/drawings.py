@@ -101,9 +101,9 @@ class Drawings:
             pictures |= dict(zip(missing, self._draw(weights, missing, beat), strict=True))
         return [pictures[int(i)] for i in indices]
 
-    def stream_real(self, indices: Sequence[int], share: Share) -> Iterator[Part]:
+    def stream_real(self, indices: Iterable[int], share: Share) -> Iterator[Part]:
         """This process's share of the samples' pictures, some at a time."""
-        mine = [int(i) for i in indices[share.index :: share.count]]
+        mine = [int(i) for i in indices][share.index :: share.count]
         for start in range(0, len(mine), self._at_a_time):
             part = mine[start : start + self._at_a_time]
             yield part, self.real(part)

@@ -153,8 +153,8 @@ def look(
             found.append(part)
     order = np.argsort(gather_rows(np.array(mine, np.int32), len(indices)))
     whole = [gather_rows(np.concatenate(found), len(indices))[order] for found in rows]
-    for found in whole:
-        bad = [int(i) for i, row in zip(indices, found, strict=True) if not np.isfinite(row).all()]
+    for values in whole:
+        bad = [int(i) for i, row in zip(indices, values, strict=True) if not np.isfinite(row).all()]
         if bad:
             raise NotFinite(
                 f"NaN or infinity is in the picture of {drawings.samples[bad[0]].caption!r} (sample {bad[0]}) or in "
