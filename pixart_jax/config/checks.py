@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.adapters.layers import is_target, layers_of
 from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
 from pixart_jax.config.settings import check_keys, flatten, require_setting
-from pixart_jax.config.typed import architecture, eval_metrics, mesh_spec, position_base
+from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import unmet_needs
 from pixart_jax.models.layers import keys_per_block
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.optimizers import lr_scale
 from pixart_jax.tokens import DOWNSAMPLE
 
@@ -45,6 +47,7 @@ def check_config(config: ConfigDict) -> None:
         _prompts_are_read,
         _losses_fit,
         _metrics_have_what_they_need,
+        _lora_has_a_base,
     ):
         check(config, require)
 
@@ -152,6 +155,29 @@ def _metrics_have_what_they_need(config: ConfigDict, require: Require) -> None:
         "kid needs the reference's pictures, and config.eval.reference is a file of mean and covariance; leave out one "
         "of them",
     )
+
+
+def _lora_has_a_base(config: ConfigDict, require: Require) -> None:
+    if config.adapter.kind != "lora":
+        return
+    require(
+        bool(config.init_from) or config.data.source == "synthetic",
+        "init_from",
+        "config.adapter.kind='lora' trains beside weights that exist already; name them",
+    )
+    lora_spec(config)
+    names = [name for layer in layers_of(parameter_shapes(build_model(config))) for name in layer.names]
+    for key in ("pattern", "targets"):
+        chosen = config.adapter.lora[key]
+        targets = tuple(name.strip() for name in chosen.split(","))
+        wanted = [("", chosen)] if key == "pattern" and chosen else [(name, "") for name in targets if name]
+        for target, pattern in wanted:
+            require(
+                any(is_target(name, (target,), pattern) for name in names),
+                f"adapter.lora.{key}",
+                f"{target or pattern!r} fits no linear layer of the model; they are called as in diffusers: "
+                f"{names[0]}, {names[-1]} ...",
+            )
 
 
 def check_batch(config: ConfigDict, num_devices: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pixart_jax.adapters.lora import INITS
 from pixart_jax.config.declaration import (
     AT_LEAST_ONE,
     DECAY_RATE,
@@ -115,6 +116,32 @@ SETTINGS = {
         "scan_unroll": Setting(1, within(1, 1 << 10)),
         # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.
         "attention": Setting("auto", one_of(*IMPLEMENTATIONS)),
+    },
+    "adapter": {
+        # What of the model is trained: "full" is everything; "lora" small matrices beside frozen weights, which are
+        # `init_from`'s (docs/adapting.md).
+        "kind": Setting("full", one_of("full", "lora")),
+        "lora": {
+            # What is added to a layer's weights is alpha/rank times the product of two matrices of that rank.
+            "rank": Setting(16, within(1, 1 << 12)),
+            "alpha": Setting(8.0, POSITIVE),
+            # diffusers' names of the layers, or what those end with after a dot, with commas between them; "" is the
+            # list of the reference's scripts: every linear layer and the patch embedding.
+            "targets": Setting(""),
+            # In place of them, a regular expression of whole names: r"transformer_blocks\.\d+\.attn1\..+".
+            "pattern": Setting(""),
+            # Other ranks and alphas of some layers, "REGEX=4,REGEX=8", each of whole names or what follows a dot.
+            "rank_pattern": Setting(""),
+            "alpha_pattern": Setting(""),
+            # The factor is alpha/√rank.
+            "rslora": Setting(False),
+            # DoRA: the lengths of the adapted weights' rows are trained too.
+            "dora": Setting(False),
+            # Share of what goes into the first matrix that is set to 0.
+            "dropout": Setting(0.0, DECAY_RATE),
+            # Of the first matrix, one of adapters.lora.INITS; the second begins with zeros.
+            "init": Setting("kaiming", one_of(*INITS)),
+        },
     },
     "data": {
         # Directories of feature shards, "DIR" or "DIR:WEIGHT,DIR:WEIGHT"; with `online`, one of pictures; or

@@ -7,15 +7,18 @@ from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.adapters.full import Full
+from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
+from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.config.declaration import listed
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.errors import InputError
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.objectives.objective import Gradients, descend
+from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_adapter_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec
 from pixart_jax.optimizers.came import CameSpec
@@ -57,26 +60,72 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
 
 
 def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
-    """What of the model a config trains: everything."""
+    """What of the model a config trains."""
+    if config.adapter.kind == "lora":
+        return Lora(apply_of(model), lora_spec(config), jnp.dtype(config.dtype))
     return Full(apply_of(model))
+
+
+def lora_spec(config: ConfigDict) -> LoraSpec:
+    """The LoRA a config describes.
+
+    Raises:
+      InputError: a pattern is no regular expression, or its value no rank or alpha.
+    """
+    own = config.adapter.lora
+    require_patterns([own.pattern], "config.adapter.lora.pattern")
+    targets = tuple(name.strip() for name in own.targets.split(",") if name.strip())
+    ranks = _pattern(config, "rank_pattern")
+    if odd := [value for _, value in ranks if value != int(value)]:
+        raise InputError(f"config.adapter.lora.rank_pattern = {own.rank_pattern!r}: {odd[0]:g} is no rank")
+    return LoraSpec(
+        rank=own.rank,
+        alpha=own.alpha,
+        targets=targets or REFERENCE_TARGETS,
+        pattern=own.pattern,
+        rank_pattern=tuple((key, int(value)) for key, value in ranks),
+        alpha_pattern=_pattern(config, "alpha_pattern"),
+        rslora=own.rslora,
+        dora=own.dora,
+        dropout=own.dropout,
+        init=own.init,
+    )
+
+
+def _pattern(config: ConfigDict, key: str) -> tuple[tuple[str, float], ...]:
+    """The pairs of "REGEX=NUMBER,REGEX=NUMBER"."""
+    text, pairs = config.adapter.lora[key], []
+    for part in text.split(",") if text.strip() else ():
+        regex, _, number = part.strip().rpartition("=")
+        require_patterns([regex], f"config.adapter.lora.{key}")
+        try:
+            pairs.append((regex, float(number)))
+        except ValueError:
+            pairs.append((regex, 0.0))
+        if not regex or not 0 < pairs[-1][1] < 1 << 16:
+            cure = "must be like attn1.to_q=4,proj_out=8, of positive numbers"
+            raise InputError(f"config.adapter.lora.{key} = {text!r}: {cure}")
+    return tuple(pairs)
 
 
 def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
     """What a config descends."""
+    gradients = descend(_loss(config, adapter))
+    has_dropout = config.adapter.kind == "lora" and config.adapter.lora.dropout > 0
+    return with_adapter_keys(gradients) if has_dropout else gradients
+
+
+def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
     train = config.train
     if config.data.prior_source:
-        return descend(
-            prior_preservation_loss(
-                adapter.apply,
-                linear_schedule(),
-                prior_weight=train.prior_weight,
-                snr=train.snr_loss,
-                min_snr_gamma=train.min_snr_gamma,
-            )
+        return prior_preservation_loss(
+            adapter.apply,
+            linear_schedule(),
+            prior_weight=train.prior_weight,
+            snr=train.snr_loss,
+            min_snr_gamma=train.min_snr_gamma,
         )
-    return descend(
-        diffusion_loss(adapter.apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
-    )
+    return diffusion_loss(adapter.apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
 
 
 def position_base(config: ConfigDict) -> int:

@@ -42,3 +42,20 @@ def descend(loss: LossFn) -> Gradients:
         return grads, metrics
 
     return gradients
+
+
+# What the adapter's keys are folded with: no objective makes so many others of a sample's key.
+_ADAPTER = 1 << 20
+
+
+def with_adapter_keys(gradients: Gradients) -> Gradients:
+    """An objective whose adapter draws random numbers too, of a key for each sample: the condition `adapter_keys` [B].
+
+    What the objective itself draws stays as it is.
+    """
+
+    def with_keys(trained, held, batch, keys):
+        own = jax.vmap(lambda key: jax.random.fold_in(key, _ADAPTER))(keys)
+        return gradients(trained, held, batch | {"adapter_keys": own}, keys)
+
+    return with_keys

@@ -62,6 +62,8 @@ LAYOUTS: tuple[tuple[str, Layout], ...] = (
     (r"x_embedder/kernel$", Layout("(h w c) d", "d c h w")),
     (r"attn/sr_kernel$", Layout("(h w) d", "d 1 h w")),
     (r"/kernel$", Layout("i o", "i o")),
+    (r"/lora_(a|b)$", Layout("i o", "i o")),
+    (r"/lora_magnitude$", Layout("d", "d")),
     (r"(scale_shift_table|embedding_table|y_embedding)$", Layout("n d", "n d")),
     (r"(bias|scale)$", Layout("d", "d")),
 )
