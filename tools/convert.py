@@ -12,6 +12,8 @@ python -m tools.convert models/sigma out/pipeline --to diffusers                
 python -m tools.convert runs/mine out/pipeline --to diffusers --encoders models/sigma  # a run as a pipeline
 python -m tools.convert sd-vae-ft-ema/ models/vae               # an encoder by itself, either way
 python -m tools.convert openai/clip-vit-large-patch14 models/clip                      # a CLIP, to measure with
+python -m tools.convert models/sigma out/transformer --to diffusers --lora style.safetensors:0.8  # merged into it
+python -m tools.convert runs/style out/style --to peft          # an adapter, of a run or of any file, for PEFT
 python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500   # stage 2 starts at stage 1's weights
 """
 
@@ -46,10 +48,13 @@ from pixart_jax.conversion.encoders import (
     write_reference_encoder,
 )
 from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, Source
+from pixart_jax.conversion.formats.lora_reading import read_loras
+from pixart_jax.conversion.formats.lora_writing import ADAPTER_WRITERS
 from pixart_jax.conversion.hub import fetch
+from pixart_jax.conversion.lora import merge
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.publishing import claimed, published
-from pixart_jax.conversion.runs import load_run
+from pixart_jax.conversion.runs import load_run_lora
 from pixart_jax.conversion.scheduler_samplers import drawing_of
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
@@ -65,8 +70,9 @@ from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
+from pixart_jax.warm_start.start import load_run_weights
 
-FORMATS = ("orbax", "pixart", "diffusers")
+FORMATS = ("orbax", "pixart", "diffusers", *ADAPTER_WRITERS)
 
 # Options that only --reparameterize heeds.
 REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
@@ -82,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             refuse_patterns(args.target, "DST")
         with claimed(args.target):
             fetch_sources(args)
-            if kind := encoder_kind(args.source):
+            if args.to in ADAPTER_WRITERS:
+                written = convert_adapter(args)
+            elif kind := encoder_kind(args.source):
                 written = convert_encoder(args, kind)
             else:
                 written = convert_model(args)
@@ -94,9 +102,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def convert_adapter(args: argparse.Namespace) -> str:
+    """SRC, an adapter or the run that has trained it, to DST; returns what was written."""
+    unheeded = {name: value for name, value in vars(args).items() if name not in ("source", "target", "to", "name")}
+    is_run = (args.source / "checkpoints").is_dir()
+    unheeded.pop("ema" if is_run else "alpha")
+    if any(value not in (None, False, []) for value in unheeded.values()):
+        raise InputError(
+            f"--to {args.to} writes the adapter alone, and heeds none of the other options; leave them out"
+        )
+    if is_run:
+        lora, arrays = load_run_lora(args.source, ema=args.ema is not False)
+        print(f"{args.source}: a training run, {arrays.name}")
+    else:
+        (lora, _), *_ = read_loras([str(args.source)], args.alpha)
+    scales = sorted({round(lora.scale(name), 4) for name in lora.layers})
+    ranks = sorted({layer.rank for layer in lora.layers.values()})
+    print(f"{args.source}: {len(lora.layers)} layers, ranks {ranks}, scales {scales}", flush=True)
+    with published(args.target) as temporary:
+        ADAPTER_WRITERS[args.to](temporary, lora)
+    return args.to
+
+
 def fetch_sources(args: argparse.Namespace) -> None:
     """Puts local paths in place of hub ids; remembers in `args.name` what SRC was called."""
-    wants_encoders = args.to != "pixart" and not args.no_encoders and not args.encoders
+    wants_encoders = args.to not in ("pixart", *ADAPTER_WRITERS) and not args.no_encoders and not args.encoders
     is_local = os.path.lexists(args.source)
     args.name = pathlib.Path(args.source).absolute().name if is_local else args.source
     args.source = fetch(args.source, encoders=wants_encoders)
@@ -107,7 +137,7 @@ def fetch_sources(args: argparse.Namespace) -> None:
 def convert_encoder(args: argparse.Namespace, kind: str) -> str:
     """SRC, a text encoder, an autoencoder or a CLIP by itself, to DST; returns what was written."""
     options = (value for name, value in vars(args).items() if name not in ("source", "target", "to", "name"))
-    if args.to == "pixart" or any(value is not None and value is not False for value in options):
+    if args.to == "pixart" or any(value not in (None, False, []) for value in options):
         raise InputError(
             f"{args.source} is no transformer: it can only become a directory for JAX, or with --to diffusers a folder "
             "for PyTorch, without other options"
@@ -127,8 +157,9 @@ def convert_encoder(args: argparse.Namespace, kind: str) -> str:
 
 def convert_model(args: argparse.Namespace) -> str:
     """SRC, a transformer and what goes beside it, to DST; returns what was written."""
+    loras = read_loras(args.lora, args.alpha)
     encoders = load_encoders(args)
-    weights = load(args, to_pipeline=args.to == "diffusers" and bool(encoders))
+    weights = merge(load(args, to_pipeline=args.to == "diffusers" and bool(encoders)), loras)
     if args.sampler:
         weights = dataclasses.replace(
             weights, stored=dataclasses.replace(weights.stored, **drawing_of(args.sampler, weights.stored.num_steps))
@@ -226,7 +257,7 @@ def load_source(args: argparse.Namespace, family: str | None, *, to_pipeline: bo
     if (args.source / "checkpoints").is_dir():
         if further != NO_HINTS or null_text is not None:
             raise InputError(f"{args.source} is the workdir of a run, which says all; leave the options out")
-        weights = load_run(args.source, ema=args.ema is not False)
+        weights = load_run_weights(args.source, ema=args.ema is not False)
         print(f"{args.source}: a training run, {weights.stored.provenance['weights']}")
         return weights
     source = open_source(args.source, ema=args.ema)
@@ -316,6 +347,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=path_argument,
         help="features of the empty caption, to be the null caption: a .npy, or PixArt-Σ's null_embed_diffusers_*.pth",
     )
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        help="merge a LoRA or DoRA of any format into the weights, so much of it (default: 1); several may be given",
+    )
+    parser.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
     encoders = parser.add_mutually_exclusive_group()
     encoders.add_argument(
         "--encoders",

@@ -4,6 +4,7 @@ python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a lighthouse in
 python -m tools.sample --checkpoint weights/alpha-512 --text-encoder weights/t5 --vae weights/vae --prompts prompts.txt
 python -m tools.sample --checkpoint runs/quickstart --prompt "blue heart" --prompt "red apple"
 python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a red cat" --image a.png --mask hole.png --paste-back
+python -m tools.sample --checkpoint weights/sigma-1024 --lora style.safetensors:0.8 --prompt "a lighthouse in fog"
 
 A run that was interrupted goes on when it is started again: pictures that are there already, with the same settings in
 their text chunk, are not drawn again.
@@ -37,12 +38,14 @@ from pixart_jax.commands import (
     tool,
     with_commands,
 )
+from pixart_jax.conversion.formats.lora_reading import read_loras
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import enlarged, labelled_grid, save_png
 from pixart_jax.files import check_writable, open_regular
 from pixart_jax.generation.given import read_given
+from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
@@ -92,6 +95,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         dtype=args.dtype and jnp.dtype(args.dtype),
         keep_loaded=args.keep_loaded,
         tile_size=args.tile_size,
+        adapters=(loras := [LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)]),
     )
     parts = pipeline.parts
     shape = {name: getattr(args, name) for name in SHAPE}
@@ -108,6 +112,8 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     about |= {"sampler": manner.sampler, "num_steps": manner.num_steps}
     about |= {"guidance_scale": manner.guidance_scale} if manner.guidance == "cfg" else {"guidance": manner.guidance}
     about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
+    if loras:
+        about["lora"] = ", ".join(f"{lora.weights.path.name}:{lora.scale:g} ({lora.checksum})" for lora in loras)
 
     def text(prompt: str, number: int) -> dict[str, str]:
         chunks = {"prompt": prompt, "image": number} | about | {"step": parts.step()}
@@ -282,6 +288,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="of a training run, the averaged weights (the default), or the raw ones",
     )
+    models.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        help="a LoRA or DoRA in any format, and how much of it (default: 1); may be given several times",
+    )
+    models.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
     models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
     models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
     models.add_argument(

@@ -19,9 +19,12 @@ REFERENCE_TARGETS = (
     "linear", "linear_1", "linear_2",
 )  # fmt: skip
 
+# The one layer that is a convolution elsewhere.
+PATCH_EMBEDDING_NAME = "pos_embed.proj"
+
 _EMBEDDER = "adaln_single.emb"
 _LAYERS = {
-    "x_embedder": ("pos_embed.proj",),
+    "x_embedder": (PATCH_EMBEDDING_NAME,),
     "t_embedder/mlp_0": (f"{_EMBEDDER}.timestep_embedder.linear_1",),
     "t_embedder/mlp_2": (f"{_EMBEDDER}.timestep_embedder.linear_2",),
     "csize_embedder/mlp_0": (f"{_EMBEDDER}.resolution_embedder.linear_1",),
@@ -43,8 +46,6 @@ _BLOCK_LAYERS = {
     "mlp/fc2": ("ff.net.2",),
 }
 BLOCKS = "transformer_blocks"
-# The one layer that is a convolution elsewhere.
-PATCH_EMBEDDING = "x_embedder"
 
 # Every name that a model of any number of blocks may have, with a block's number left out.
 NAMES = tuple(name for names in _LAYERS.values() for name in names)

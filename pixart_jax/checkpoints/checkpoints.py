@@ -261,7 +261,7 @@ class Checkpoints:
         )
 
     def _restore_item(self, step: int, item: str, abstract):
-        recorded = self._read_progress(step)[0][item]
+        recorded = self.read_progress(step)[0][item]
         self._check_shapes(step, recorded, abstract)
         with any_error_is_damage(item):
             args = ocp.args.Composite(**{item: _restore_args(abstract)})
@@ -289,7 +289,7 @@ class Checkpoints:
           InputError: the checkpoint is damaged.
         """
         try:
-            return {path: array.checksum for path, array in self._read_progress(step)[0][item].items()}
+            return {path: array.checksum for path, array in self.read_progress(step)[0][item].items()}
         except Damaged as error:
             raise self._damage(step, error) from error
 
@@ -305,7 +305,7 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         with self._damage_on_all(step):
-            recorded, progress = self._read_progress(step)
+            recorded, progress = self.read_progress(step)
         items = _items(abstract)
         for name in _ARRAYS:
             self._check_shapes(step, recorded[name], items[name])
@@ -320,7 +320,7 @@ class Checkpoints:
         counter = jax.device_put(np.asarray(step, np.int32), abstract.step.sharding)
         return dataclasses.replace(abstract, step=counter, **restored), progress
 
-    def _read_progress(self, step: int) -> tuple[dict[str, Recorded], dict[str, Any]]:
+    def read_progress(self, step: int) -> tuple[dict[str, Recorded], dict[str, Any]]:
         """What a checkpoint says about the arrays of each item, and the progress saved with it."""
         with any_error_is_damage("progress"):
             contents = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]

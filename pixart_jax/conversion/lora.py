@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -74,6 +73,8 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
     Raises:
       InputError: one of them is of another model.
     """
+    if not loras:
+        return weights
     layers = layers_of(parameter_shapes(weights.stored.model))
     for lora, _ in loras:
         _check_fit(lora, layers)
@@ -118,30 +119,27 @@ def _merge_into(kernel: np.ndarray, base: np.ndarray, layer: LoraLayer, scale: f
 def lora_of_arrays(
     arrays: Mapping[str, np.ndarray],
     shapes: Mapping[str, Shape],
-    alphas: Mapping[str, tuple[int, float]],
-    rslora: bool,
-    path: pathlib.Path,
-    base: str,
+    told: Callable[[str], tuple[int, float]],
+    whose: LoraWeights,
 ) -> LoraWeights:
     """The adapter that a run has trained.
 
     Args:
       arrays: '/'-joined path to array of the trained half.
       shapes: as in `adapter_arrays`.
-      alphas: rank and alpha of each layer by diffusers' name; rank 0 where it is not adapted.
-      rslora, path, base: of `LoraWeights`.
+      told: rank and alpha of a layer by diffusers' name; rank 0 where it is not adapted.
+      whose: gives all but the layers.
     """
     layers = {}
     for layer in layers_of(shapes):
         if f"{layer.path}/{A}" not in arrays:
             continue
         a, b, magnitude = (arrays.get(f"{layer.path}/{name}") for name in (A, B, MAGNITUDE))
+        assert a is not None and b is not None
         for i, name in enumerate(layer.names):
-            rank, alpha = alphas[name]
+            rank, alpha = told(name)
             if rank:
-                own = [
-                    None if array is None else np.asarray(array[i] if layer.stacked else array)
-                    for array in (a, b, magnitude)
-                ]
-                layers[name] = LoraLayer(own[0][:, :rank], own[1][:rank], alpha, own[2])
-    return LoraWeights(path, layers, rslora, base)
+                at = i if layer.stacked else slice(None)
+                own = None if magnitude is None else magnitude[at]
+                layers[name] = LoraLayer(a[at][:, :rank], b[at][:rank], alpha, own)
+    return dataclasses.replace(whose, layers=layers)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 
+import flax
+import jax
 import numpy as np
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import ConfigDict, build_model, load_config, position_base
+from pixart_jax.config import (
+    ConfigDict,
+    architecture,
+    build_adapter,
+    build_model,
+    load_config,
+    lora_spec,
+    position_base,
+)
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
-from pixart_jax.conversion.stored import StoredModel, StoredParams
+from pixart_jax.conversion.formats.lora import LoraWeights
+from pixart_jax.conversion.lora import lora_of_arrays
+from pixart_jax.conversion.stored import StoredArrays, StoredModel
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
+from pixart_jax.models.params import init_params, parameter_shapes
 
 
 def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
@@ -27,15 +42,45 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
       InputError: there is none, or it is damaged, be it when an array is read; says what else the run has.
     """
     config = load_config(workdir)
+    model = build_model(config)
+    arrays = open_arrays_of_run(workdir, parameter_shapes(model), ema=ema, step=step)
+    provenance = {"source": workdir.name, "format": "run", "weights": arrays.name}
+    stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
+    return ModelWeights(stored, list(arrays.paths), arrays.read)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunArrays:
+    """What of a checkpoint is trained, each array read when it is asked for.
+
+    Attributes:
+      step: of the checkpoint.
+      name: "params of step N" or "ema_params of step N".
+      paths, read: '/'-joined paths, and what gives the array of one.
+    """
+
+    step: int
+    name: str
+    paths: Iterable[str]
+    read: Callable[[str], np.ndarray]
+
+
+def open_arrays_of_run(
+    workdir: pathlib.Path, shapes: Mapping[str, tuple[int, ...]], *, ema: bool, step: int | None = None
+) -> RunArrays:
+    """What a run trains.
+
+    Args:
+      shapes: of it, by '/'-joined path.
+      ema, step: as in `load_run`, and so are the errors.
+    """
     checkpoints = Checkpoints(workdir, read_only=True)
     item = "ema_params" if ema else "params"
 
-    def open_step(step: int) -> ModelWeights:
-        provenance = {"source": workdir.name, "format": "run", "weights": f"{item} of step {step}"}
-        stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
+    def open_step(step: int) -> RunArrays:
         with _naming(checkpoints, step):
             checksums = checkpoints.recorded_checksums(step, item)
-            params = StoredParams(checkpoints.directory / str(step) / item, stored.model, checksums)
+            params = StoredArrays(checkpoints.directory / str(step) / item, shapes, checksums)
 
         def read(path: str) -> np.ndarray:
             with _naming(checkpoints, step):
@@ -43,7 +88,7 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
                 check_finite(array, f"{workdir}: {item} of step {step}: {path}")
                 return array
 
-        return ModelWeights(stored, list(params), read)
+        return RunArrays(step, f"{item} of step {step}", params, read)
 
     if step is not None:
         return open_step(step)
@@ -54,6 +99,29 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
         except InputError:
             if checkpoints.latest_step == newest:  # `_naming` has looked again.
                 raise
+
+
+def load_run_lora(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> tuple[LoraWeights, RunArrays]:
+    """The adapter that a run trains, and where it was read.
+
+    Args, errors: as `load_run`.
+    """
+    config = load_config(workdir)
+    if config.adapter.kind != "lora":
+        raise InputError(f"{workdir}: the run trains no LoRA, but everything (config.adapter.kind)")
+    spec, shapes = lora_spec(config), parameter_shapes(build_model(config))
+    arrays = open_arrays_of_run(workdir, trained_shapes(config), ema=ema, step=step)
+    found = {path: arrays.read(path) for path in arrays.paths}
+    whose = LoraWeights(workdir, {}, spec.rslora, config.init_from, architecture(config)["patch_size"])
+    return lora_of_arrays(found, shapes, spec.of, whose), arrays
+
+
+def trained_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:
+    """'/'-joined path to shape of each array that a config trains; allocates nothing."""
+    model = build_model(config)
+    adapter = build_adapter(config, model)
+    trained, _ = jax.eval_shape(lambda key: adapter.split(init_params(model, key), key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(trained, sep="/").items()}
 
 
 @contextmanager

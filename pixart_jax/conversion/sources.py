@@ -79,6 +79,7 @@ def _open_weights(path: pathlib.Path, file: pathlib.Path, ema: bool | None) -> S
 
 def _adapter(file: pathlib.Path) -> InputError:
     return InputError(
-        f"{file} is an adapter (LoRA or the like), which changes a model and is none; merge it into its base (in PEFT "
-        "merge_and_unload, then save_pretrained) and convert the result"
+        f"{file} is an adapter (LoRA or the like), which changes a model and is none; name its base, and the adapter "
+        "by --lora; or --to peft or --to diffusers-lora, to have the adapter in another format. Those of other kinds "
+        "than LoRA and DoRA have to be merged where they were trained (in PEFT merge_and_unload)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
+from pixart_jax.generation.adapted_run import open_adapted_run
 from pixart_jax.generation.other_weights import refuse_other_weights
 from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.run_encoders import encoders_of_run
@@ -82,7 +84,7 @@ def open_parts(
                 f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
-    return Parts(name=str(directory), mesh=mesh, apply=apply_of(model), **fields)
+    return Parts(**{"name": str(directory), "mesh": mesh, "apply": apply_of(model)} | fields)
 
 
 def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,11 +162,15 @@ def open_run(
         fields["encode_pictures"] = lambda pictures: _certain(autoencoder.encode(to_float(pictures)))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
-    abstract = kernels_as(dtype, abstract_params(model, mesh))
+    read: Callable[[], Params]
+    if config.adapter.kind == "full":
+        read = functools.partial(checkpoints.restore_params, kernels_as(dtype, abstract_params(model, mesh)), ema=ema)
+    else:
+        fields["apply"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
 
     fields |= {
         "model": model,
-        "weights": LazyParams(ReadOnce(lambda: checkpoints.restore_params(abstract, ema=ema), keep), keep=keep),
+        "weights": LazyParams(ReadOnce(read, keep), keep=keep),
         "step": lambda: checkpoints.latest_step,
         "position_base": position_base(config),
         "position_scale": config.model.position_scale,

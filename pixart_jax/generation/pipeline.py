@@ -31,6 +31,7 @@ from pixart_jax.figures.images import to_uint8
 from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, adapted
 from pixart_jax.generation.canvas import Canvas
+from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
 from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.request import Manner, Progress, Request
@@ -45,6 +46,13 @@ from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_t
 
 def _tell_nobody(stage: str, done: int, total: int) -> None:
     """Where nobody asks how far it is."""
+
+
+def _adaptation(adapter: Adaptation | LoraFile | str | pathlib.Path, parts: Parts) -> Adaptation:
+    if isinstance(adapter, Adaptation):
+        return adapter
+    file = adapter if isinstance(adapter, LoraFile) else LoraFile.parse(str(adapter))
+    return file.over(parts.model, parts.mesh)
 
 
 class TextToImage:
@@ -86,7 +94,7 @@ class TextToImage:
         dtype: Dtype | None = None,
         keep_loaded: bool = False,
         tile_size: int = TILE_SIZE,
-        adapters: Sequence[Adaptation] = (),
+        adapters: Sequence[Adaptation | LoraFile | str | pathlib.Path] = (),
         wrap: Callable[[Apply], Apply] = lambda apply: apply,
     ) -> TextToImage:
         """Opens what `tools.convert` wrote, or a training run.
@@ -99,7 +107,8 @@ class TextToImage:
           keep_loaded: leave all three models on the devices between calls. Otherwise each is loaded when it is its turn
             and gone after, so that the largest alone decides how much memory is needed.
           tile_size: latent cells along a side of the square up to which pictures are decoded at once; at least 4.
-          adapters: laid over the model, one after the other.
+          adapters: laid over the model, one after the other. A path, or FILE:SCALE, is a LoRA of any format
+            (`generation.lora.LoraFile`).
           wrap: takes the adapted model, and gives what is called in its place: to cache, to quantise, to watch.
 
         Raises:
@@ -117,7 +126,8 @@ class TextToImage:
             keep_loaded=keep_loaded,
             tile_size=whole_number("tile_size", tile_size, 4),
         )
-        apply, weights = adapted(parts.apply, parts.weights, adapters)
+        laid = [_adaptation(adapter, parts) for adapter in adapters]
+        apply, weights = adapted(parts.apply, parts.weights, laid)
         return cls(dataclasses.replace(parts, apply=wrap(apply), weights=weights))
 
     def __call__(

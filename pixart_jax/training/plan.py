@@ -26,7 +26,6 @@ from pixart_jax.config import (
     mesh_spec,
 )
 from pixart_jax.config.local_paths import resolve_paths
-from pixart_jax.conversion.runs import describe_run
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.prompts import configured_prompts
 from pixart_jax.data.shards.manifest import Manifest
@@ -43,8 +42,7 @@ from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
 from pixart_jax.training.waits import announced
-from pixart_jax.warm_start.start import WarmStart, open_warm_start
-from pixart_jax.warm_start.transitions import Choices
+from pixart_jax.warm_start.start import WarmStart, open_base
 
 # Says whose the workdir is; a killed run leaves it behind, but free.
 LOCK_FILE = ".lock"
@@ -150,14 +148,7 @@ def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
     Raises:
       InputError: it does not fit; with the table of differences.
     """
-    init = config.init
-    start = open_warm_start(
-        config.init_from,
-        describe_run(config, manifest, {}),
-        weights=init.weights,
-        null_text=init.null_text,
-        choices=Choices(init.reparameterize, init.unconditional, init.kv_compress, seed=config.seed),
-    )
+    start = open_base(config, manifest)
     logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
     return start
 

@@ -8,18 +8,27 @@ import pathlib
 import posixpath
 from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
+import optax
 
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.state import Birth
+from pixart_jax.config import ConfigDict, build_adapter, build_model, load_config
 from pixart_jax.conversion.describe import describe
 from pixart_jax.conversion.formats.base import Hints, ModelWeights
 from pixart_jax.conversion.hub import fetch
-from pixart_jax.conversion.runs import load_run
+from pixart_jax.conversion.lora import merge
+from pixart_jax.conversion.runs import describe_run, load_run, load_run_lora
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights, read_null_text
+from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import T5TextEncoder, local_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
+from pixart_jax.models.params import parameter_shapes
 from pixart_jax.tokens import same_latent_scale
 from pixart_jax.warm_start.transitions import Arrays, Choices, Transition, plan_transition
 
@@ -94,6 +103,75 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
     return WarmStart(path, stored, transition, _table(stored, target, transition, control), opener)
 
 
+def open_base(config: ConfigDict, manifest: Manifest) -> WarmStart:
+    """config.init_from, found to fit the config's model.
+
+    Args:
+      manifest: of the data.
+
+    Raises:
+      InputError: as `open_warm_start`.
+    """
+    init = config.init
+    return open_warm_start(
+        config.init_from,
+        describe_run(config, manifest, {}),
+        weights=init.weights,
+        null_text=init.null_text,
+        choices=Choices(init.reparameterize, init.unconditional, init.kv_compress, seed=config.seed),
+    )
+
+
+def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
+    """A model as a run trains it: of one that trains an adapter, with that merged into the weights below it.
+
+    Args, errors: as `runs.load_run`; or the weights below are not there any more, or others.
+    """
+    config = load_config(workdir)
+    if config.adapter.kind == "full":
+        return load_run(workdir, ema=ema, step=step)
+    lora, arrays = load_run_lora(workdir, ema=ema, step=step)
+    manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
+    base = open_base(config, manifest)
+    loaded: Arrays = {}
+
+    def read(path: str) -> np.ndarray:
+        if not loaded:
+            loaded.update(base.load())
+            _check_base(workdir, config, arrays.step, dict(loaded))
+        return loaded[path]
+
+    provenance = {"source": workdir.name, "format": "run", "weights": f"{arrays.name} over {config.init_from}"}
+    stored = describe_run(config, manifest, provenance)
+    merged = merge(ModelWeights(stored, list(parameter_shapes(stored.model)), read), [(lora, 1.0)])
+    return dataclasses.replace(merged, stored=stored)
+
+
+def _check_base(workdir: pathlib.Path, config: ConfigDict, step: int, arrays: Arrays) -> None:
+    model = build_model(config)
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    birth = Birth(model, build_adapter(config, model), optax.identity(), mesh, config.seed)
+    check_frozen(
+        workdir, config, Checkpoints(workdir, read_only=True), step, birth.frozen_checksum(birth.frozen(arrays))
+    )
+
+
+def check_frozen(
+    workdir: pathlib.Path, config: ConfigDict, checkpoints: Checkpoints, step: int, checksum: str | None
+) -> None:
+    """Raises InputError unless these are the frozen weights that a run has trained beside.
+
+    Args:
+      checksum: `Birth.frozen_checksum`.
+    """
+    before = checkpoints.read_progress(step)[1].get("frozen")
+    if checksum != before:
+        raise InputError(
+            f"{workdir}: config.init_from = {config.init_from!r} holds other weights now than the run's adapter was "
+            f"trained beside (checksum {checksum}, then {before}); put those back"
+        )
+
+
 def _null_text(path: pathlib.Path, target: StoredModel) -> np.ndarray:
     """f32[max_text_tokens, text_dim], from a file or by a text encoder that `tools.convert` wrote."""
     if not path.is_dir():
@@ -110,10 +188,10 @@ def _open(path: str, target: StoredModel, ema: bool | None) -> tuple[StoredModel
     """What the weights are, whether a ControlNet is with them, and what reads them."""
     local = fetch(path, encoders=False)
     if (local / "checkpoints").is_dir():
-        weights = load_run(local, ema=ema is not False)
+        weights = load_run_weights(local, ema=ema is not False)
         return weights.stored, False, lambda: weights
     if local.parent.name == "checkpoints" and local.name.isdigit() and local.is_dir():
-        weights = load_run(local.parents[1], ema=ema is not False, step=int(local.name))
+        weights = load_run_weights(local.parents[1], ema=ema is not False, step=int(local.name))
         return weights.stored, False, lambda: weights
     source, model = open_source(local, ema=ema), target.model
     # What a file does not tell is taken to be as in the config.

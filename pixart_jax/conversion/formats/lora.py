@@ -41,6 +41,7 @@ class LoraWeights:
       layers: diffusers' name of a linear layer to what is added to it.
       rslora: whether its scales are rank-stabilised.
       base: what it was trained over, as its file says; "" where that says nothing.
+      patch_size: of the model, where the patch embedding is adapted.
       alpha_was_asked: whether its file does not tell all alphas, and the user did.
     """
 
@@ -48,6 +49,7 @@ class LoraWeights:
     layers: Mapping[str, LoraLayer]
     rslora: bool = False
     base: str = ""
+    patch_size: int = 2
     alpha_was_asked: bool = False
 
     def scale(self, name: str) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from pixart_jax.adapters.layers import by_pattern, require_patterns
+from pixart_jax.adapters.layers import PATCH_EMBEDDING_NAME, by_pattern, require_patterns
 from pixart_jax.conversion.arrays import FileArrays, open_checkpoint
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
@@ -73,13 +73,13 @@ def read_lora(path: str | pathlib.Path, *, alpha: float | None = None) -> LoraWe
     arrays = open_checkpoint(file, None)[0]
     told = _told(file)
     try:
-        found = _layers(arrays)
+        found, patch_size = _layers(arrays)
         layers, asked = _with_alphas(found, told, alpha)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     # Alphas beside the arrays are kohya's, which knows no other scale.
     rslora = told is not None and told.rslora and not any(ALPHA in parts for parts in found.values())
-    return LoraWeights(path, layers, rslora, told.base if told else "", asked)
+    return LoraWeights(path, layers, rslora, told.base if told else "", patch_size, asked)
 
 
 def read_loras(texts: Iterable[str], alpha: float | None) -> list[tuple[LoraWeights, float]]:
@@ -133,8 +133,8 @@ def _find(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _layers(arrays: FileArrays) -> dict[str, dict[str, np.ndarray]]:
-    """Layer to what there is of it, as it is stored."""
+def _layers(arrays: FileArrays) -> tuple[dict[str, dict[str, np.ndarray]], int]:
+    """Layer to what there is of it, as our arrays lie; and the patch size, 2 where nothing tells it."""
     names = parse_names(arrays)
     # kohya's alphas may be integers.
     arrays.check_kinds([name for name, (_, kind) in names.items() if kind == ALPHA])
@@ -143,8 +143,10 @@ def _layers(arrays: FileArrays) -> dict[str, dict[str, np.ndarray]]:
         array = np.asarray(arrays[name]).astype(np.float32)
         check_finite(array, name)
         found.setdefault(layer, {})[kind] = array
-    problems = []
+    problems, patch_size = [], 2
     for layer, parts in found.items():
+        if layer == PATCH_EMBEDDING_NAME and A in parts and parts[A].ndim == 4:
+            patch_size = parts[A].shape[-1]
         if missing := [kind for kind in (A, B) if kind not in parts]:
             problems.append(f"{layer} has no {' and no '.join(missing)}")
             continue
@@ -153,7 +155,7 @@ def _layers(arrays: FileArrays) -> dict[str, dict[str, np.ndarray]]:
         raise InputError("the adapter is not whole:\n  " + "\n  ".join(problems))
     if not found:
         raise InputError("there are no arrays in it")
-    return found
+    return found, patch_size
 
 
 def _to_matrices(layer: str, parts: dict[str, np.ndarray]) -> list[str]:
