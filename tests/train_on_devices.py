@@ -14,6 +14,7 @@ from tiny_run import tiny_config
 from pixart_jax.checkpoints.checkpoints import compile_checksums
 from pixart_jax.config import build_objective, check_batch, check_config, mesh_spec
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.models.params import abstract_params
 from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
 from tools.bench.train import synthetic_batch
@@ -24,9 +25,11 @@ MESHES = (
     {"fsdp": 2, "context": 4},
 )
 ONE = jax.devices()[:1]
+# Of DoRA with dropout, whose frozen half is split too.
+ADAPTED_MESH = {"data": 2, "fsdp": 4}
 
 
-def make_config(mesh):
+def make_config(mesh, adapted=False):
     """A model with everything that a mesh may split, key/value compression too."""
     config = tiny_config("unused")
     config.model.update(
@@ -34,6 +37,9 @@ def make_config(mesh):
     )
     config.optimizer.update({"warmup_steps": 0, "grad_clip": 1e9})
     config.mesh.update(mesh)
+    if adapted:
+        config.init_from, config.adapter.kind = "unused", "lora"
+        config.adapter.lora.update({"rank": 4, "dora": True, "dropout": 0.25})
     check_config(config)
     return config
 
@@ -41,20 +47,29 @@ def make_config(mesh):
 def random_arrays(abstract):
     """Parameters by path; noise on all, because some start at zero and would hide what comes before them."""
     rng = np.random.default_rng(0)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(abstract.params)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(abstract)
     return {"/".join(k.key for k in path): 0.1 * rng.standard_normal(leaf.shape, np.float32) for path, leaf in leaves}
 
 
-def one_step(mesh, devices):
+def one_step(mesh, devices, adapted=False):
     """(loss, gradient norm, Adam's first moment, which is a tenth of the gradient) after a step."""
-    config = make_config(mesh)
+    config = make_config(mesh, adapted)
     check_batch(config, len(devices))
     mesh = make_mesh(mesh_spec(config), devices)
     trained = Program(config, mesh)
     host_batch = synthetic_batch(config)
     host_batch["num_tokens"] = np.int32([64, 32, 40, 4, 64, 64, 16, 60])
     abstract, batch = trained.state, put_batch(host_batch, mesh)
-    state, frozen = trained.birth.start(random_arrays(abstract))
+    state, frozen = trained.birth.start(random_arrays(abstract_params(trained.model, mesh)))
+    if adapted:
+        noise = random_arrays(abstract.params)
+        state = state.replace(
+            params=jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jax.device_put(leaf + noise["/".join(k.key for k in path)], leaf.sharding),
+                state.params,
+            )
+        )
+        assert not frozen["blocks_0"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated or devices == ONE
     for name, array in batch.items():
         assert array.sharding == batch_sharding(mesh, name), name
     assert_lies(state, abstract)
@@ -99,3 +114,7 @@ if __name__ == "__main__":
         for got, wanted in zip(one_step(sizes, jax.devices()), expected, strict=True):
             assert_near(got, wanted)
         print(*(f"{name}={size}" for name, size in sizes.items()))
+    expected, got = (one_step(*where, adapted=True) for where in (({}, ONE), (ADAPTED_MESH, jax.devices())))
+    for one, other in zip(expected, got, strict=True):
+        assert_near(other, one)
+    print("adapted")

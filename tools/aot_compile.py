@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.config import (
     ConfigDict,
+    build_adapter,
     build_model,
     check_batch,
     check_config,
@@ -189,9 +190,10 @@ def default_fsdp(config: ConfigDict, topology: Topology) -> int:
 
 def _whole_state(config: ConfigDict):
     """What lies in the devices' memory."""
-    params = init_params(build_model(config), jax.random.key(0))
+    model = build_model(config)
+    trained, frozen = build_adapter(config, model).split(init_params(model, jax.random.key(0)), jax.random.key(0))
     offloaded = config.train.offload_optimizer
-    return params, params, None if offloaded else build_optimizer(optimizer_spec(config)).init(params)
+    return frozen, trained, trained, None if offloaded else build_optimizer(optimizer_spec(config)).init(trained)
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:

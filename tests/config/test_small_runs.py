@@ -1,4 +1,4 @@
-"""Every config of configs/, shrunken, is one of nine that train and sample for real; three are killed and resumed."""
+"""Every config of configs/, shrunken, is one of ten that train and sample for real; three are killed and resumed."""
 
 import json
 import signal
@@ -20,6 +20,7 @@ GROUPS = {
         *("sigma_512", "sigma_1024", "sigma_2k", "sigma_4k"),
         *("finetune_sigma_1024", "finetune_small_sigma", "dreambooth_sigma_1024"),
     ),
+    "lora_sigma_512": (),
     "mini_stage1": (),
     "mini_stage2": (),
     "mini_stage3": (),

@@ -178,6 +178,7 @@ def test_unknown_arrays_are_all_listed(tmp_path):
         ({"lora_alpha": None}, r"lora_alpha is null"),
         ({"use_dora": True}, r"lacks DoRA's magnitudes"),
         ({"alpha_pattern": {"(": 3}}, r"no regular expression"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"changes the base's weights too"),
     ],
 )
 def test_a_configuration_that_contradicts_the_arrays_is_refused(config, message, tmp_path):

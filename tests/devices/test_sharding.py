@@ -207,4 +207,5 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "data=8",
         "data=2 fsdp=2 tensor=2",
         "fsdp=2 context=4",
+        "adapted",
     ]

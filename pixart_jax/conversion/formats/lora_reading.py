@@ -32,6 +32,8 @@ FILES = (
     "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
 )  # fmt: skip
 _CURE = "save the adapter again, or download it again"
+# Beginnings of PEFT's that take something out of the base's weights.
+_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # More than any layer has inputs.
 _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1e6
@@ -225,6 +227,12 @@ def _told(file: pathlib.Path) -> _Told | None:
         fields = read_fields(beside, _CURE)
     if (kind := fields.text("peft_type", "LORA")) != "LORA":
         raise InputError(f"{fields.path} is of an adapter of the kind {kind}; only LORA can be read")
+    init = fields.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGING_INITS):
+        raise InputError(
+            f"{fields.path}: init_lora_weights is {init!r}, which changes the base's weights too, so that this adapter "
+            "does not belong to the base itself; save it with PEFT's path_initial_model_for_weight_conversion"
+        )
     patterns = {}
     for key, limit in (("rank_pattern", _MAX_RANK), ("alpha_pattern", _MAX_ALPHA)):
         patterns[key] = dict(fields.fields(key, Fields(fields.path, {}, _CURE)))
