@@ -35,15 +35,19 @@ def words_config(folder, **adapter):
     return config
 
 
+def adapted_config(folder):
+    config = words_config(folder, dora=True, rank_pattern="proj_out=2", dropout=0.25)
+    config.dtype = "bfloat16"
+    return config
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A base run, and one that trains DoRA beside its weights, frozen in bfloat16."""
     folder = tmp_path_factory.mktemp("lora")
     write_words_data(folder / "data")
     train_and_evaluate(words_config(folder), folder / "base")
-    config = words_config(folder, dora=True, rank_pattern="proj_out=2")
-    config.dtype = "bfloat16"
-    train_and_evaluate(config, folder / "run")
+    train_and_evaluate(adapted_config(folder), folder / "run")
     return folder
 
 
@@ -69,9 +73,6 @@ def test_only_the_adapter_is_trained_and_saved(folder):
     held = Checkpoints(folder / "run", read_only=True).recorded_checksums(8, "params")
     assert held and all(path.rpartition("/")[2] in ("lora_a", "lora_b", "lora_magnitude") for path in held)
     assert "blocks_0/attn/qkv/q/lora_a" in held and "blocks_0/cross_attn/kv_linear/v/lora_b" in held
-    # With the same batch, seed and step, its first loss is the base's.
-    first = read_metrics(folder / "run")[0]
-    assert np.isfinite(first["loss"])
 
 
 def test_a_run_draws_by_itself_and_from_its_export(folder, base, exported):
@@ -102,19 +103,18 @@ def test_scales_change_without_compiling(folder, base, exported):
 
 
 def test_a_run_goes_on_bit_identical_and_not_beside_other_weights(folder, tmp_path):
-    config = words_config(folder, dora=True, dropout=0.25)
-    train_and_evaluate(config, tmp_path / "whole")
+    config = adapted_config(folder)
     config.train.num_steps = 4
     train_and_evaluate(config, tmp_path / "run")
     config.train.num_steps = 8
     train_and_evaluate(config, tmp_path / "run")
-    found = [Checkpoints(tmp_path / name, read_only=True) for name in ("run", "whole")]
+    found = [Checkpoints(where / "run", read_only=True) for where in (tmp_path, folder)]
     for item in ("params", "ema_params", "opt_state"):
         assert found[0].recorded_checksums(8, item) == found[1].recorded_checksums(8, item)
-    assert read_metrics(tmp_path / "run")[-1] == read_metrics(tmp_path / "whole")[-1]
+    assert read_metrics(tmp_path / "run")[-1] == read_metrics(folder / "run")[-1]
     # Drawn with other weights than it was trained beside, it would draw something else without a word.
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
-    recorded["init_from"] = str(tmp_path / "whole")
+    recorded["init_from"] = str(folder / "run")
     (tmp_path / "run" / "config.json").write_text(json.dumps(recorded))
     with pytest.raises(InputError, match=r"config.init_from = .* holds other weights now"):
         TextToImage.from_checkpoint(tmp_path / "run")(CAPTIONS[0], **SETTINGS)
