@@ -108,9 +108,9 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
     first = program.state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, first)
     step = jax.jit(program.step, donate_argnums=0, out_shardings=(shardings, None))
-    second, metrics = step.eval_shape(first, {}, batch)
+    second, metrics = step.eval_shape(first, program.frozen, batch)
     assert kinds(second) == kinds(first)
-    assert kinds(step.eval_shape(second, {}, batch)) == kinds((first, metrics))
+    assert kinds(step.eval_shape(second, program.frozen, batch)) == kinds((first, metrics))
     figures = {
         "params": sum(leaf.size for leaf in jax.tree.leaves(first.params)),
         "state_bytes": sum(map(shard_bytes, jax.tree.leaves(first))),

@@ -25,11 +25,12 @@ SETTINGS = {"seed": 3, "num_steps": 3, "guidance_scale": 2.0}
 def words_config(folder, **adapter):
     config = tiny_config(folder / "data")
     config.sample.every = 0
-    config.train.num_steps = 8
+    config.train.num_steps = 4
+    config.train.checkpoint_every = 2
     if adapter:
         config.init_from = str(folder / "base")
         # Without warm-up, and fast: so that a few steps are seen in pictures.
-        config.optimizer.update({"learning_rate": 3e-2, "warmup_steps": 0})
+        config.optimizer.update({"learning_rate": 6e-2, "warmup_steps": 0})
         config.adapter.kind = "lora"
         config.adapter.lora.update({"rank": 3, "alpha": 6.0} | adapter)
     return config
@@ -70,7 +71,7 @@ def pictures(pipeline):
 def test_only_the_adapter_is_trained_and_saved(folder):
     config = json.loads((folder / "run" / "run.json").read_text())
     assert config["num_trained"] < config["num_parameters"] / 3
-    held = Checkpoints(folder / "run", read_only=True).recorded_checksums(8, "params")
+    held = Checkpoints(folder / "run", read_only=True).recorded_checksums(4, "params")
     assert held and all(path.rpartition("/")[2] in ("lora_a", "lora_b", "lora_magnitude") for path in held)
     assert "blocks_0/attn/qkv/q/lora_a" in held and "blocks_0/cross_attn/kv_linear/v/lora_b" in held
 
@@ -84,7 +85,7 @@ def test_a_run_draws_by_itself_and_from_its_export(folder, base, exported):
     merged = folder / "merged"
     assert convert.main([str(folder / "run"), str(merged), "--no-encoders"]) == 0
     stored = json.loads((merged / "model.json").read_text())
-    assert stored["provenance"]["weights"].startswith("ema_params of step 8 over ")
+    assert stored["provenance"]["weights"].startswith("ema_params of step 4 over ")
 
 
 def test_scales_change_without_compiling(folder, base, exported):
@@ -104,13 +105,13 @@ def test_scales_change_without_compiling(folder, base, exported):
 
 def test_a_run_goes_on_bit_identical_and_not_beside_other_weights(folder, tmp_path):
     config = adapted_config(folder)
-    config.train.num_steps = 4
+    config.train.num_steps = 2
     train_and_evaluate(config, tmp_path / "run")
-    config.train.num_steps = 8
+    config.train.num_steps = 4
     train_and_evaluate(config, tmp_path / "run")
     found = [Checkpoints(where / "run", read_only=True) for where in (tmp_path, folder)]
     for item in ("params", "ema_params", "opt_state"):
-        assert found[0].recorded_checksums(8, item) == found[1].recorded_checksums(8, item)
+        assert found[0].recorded_checksums(4, item) == found[1].recorded_checksums(4, item)
     assert read_metrics(tmp_path / "run")[-1] == read_metrics(folder / "run")[-1]
     # Drawn with other weights than it was trained beside, it would draw something else without a word.
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
