@@ -84,7 +84,7 @@ def open_parts(
                 f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
-    return Parts(**{"name": str(directory), "mesh": mesh, "apply": apply_of(model)} | fields)
+    return Parts(name=str(directory), mesh=mesh, **fields)
 
 
 def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,8 +121,10 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
         raise InputError(f"{directory} holds one set of weights; leave out --ema and --no-ema")
     stored = read_stored_model(directory)
     abstract = kernels_as(dtype, abstract_params(stored.model, mesh))
+    model = stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     return {
-        "model": stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh)),
+        "model": model,
+        "apply": apply_of(model),
         "weights": LazyParams(lambda: restore_params(directory, abstract), keep=keep),
         "position_base": stored.position_base,
         "position_scale": stored.position_scale,
@@ -164,6 +166,7 @@ def open_run(
     checkpoints.require_step()
     read: Callable[[], Params]
     if config.adapter.kind == "full":
+        fields["apply"] = apply_of(model)
         read = functools.partial(checkpoints.restore_params, kernels_as(dtype, abstract_params(model, mesh)), ema=ema)
     else:
         fields["apply"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)

@@ -21,9 +21,11 @@ from lora_cases import (
     trained_half,
 )
 
+from pixart_jax.adapters.lora import Lora
 from pixart_jax.conversion.formats.lora_reading import is_lora, read_lora, read_loras, split_scale
 from pixart_jax.conversion.lora import adapter_arrays, merge
 from pixart_jax.errors import InputError
+from pixart_jax.generation.adaptation import Adaptation, adapted
 from pixart_jax.models.params import apply_of
 
 # File, case, and the alpha of those that do not tell it.
@@ -62,6 +64,21 @@ def test_merged_weights_are_the_references(case):
     tokens, t, conditions = inputs()
     output = to_nchw(apply_of(weights.stored.model)(params, tokens, t, **conditions))
     assert relative_error(output, f"out/{case}_merged") < 2e-5
+
+
+def test_several_merged_are_what_they_draw():
+    """DoRA's lengths are of the base and one adapter, whatever else is laid over it."""
+    loras = [
+        (read_lora(LORA / f"peft_{case}"), scale) for case, scale in (("lora", 0.5), ("dora", 0.7), ("rslora", 1.0))
+    ]
+    model = apply_of(base().stored.model)
+    laid = [Adaptation(Lora, lambda pair=pair: trained_half(*pair)) for pair in loras]
+    apply, weights = adapted(model, base_params, laid)
+    tokens, t, conditions = inputs()
+    drawn = to_nchw(apply(weights(), tokens, t, **conditions))
+    merged = to_nchw(model(params_of(merge(base(), loras)), tokens, t, **conditions))
+    np.testing.assert_allclose(drawn, merged, atol=2e-5 * np.abs(merged).max())
+    assert relative_error(drawn, "out/dora_scale1") > 0.01
 
 
 def test_a_file_that_does_not_say_is_read_as_the_user_says():

@@ -40,7 +40,8 @@ def parse_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
       InputError: lists every name that is none of a PixArt's linear layers, or two names of one array.
     """
     parsed: dict[str, tuple[str, str]] = {}
-    unknown, taken = [], {}
+    taken: dict[tuple[str, str], str] = {}
+    unknown = []
     for name in names:
         found = _parse(name)
         if found is None:
