@@ -70,10 +70,8 @@ def control_shapes(model: PixArt, num_copies: int) -> dict[str, tuple[int, ...]]
     Raises:
       InputError: the base model has no such number of blocks to copy.
     """
-    # As ControlNet demands.
-    most = min(model.segments()[0][1], model.depth - 1)
-    if not 1 <= num_copies <= most:
-        raise InputError(f"a ControlNet of {num_copies} copied blocks; this model can have 1 to {most}")
+    if not 1 <= num_copies <= model.depth - 1:  # As ControlNet demands.
+        raise InputError(f"a ControlNet of {num_copies} copied blocks; this model can have 1 to {model.depth - 1}")
     shapes = jax.eval_shape(lambda: copy_blocks(init_params(model, jax.random.key(0)), num_copies))
     return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
 

@@ -53,25 +53,46 @@ class ControlNet(nn.Module):
           scans its blocks without knowing which are controlled.
 
         Raises:
-          ValueError: num_copies does not fit the base model.
+          ValueError: as `stacks`.
         """
         base = self.base
-        length, ratio = base.segments()[0][1:]
-        if not 1 <= self.num_copies <= min(length, base.depth - 1):
-            raise ValueError(
-                f"num_copies={self.num_copies}: must be at least 1, below the base model's depth of {base.depth}, and "
-                f"within its first {length} blocks, which share one kv_compress ratio"
-            )
         x = x + nn.Dense(base.hidden_size, kernel_init=zeros, dtype=base.dtype, name="before_proj")(control)
-        _, residuals = nn.scan(
-            rematerialized(ControlBlock, base.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_copies,
-            unroll=min(base.scan_unroll, self.num_copies),
-        )(**base.block_fields(ratio), name="copies")(x, None, cond)
+        found = []
+        for name, length, ratio in self.stacks():
+            x, residuals = nn.scan(
+                rematerialized(ControlBlock, base.remat),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=length,
+                unroll=min(base.scan_unroll, length),
+            )(**base.block_fields(ratio), name=name)(x, None, cond)
+            found.append(residuals)
+        residuals = found[0] if len(found) == 1 else jnp.concatenate(found)
         return jnp.pad(residuals, ((1, base.depth - 1 - self.num_copies), (0, 0), (0, 0), (0, 0)))
+
+    @nn.nowrap
+    def stacks(self) -> list[tuple[str, int, int]]:
+        """(name of the parameters, number of copies, kv ratio) of each run of equal copies; see `PixArt.segments`.
+
+        Raises:
+          ValueError: num_copies does not fit the base model.
+        """
+        if not 1 <= self.num_copies <= self.base.depth - 1:
+            raise ValueError(
+                f"num_copies={self.num_copies}: must be at least 1, and below the base model's depth of "
+                f"{self.base.depth}"
+            )
+        return [
+            (stack_name(first), min(length, self.num_copies - first), ratio)
+            for first, length, ratio in self.base.segments()
+            if first < self.num_copies
+        ]
+
+
+def stack_name(first: int) -> str:
+    """What the copies of a run of equal blocks are called, by the first of them."""
+    return f"copies_{first}" if first else "copies"
 
 
 def copy_blocks(base_params, num_copies: int = 13) -> dict:
@@ -79,11 +100,39 @@ def copy_blocks(base_params, num_copies: int = 13) -> dict:
 
     With them the base model's output is unchanged.
     """
-    copies = jax.tree.map(lambda stack: stack[:num_copies], dict(base_params["blocks_0"]))
     size = base_params["x_embedder"]["bias"].shape[0]
     projection = {"kernel": jnp.zeros((size, size)), "bias": jnp.zeros(size)}
-    stacked = jax.tree.map(lambda array: jnp.zeros((num_copies, *array.shape)), projection)
-    return {"before_proj": projection, "copies": copies | {"after_proj": stacked}}
+    params = {"before_proj": projection}
+    firsts = sorted(int(name.removeprefix("blocks_")) for name in base_params if name.startswith("blocks_"))
+    for first in firsts:
+        if (count := num_copies - first) > 0:
+            stack = dict(base_params[f"blocks_{first}"])
+            copies = jax.tree.map(lambda array, count=count: array[:count], stack)
+            length = len(jax.tree.leaves(copies)[0])
+            zero = jax.tree.map(lambda array, length=length: jnp.zeros((length, *array.shape)), projection)
+            params[stack_name(first)] = copies | {"after_proj": zero}
+    return params
+
+
+def control_residuals(
+    controlnet: ControlNet, base_params, params, tokens, t, *, control, positions, **conditions
+) -> jax.Array:
+    """What a ControlNet adds to the inputs of the base model's blocks: [depth, B, N, D], `PixArt`'s `block_residuals`.
+
+    Args:
+      controlnet: its `base` is the model.
+      base_params, params: parameters of the model, and of the ControlNet.
+      tokens, t, positions, conditions: as in `PixArt`.
+      control: f32[B, N, p·p·C], the control picture's tokens, at the positions and in the order of `tokens`.
+    """
+    base = controlnet.base
+    bound = base.bind({"params": base_params})
+    cond = bound.embed_conditions(t, **conditions)
+    # The copies start from block 0's output, so this block runs twice: one in 28, and the model stays one scan.
+    block = Block(**base.block_fields(base.segments()[0][2]))
+    first = {"params": jax.tree.map(lambda stack: stack[0], base_params["blocks_0"])}
+    x, _ = block.apply(first, bound.embed_tokens(tokens, positions), None, cond)
+    return cast(jax.Array, controlnet.apply({"params": params}, bound.embed_tokens(control, positions), x, cond))
 
 
 def apply_with_control(
@@ -96,21 +145,12 @@ def apply_with_control(
     the base model is frozen without a mask. Make the partial inside `jit`, or `base_params` become constants there.
 
     Args:
-      controlnet: its `base` is the model.
-      base_params: parameters of the model.
       variables: {"params": parameters of the ControlNet}.
-      tokens, t, positions, conditions: as in `PixArt`.
-      control: f32[B, N, p·p·C], the control picture's tokens, at the positions and in the order of `tokens`.
+      controlnet, base_params, tokens, t, control, positions, conditions: as in `control_residuals`.
     """
-    base = controlnet.base
-    bound = base.bind({"params": base_params})
-    cond = bound.embed_conditions(t, **conditions)
-    # The copies start from block 0's output, so this block runs twice: one in 28, and the model stays one scan.
-    block = Block(**base.block_fields(base.segments()[0][2]))
-    first = {"params": jax.tree.map(lambda stack: stack[0], base_params["blocks_0"])}
-    x, _ = block.apply(first, bound.embed_tokens(tokens, positions), None, cond)
-    residuals = controlnet.apply(variables, bound.embed_tokens(control, positions), x, cond)
-    output = base.apply(
-        {"params": base_params}, tokens, t, positions=positions, block_residuals=residuals, **conditions
+    conditions["positions"] = positions
+    residuals = control_residuals(
+        controlnet, base_params, variables["params"], tokens, t, control=control, **conditions
     )
+    output = controlnet.base.apply({"params": base_params}, tokens, t, block_residuals=residuals, **conditions)
     return cast(ModelOutput, output)  # Flax's type is that of calls that also return variables.

@@ -68,7 +68,7 @@ LAYOUTS: tuple[tuple[str, Layout], ...] = (
     (r"(bias|scale)$", Layout("d", "d")),
 )
 # Blocks of equal kind are stacked on a leading axis; each is a tensor of its own in the reference.
-_STACK = re.compile(r"(blocks_\d+|copies)/")
+_STACK = re.compile(r"(blocks_\d+|copies(_\d+)?)/")
 
 
 def scale_by_came(spec: CameSpec, *, b1: float, b2: float, patch_size: int) -> optax.GradientTransformation:

@@ -1,0 +1,42 @@
+"""Training of a ControlNet: copies of the first blocks learn, the model is only held."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from pixart_jax.models.controlnet import ControlNet, control_residuals, copy_blocks
+from pixart_jax.samplers.steps import Apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Controlled:
+    """The `Adapter` of a model under control, whose batches have one more condition: `control` f32[B, N, p·p·C], the
+    tokens of the control picture, at the positions and in the order of `tokens`.
+
+    The trained half is the ControlNet's parameters; the frozen half the model's, its kernels in the dtype that matrix
+    products convert them to anyway.
+
+    Attributes:
+      controlnet: its `base` is the model.
+      model: the same as it is called with its parameters, or what has been made of that.
+    """
+
+    controlnet: ControlNet
+    model: Apply
+
+    def split(self, base, key):
+        dtype = self.controlnet.base.dtype
+
+        def frozen(path, leaf):
+            return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+        return copy_blocks(base, self.controlnet.num_copies), jax.tree_util.tree_map_with_path(frozen, base)
+
+    def apply(self, trained, frozen, tokens, t, *, control, **conditions):
+        residuals = control_residuals(self.controlnet, frozen, trained, tokens, t, control=control, **conditions)
+        return self.model(frozen, tokens, t, block_residuals=residuals, **conditions)
+
+    def rules(self):
+        return ()
