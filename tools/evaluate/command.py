@@ -5,6 +5,7 @@ python -m tools.evaluate PICTURES --reference coco.npz --inception FILE.pth --pr
 python -m tools.evaluate REAL --inception FILE.pth --statistics coco.npz --out results/coco  # a reference, for later
 python -m tools.evaluate PICTURES --reference REAL --network efficientnet-lite0 --weights FILE.pth --out results/d
 python -m tools.evaluate --compare results/mine/result.json results/b/result.json
+python -m tools.evaluate --suite compbench --help  # T2I-CompBench, which has options of its own
 
 --out keeps the features: the same command goes on where a killed one stopped, and other --metrics cost no second look
 at the pictures. Several processes share the work if each is given its --process-index of --process-count.
@@ -41,12 +42,16 @@ from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
 
 from ..extract_features import ProgressLines, Tally
+from . import compbench
 
 METRICS = ("fid", "kid", "is", "pr")
 
 
 @tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if (suite := compbench.arguments_of(argv)) is not None:
+        return compbench.main(suite)
     args = parse_arguments(argv)
     try:
         if args.compare:

@@ -13,12 +13,10 @@ picture, in pixels, whose coordinates the boxes have; without it they have those
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from pixart_jax.errors import InputError
-from pixart_jax.files import write_atomically
 from pixart_jax.files.typed_json import Fields, read_fields
 
 # (left, top, right, bottom) in pixels, y down.
@@ -79,50 +77,35 @@ def missing_labels(names: Iterable[str], labels: frozenset[str] | None) -> list[
     return sorted(set(names) - labels) if labels is not None else []
 
 
-def read_detections(path: pathlib.Path, names: Sequence[str]) -> DetectionFile:
-    """A file of what was found in pictures of these names; it may hold no others.
+def read_detections(path: pathlib.Path, names: Mapping[str, Sequence[str]]) -> DetectionFile:
+    """A file of what was found in the pictures of one category.
+
+    Args:
+      names: of the pictures, by the category.
 
     Raises:
-      InputError: the file is damaged, of other pictures, or does not have all of them.
+      InputError: the file is damaged, of another category, of other pictures, or does not have all of them.
     """
     fields = read_fields(path, "docs/compbench.md says how it is written", _MAX_BYTES)
+    category = fields.text("category", choices=names)
     pictures = fields.fields("pictures")
-    missing = [name for name in names if name not in pictures]
-    others = sorted(set(pictures) - set(names))
+    missing = [name for name in names[category] if name not in pictures]
+    others = sorted(set(pictures) - set(names[category]))
     if missing or others:
         counts = [f"lacks {len(missing):,}, the first {missing[0]!r}"] if missing else []
         counts += [f"has {len(others):,} others, the first {others[0]!r}"] if others else []
         raise InputError(
-            f"{path} is of other pictures: of the {len(names):,} it {' and '.join(counts)}; detect again in those that "
-            "are scored"
+            f"{path} is of other pictures: of the {len(names[category]):,} of {category} it {' and '.join(counts)}; "
+            "detect again in those that are scored"
         )
     labels = fields.sequence("labels", str, None)
     return DetectionFile(
         path,
-        fields.text("category"),
+        category,
         fields.text("detector"),
         frozenset(labels) if labels is not None else None,
-        {name: _detections_of(pictures.fields(name)) for name in names},
+        {name: _detections_of(pictures.fields(name)) for name in names[category]},
     )
-
-
-def write_detections(file: DetectionFile) -> None:
-    """What `read_detections` reads; the boxes are in the picture as the detector sees it."""
-    content = {
-        "detector": file.detector,
-        "category": file.category,
-        **({"labels": sorted(file.labels)} if file.labels is not None else {}),
-        "pictures": {
-            name: {
-                "labels": [found.label for found in detections],
-                "scores": [found.score for found in detections],
-                "boxes": [list(found.box) for found in detections],
-            }
-            for name, detections in file.pictures.items()
-        },
-    }
-    text = json.dumps(content, ensure_ascii=False)
-    write_atomically(file.path, lambda out: out.write(text.encode()))
 
 
 def _detections_of(fields: Fields) -> tuple[Detection, ...]:

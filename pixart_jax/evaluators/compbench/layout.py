@@ -116,11 +116,12 @@ class Pictures:
                 f"{_first(missing)}; draw them, or name the prompts that the pictures are of"
             )
 
-    def fingerprint(self) -> str:
-        """Hex digest of the names and sizes of the files."""
+    def fingerprint(self, rows: Sequence[int]) -> str:
+        """Hex digest of the names and sizes of some of the files; -1 of one that is not there."""
         digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(os.fsencode(f"{self.name(index)}\0{self.path(index).stat().st_size}\0"))
+        for row in rows:
+            path = self.path(row)
+            digest.update(os.fsencode(f"{path.name}\0{path.stat().st_size if path.exists() else -1}\0"))
         return digest.hexdigest()
 
 

@@ -41,6 +41,11 @@ def read_things(path: pathlib.Path) -> dict[str, str]:
     return things
 
 
+def detected_name(thing: str) -> str:
+    """What the detector calls a thing."""
+    return _AS_DETECTED.get(thing, thing)
+
+
 def counts_of(words: Sequence[str], things: Mapping[str, str]) -> list[tuple[str, int]]:
     """Each thing that a prompt counts, with how many of it there should be.
 
@@ -86,7 +91,7 @@ def numeracy_score(wanted: Sequence[tuple[str, int]], detections: Sequence[Detec
     labels = labels_of(detections)
     score = 0.0
     for thing, count in wanted:
-        name = _AS_DETECTED.get(thing, thing)
+        name = detected_name(thing)
         if name not in labels:
             # "wine bottle" is a bottle.
             labels = [name if name in label else label for label in labels]

@@ -1,7 +1,7 @@
 """Pictures looked at in units that are whole or absent, so that scoring goes on after a kill and processes share it.
 
 Unit k is pictures k·S to (k+1)·S − 1 of a category; process i of P takes every P-th. It depends on its pictures and the
-judge alone.
+judge alone, and is made again where its pictures have changed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pixart_jax.data.pictures.base import BadItem, read_file
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.compbench.layout import Pictures
 from pixart_jax.files import write_atomically
-from pixart_jax.files.typed_json import read_fields
+from pixart_jax.files.typed_json import Fields, read_fields
 
 # What JSON can hold is said of each of N pictures, given with their numbers in the category.
 Judge = Callable[[Pictures, Sequence[int], Sequence[Image.Image]], Sequence[Any]]
+# Pictures in memory together.
+_AT_ONCE = 64
 _CURE = "remove it, and the same command makes it again"
 
 
@@ -45,7 +47,7 @@ class Units:
     """One judge's work on one category.
 
     Attributes:
-      folder: of its files, for this judge and these pictures alone.
+      folder: of its files, for this judge and this category alone.
       size: S.
     """
 
@@ -57,18 +59,18 @@ class Units:
         return -(-len(self.pictures) // self.size)
 
     def begin(self, recipe: Mapping[str, str]) -> None:
-        """Says in the folder what it is of.
+        """Says in the folder whose work it is.
 
         Raises:
-          InputError: it is of another judge or other pictures.
+          InputError: it is another judge's, or has units of another size.
         """
-        recipe = {**recipe, "pictures": self.pictures.fingerprint(), "pictures per unit": str(self.size)}
+        recipe = {**recipe, "pictures per unit": str(self.size), "pictures": str(len(self.pictures))}
         path = self.folder / "recipe.json"
         if path.exists():
             begun = read_fields(path, f"remove {self.folder}")
             if changed := sorted(key for key in {*begun, *recipe} if begun.get(key) != recipe.get(key)):
                 raise InputError(
-                    f"{self.folder} was begun with other {', '.join(changed)}; name another --out, or remove it"
+                    f"{self.folder} was begun with other {', '.join(changed)}; remove it, or name another --out"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, recipe)
@@ -77,21 +79,24 @@ class Units:
         """Writes what is not there yet of the share of process `index` of `count`.
 
         Args:
-          report: called after each unit with the number of pictures that are done, by whomever.
+          report: called after each unit with the number of pictures of the share that are done.
         """
+        done = 0
         for number in range(index, len(self), count):
-            if not self._path(number).exists():
+            rows = self._rows(number)
+            done += len(rows)
+            if self._read(number) is None:
                 self._judge_unit(number, judge, num_threads)
-                report(sum(len(self._rows(i)) for i in range(len(self)) if self._path(i).exists()))
+                report(done)
 
     def read(self) -> Judged | None:
         """All units, or None where other processes are still at them; raises InputError if one is damaged."""
         values: dict[int, Any] = {}
         skipped: dict[int, str] = {}
-        if not all(self._path(number).exists() for number in range(len(self))):
-            return None
         for number in range(len(self)):
-            fields = read_fields(self._path(number), _CURE, 1 << 30)
+            fields = self._read(number)
+            if fields is None:
+                return None
             found, left_out = fields.fields("values"), fields.fields("skipped")
             for row in self._rows(number):
                 if str(row) in left_out:
@@ -99,17 +104,34 @@ class Units:
                 elif str(row) in found:
                     values[row] = found[str(row)]
                 else:
-                    raise InputError(f"{self._path(number)} is damaged: picture {row} is not in it; {_CURE}")
+                    raise InputError(f"{fields.path} is damaged: picture {row} is not in it; {_CURE}")
         return Judged(values, skipped)
+
+    def _read(self, number: int) -> Fields | None:
+        """None where a unit is not there, or of pictures that have changed."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        fields = read_fields(path, _CURE, 1 << 30)
+        return fields if fields.text("pictures") == self.pictures.fingerprint(self._rows(number)) else None
 
     def _judge_unit(self, number: int, judge: Judge, num_threads: int) -> None:
         rows = self._rows(number)
+        fingerprint = self.pictures.fingerprint(rows)
+        values: dict[int, Any] = {}
+        skipped: dict[int, str] = {}
         with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-            opened = dict(zip(rows, pool.map(self._open, rows), strict=True))
-        skipped = {row: found for row, found in opened.items() if isinstance(found, str)}
-        images = {row: found for row, found in opened.items() if not isinstance(found, str)}
-        said = judge(self.pictures, list(images), list(images.values())) if images else []
-        _write(self._path(number), {"values": dict(zip(images, said, strict=True)), "skipped": skipped})
+            for start in range(0, len(rows), _AT_ONCE):
+                part = rows[start : start + _AT_ONCE]
+                images: dict[int, Image.Image] = {}
+                for row, found in zip(part, pool.map(self._open, part), strict=True):
+                    if isinstance(found, str):
+                        skipped[row] = found
+                    else:
+                        images[row] = found
+                said = judge(self.pictures, list(images), list(images.values())) if images else []
+                values |= zip(images, said, strict=True)
+        _write(self._path(number), {"pictures": fingerprint, "values": values, "skipped": skipped})
 
     def _open(self, row: int) -> Image.Image | str:
         path = self.pictures.path(row)

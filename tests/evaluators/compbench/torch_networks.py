@@ -34,7 +34,7 @@ def make_blip(folder: pathlib.Path, *, image_size: int = 480, of=BlipForQuestion
     return folder
 
 
-def make_detr(folder: pathlib.Path) -> pathlib.Path:
+def make_detr(folder: pathlib.Path, seed: int = 1) -> pathlib.Path:
     backbone = ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
     )
@@ -43,7 +43,7 @@ def make_detr(folder: pathlib.Path) -> pathlib.Path:
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_queries=6, init_std=1.0,
         id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
     )  # fmt: skip
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = DetrForObjectDetection(config)
     with torch.no_grad():
         model.class_labels_classifier.weight.mul_(20)
