@@ -24,6 +24,7 @@ PROMPTS = {
     "non_spatial": ["a man waves at a dog"],
     "complex": ["The red hat was on top of the sofa.", "The red cat sat near the dog.", "The soft dog runs."],
     "numeracy": ["two cats and a dog"],
+    "3d_spatial": ["a sofa in front of a cat"],
 }
 SMALL = ["--pictures-per-unit", "8", "--batch-size", "4", "--num-threads", "1"]
 
@@ -39,7 +40,7 @@ def place(tmp_path_factory):
     (folder / "dataset" / "complex_val_action.txt").write_text(PROMPTS["complex"][2] + "\n")
     (folder / "dataset" / "new_objects.txt").write_text("cat - cats\ndog - dogs")
     random = np.random.default_rng(0)
-    for name in ("color", "spatial", "non_spatial", "complex", "numeracy"):
+    for name in ("color", "spatial", "non_spatial", "complex", "numeracy", "3d_spatial"):
         samples = folder / "pictures" / name / "samples"
         samples.mkdir(parents=True)
         for index, picture in enumerate(names_of(name)):
@@ -170,6 +171,25 @@ def test_detections_of_the_benchmarks_own_detector(place, found, tmp_path):
     network = result["networks"]["spatial"]["spatial"]
     assert network["name"] == "Unified_learned_OCIM_RS200_6x+2x"
     assert network["differs"] == "no label for 1 of 4 things: bee"
+
+
+def test_depths_are_the_benchmarks_maps(place, found, tmp_path, capsys):
+    content = detections_of("3d_spatial")
+    for picture in content["pictures"].values():
+        picture["boxes"] = [[0, 0, 400, 400], [20, 20, 420, 420], [0, 0, 9, 9]]  # Half that in what is seen.
+    arguments = ("--detections", found(content))
+    assert run(place, tmp_path / "out", *arguments, categories=("3d_spatial",)) == 2
+    assert "10 of 10 pictures of 3d_spatial have no map of depths" in capsys.readouterr().err
+    root = shutil.copytree(place / "pictures" / "3d_spatial", tmp_path / "in" / "3d_spatial").parent
+    maps = root / "3d_spatial" / "labels" / "depth" / "3d_spatial" / "samples"
+    maps.mkdir(parents=True)
+    for index, name in enumerate(names_of("3d_spatial")):
+        pixels = np.zeros((96, 96), np.uint8)
+        pixels[-60:, -60:] = 255 * (index < 4)  # The lower right is nearer: of the sofa's box more.
+        Image.fromarray(pixels).save(maps / name)
+    assert run(place, tmp_path / "out", *arguments, pictures=root, categories=("3d_spatial",)) == 0
+    scores = scores_of(tmp_path / "out", "3d_spatial/labels/annotation_obj_detection_3d")
+    assert scores == [pytest.approx(0.25 * 1.7 + 0.5)] * 4 + [pytest.approx(0.25 * 1.7)] * 6
 
 
 def test_complex_scores_are_three_in_one_and_take_what_the_benchmarks_scripts_wrote(place, tmp_path):

@@ -23,7 +23,11 @@ from pixart_jax.files.typed_json import Fields, read_fields
 Box = tuple[float, float, float, float]
 
 # Of the benchmark, by the score that is made of what they find.
-OWN_DETECTORS = {"spatial": "Unified_learned_OCIM_RS200_6x+2x", "numeracy": "Unified_learned_OCIM_R50_6x+2x"}
+OWN_DETECTORS = {
+    "spatial": "Unified_learned_OCIM_RS200_6x+2x",
+    "numeracy": "Unified_learned_OCIM_R50_6x+2x",
+    "depth": "Unified_learned_OCIM_RS200_6x+2x",
+}
 # What is found less surely is not found.
 LEAST_SCORE = 0.5
 _SHORT, _LONG = 479, 480

@@ -29,6 +29,7 @@ CATEGORIES = {
     "non_spatial": ("clip",),
     "complex": ("blip", "spatial", "clip"),
     "numeracy": ("numeracy",),
+    "3d_spatial": ("depth",),
 }
 # Of the benchmark's first version, which the PixArt papers report.
 SIX = ("color", "shape", "texture", "spatial", "non_spatial", "complex")

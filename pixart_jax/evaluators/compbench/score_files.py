@@ -19,6 +19,7 @@ FILES = {
     "spatial": ("labels/annotation_obj_detection_2d", "avg_score.txt", "score avg:{mean}"),
     "clip": ("annotation_clip", "score.txt", "score avg:{mean}"),
     "numeracy": ("annotation_num", "score.txt", "total:{total} num:{count} avg:{mean}"),
+    "depth": ("labels/annotation_obj_detection_3d", "avg_result.txt", "avg score is {mean}"),
     "three_in_one": ("annotation_3_in_1", "vqa_score.txt", "score avg:{mean}"),
 }
 SCORES = "vqa_result.json"

@@ -13,6 +13,7 @@ from PIL import Image
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.clip_network import ClipNetwork, describe_clip
 from pixart_jax.evaluators.compbench.blip import BlipAnswers
+from pixart_jax.evaluators.compbench.depth import depth_path, read_depth, score_picture_in_depth
 from pixart_jax.evaluators.compbench.detections import OWN_DETECTORS, Detection, DetectionFile, missing_labels
 from pixart_jax.evaluators.compbench.detector import TorchDetector
 from pixart_jax.evaluators.compbench.language import English
@@ -140,6 +141,27 @@ class SpatialScorer:
     def _pair(self, category: str, prompt: str) -> tuple[str, str] | None:
         words = self._english.parse(prompt).words
         return complex_pair_of(words) if category == "complex" else pair_of(words)
+
+
+class DepthScorer(SpatialScorer):
+    """Which of two things that a detector found is in front."""
+
+    kind = "depth"
+
+    def __init__(self, found: TorchDetector | DetectionFile, pictures: Pictures, english: English):
+        """Raises InputError if a picture has no map of its depths."""
+        missing = [name for name in pictures.names if not depth_path(pictures.folder, name).exists()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(pictures)} pictures of {pictures.category} have no map of depths, the first "
+                f"{depth_path(pictures.folder, missing[0])}; UniDet_eval/3D_spatial_eval.py of the benchmark makes them"
+            )
+        super().__init__(found, pictures, english)
+
+    def score(self, pictures: Pictures, row: int, said: Any) -> float:
+        prompt = pictures.prompt(row)
+        depths = read_depth(depth_path(pictures.folder, pictures.name(row)))
+        return score_picture_in_depth(prompt, self._pair(pictures.category, prompt), _from_json(said), depths)
 
 
 class NumeracyScorer(SpatialScorer):

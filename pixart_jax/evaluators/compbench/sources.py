@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.clip_network import ClipNetwork
 from pixart_jax.evaluators.compbench.blip import BlipAnswers
-from pixart_jax.evaluators.compbench.detections import DetectionFile, read_detections
+from pixart_jax.evaluators.compbench.detections import OWN_DETECTORS, DetectionFile, read_detections
 from pixart_jax.evaluators.compbench.detector import TorchDetector
 from pixart_jax.evaluators.compbench.language import English
 from pixart_jax.evaluators.compbench.layout import CATEGORIES, Pictures
@@ -19,6 +19,7 @@ from pixart_jax.evaluators.compbench.scorers import (
     OWN_PREPROCESSING,
     BlipScorer,
     ClipScorer,
+    DepthScorer,
     NumeracyScorer,
     SpatialScorer,
 )
@@ -29,6 +30,7 @@ _OPTIONS = {
     "clip": "--clip DIR",
     "spatial": "--detections FILE.json or --detector DIR",
     "numeracy": "--detections FILE.json or --detector DIR",
+    "depth": "--detections FILE.json or --detector DIR",
 }
 
 
@@ -84,7 +86,7 @@ class _Opener:
             return Part(pictures, score, self._blip)
         if score == "clip" and self._networks.clip:
             return Part(pictures, score, self._clip_scorer(pictures, self._networks.clip))
-        if score in ("spatial", "numeracy"):
+        if score in OWN_DETECTORS:
             if found := self._detections.get(pictures.category):
                 return Part(pictures, score, self._detector_scorer(pictures, score, found), looks=False)
             if self._networks.detector:
@@ -113,6 +115,8 @@ class _Opener:
     def _detector_scorer(self, pictures: Pictures, score: str, found: DetectionFile | TorchDetector) -> SpatialScorer:
         if score == "spatial":
             return SpatialScorer(found, pictures, self.english())
+        if score == "depth":
+            return DepthScorer(found, pictures, self.english())
         return NumeracyScorer(found, pictures, self.english(), read_things(self._prompts / "new_objects.txt"))
 
     def _open_detector(self, path: pathlib.Path) -> TorchDetector:

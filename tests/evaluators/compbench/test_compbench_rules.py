@@ -7,6 +7,7 @@ import pytest
 from golden_cases import GOLDEN
 
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.compbench.depth import depth_score, score_picture_in_depth
 from pixart_jax.evaluators.compbench.detections import Detection
 from pixart_jax.evaluators.compbench.language import English, Word, text_of
 from pixart_jax.evaluators.compbench.numeracy import counts_of, is_same, labels_of, numeracy_score, read_things
@@ -157,3 +158,33 @@ def test_numeracy_counts_each_thing_once():
     assert numeracy_score([("mouse", 3), ("man", 1)], mice) == 0.5
     assert numeracy_score([("glass", 1)], [found("wine glass")]) == 1
     assert numeracy_score([], mice) == 0
+
+
+def test_depths():
+    depths = np.zeros((479, 479), np.float32)
+    depths[:100, :100] = 1  # Nearer.
+    near, far, apart = (0, 0, 100, 100), (40, 40, 140, 140), (200, 200, 300, 300)
+    part = 3600 / (20000 - 3600) / 0.5
+    assert depth_score("in front of", near, far, depths) == pytest.approx(part)
+    assert depth_score("behind", far, near, depths) == depth_score("hidden", far, near, depths) == pytest.approx(part)
+    assert depth_score("behind", near, far, depths) == 0 == depth_score("in front of", far, near, depths)
+    assert depth_score("in front of", near, apart, depths) == 0 == depth_score(None, near, far, depths)
+    assert depth_score("in front of", near, (5, 5, 105, 105), depths) == 1
+    assert depth_score("in front of", near, (0, 0, 100, 200), depths) == 0  # Exactly a half.
+    # Rows and columns are taken for each other.
+    depths = np.zeros((479, 479), np.float32)
+    depths[:100, 200:300] = 1
+    assert depth_score("in front of", (0, 200, 100, 300), (0, 140, 100, 240), depths) > 0
+    empty = (9, 9, 9, 9)
+    assert depth_score("in front of", empty, near, depths) == 0 == depth_score("behind", empty, near, depths)
+
+
+def test_things_in_depth_are_found_in_longer_names_and_count_below_a_half():
+    depths = np.zeros((479, 479), np.float32)
+    depths[:100, :100] = 1
+    cup, other = found("coffee cup", (0, 0, 100, 100), 0.8), found("cup", score=0.5)
+    cat = found("cat", (5, 5, 105, 105), 0.6)
+    prompt, pair = "a cup in front of a cat", ("cup", "cat")
+    assert score_picture_in_depth(prompt, pair, [other, cup, cat], depths) == pytest.approx(0.25 * 1.4 + 0.5)
+    assert score_picture_in_depth(prompt, pair, [cup, other], depths) == pytest.approx(0.25 * 0.8)
+    assert score_picture_in_depth(prompt, pair, [], depths) == 0 == score_picture_in_depth(prompt, None, [cup], depths)
