@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -69,27 +70,28 @@ class Captioner:
         self._torch = torch
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        where = _folder_or_name(model)
         with _named_errors(model):
-            config = transformers.AutoConfig.from_pretrained(_folder_or_name(model))
+            config = transformers.AutoConfig.from_pretrained(where)
         if type(config) not in transformers.AutoModelForImageTextToText._model_mapping:
             raise InputError(
                 f"{model} is a {config.model_type}, which does not turn pictures into text; name a vision-language "
                 "model, such as llava-hf/llava-1.5-7b-hf"
             )
         with _named_errors(model):
-            self._processor = transformers.AutoProcessor.from_pretrained(_folder_or_name(model))
+            self._processor = transformers.AutoProcessor.from_pretrained(where)
         self._form = self._form_of(model, config.model_type)
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = dtype or ("float32" if where == "cpu" else "bfloat16")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         with _named_errors(model):
             self._model, loaded = transformers.AutoModelForImageTextToText.from_pretrained(
-                _folder_or_name(model),
+                where,
                 dtype=getattr(torch, self.dtype),
-                device_map="auto" if where == "auto" else None,
+                device_map="auto" if device == "auto" else None,
                 output_loading_info=True,
             )
-            if where != "auto":
-                self._model.to(where)
+            if device != "auto":
+                self._model.to(device)
         if missing := sorted(loaded["missing_keys"]):
             raise InputError(
                 f"{model} lacks {len(missing)} of the model's arrays, such as {missing[0]}: copy it again, or name "
@@ -100,14 +102,14 @@ class Captioner:
         self._tokenizer.padding_side = "left"
         ends = self._model.generation_config.eos_token_id
         ends = self._tokenizer.eos_token_id if ends is None else ends
-        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         # In place of the repository's, whose fields would hold wherever ours are not given.
         self._model.generation_config = transformers.GenerationConfig(
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(self._ends),
+            eos_token_id=sorted(self._ends) or None,
             pad_token_id=self._tokenizer.pad_token_id,
         )
         self._marks = self._control_marks()
@@ -185,7 +187,13 @@ class Captioner:
 
 
 def _folder_or_name(model: str) -> str | pathlib.Path:
-    return pathlib.Path(model) if os.path.isdir(model) else model
+    """A folder that is there, or what may be a repository's name."""
+    folder = pathlib.Path(os.path.expanduser(model))
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
+        raise InputError(f"{model}: there is no such folder, and no repository has such a name")
+    return model
 
 
 @contextlib.contextmanager
@@ -197,7 +205,8 @@ def _named_errors(model: str) -> Iterator[None]:
         raise
     except Exception as error:
         first: Any = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        hint = "" if os.path.isdir(model) else "; name a folder, or a repository where there is a network"
+        is_folder = os.path.isdir(os.path.expanduser(model))
+        hint = "" if is_folder else "; name a folder, or a repository where there is a network"
         if importlib.util.find_spec("torchvision") is None:
             hint += "; some models need torchvision, which is not here: pip install 'pixart_jax[caption]'"
         raise InputError(f"{model} cannot be opened: {first:.300}{hint}") from error

@@ -118,7 +118,7 @@ def test_what_is_written_is_read_by_extraction(captioned, weights, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--model=nowhere"], "nowhere cannot be opened"),
+        (["--model=./nowhere"], "./nowhere: there is no such folder"),
         (["--old-caption-weight=1"], "at least 0 and below 1"),
         (["--without-caption", "--request=Why?"], "--without-caption is for the paper's request"),
         (["--request= "], "--request is empty"),
