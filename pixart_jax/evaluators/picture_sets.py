@@ -1,12 +1,13 @@
-"""Folders of pictures to features, in units that are whole or absent, so that a killed evaluation goes on.
+"""Sets of pictures to features, in units that are whole or absent, so that a killed evaluation goes on.
 
-Unit k is files k·S to (k+1)·S − 1 of the sorted folder. What it holds depends on its files and the network alone,
-so that several processes can share the units: process i of P takes every P-th.
+Unit k is pictures k·S to (k+1)·S − 1 of the set. What it holds depends on its pictures and the network alone, so that
+several processes can share the units: process i of P takes every P-th.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -14,7 +15,7 @@ import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,9 +27,52 @@ from pixart_jax.evaluators.networks import FEATURES, FeatureNetwork, OnDevices
 from pixart_jax.files import write_atomically
 
 
+class PictureSet(Protocol):
+    """Pictures in an order, to be looked at by their places.
+
+    Attributes:
+      path: what it is called, for people.
+      fingerprint: hex digest that another set would not have.
+      per_unit: S.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def per_unit(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, place: int) -> str:
+        """What a picture is called, for people."""
+
+    def read(self, place: int) -> np.ndarray:
+        """A picture uint8[H, W, 3], as it is meant to be seen; called from several threads at once.
+
+        Raises:
+          BadItem, BadImage: it cannot be read.
+        """
+
+    def ready(self, number: int) -> contextlib.AbstractContextManager[None]:
+        """While it is open, the pictures of a unit can be read."""
+
+
+def num_units(pictures: PictureSet) -> int:
+    return -(-len(pictures) // pictures.per_unit)
+
+
+def unit(pictures: PictureSet, number: int) -> range:
+    """The places of a unit's pictures."""
+    return range(number * pictures.per_unit, min((number + 1) * pictures.per_unit, len(pictures)))
+
+
 @dataclasses.dataclass(frozen=True)
 class PictureFolder:
-    """The picture files of a folder and those below it, sorted by their relative paths.
+    """The picture files of a folder and those below it, sorted by their relative paths: a `PictureSet`.
 
     Attributes:
       root: the folder.
@@ -61,15 +105,29 @@ class PictureFolder:
         return cls(root, tuple(sorted(found)), digest.hexdigest(), per_unit)
 
     @property
-    def num_units(self) -> int:
-        return -(-len(self.files) // self.per_unit)
+    def path(self) -> str:
+        return str(self.root)
 
-    def unit(self, number: int) -> tuple[str, ...]:
-        return self.files[number * self.per_unit : (number + 1) * self.per_unit]
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, place: int) -> str:
+        return printable(str(self.root / self.files[place]))
+
+    def read(self, place: int) -> np.ndarray:
+        return pixels(read_file(self.root / self.files[place], printable(self.files[place])))
+
+    def ready(self, number: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    """An encoded picture as uint8[H, W, 3]; raises BadImage."""
+    return np.asarray(decode(data, max_pixels=2**27, min_side=1))
 
 
 class PictureReader:
-    """Looks at picture files with a network.
+    """Looks at pictures with a network.
 
     Attributes:
       network: on the devices of this process.
@@ -80,12 +138,12 @@ class PictureReader:
         self._on_devices = OnDevices(network, batch_size)
         self._num_threads = num_threads
 
-    def unit(self, root: pathlib.Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """What the network gives of a unit's files.
+    def look(self, pictures: PictureSet, places: Sequence[int]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """What the network gives of some pictures of a set.
 
         Returns:
-          f32[N, width] of each output; which of the files these N are, i64[N]; and "name: reason: message" of what
-          could not be read, str[M].
+          f32[N, width] of each output; the places of these N, i64[N]; and "name: reason: message" of what could not be
+          read, str[M].
 
         Raises:
           InputError: features are not finite; says of which picture.
@@ -95,37 +153,38 @@ class PictureReader:
         skipped = []
         found: list[dict[str, np.ndarray]] = []
         with concurrent.futures.ThreadPoolExecutor(self._num_threads) as pool:
-            for row, prepared in enumerate(pool.map(lambda name: self._prepare(root, name), names)):
+            prepared_pictures = pool.map(lambda place: self._prepare(pictures, place), places)
+            for place, prepared in zip(places, prepared_pictures, strict=True):
                 if isinstance(prepared, str):
-                    skipped.append(f"{printable(names[row])}: {prepared}")
+                    skipped.append(f"{pictures.name(place)}: {prepared}")
                     continue
-                read.append(row)
+                read.append(place)
                 waiting.append(prepared)
                 if len(waiting) == self._on_devices.batch_size:
                     found.append(self._on_devices(waiting))
                     waiting = []
             found.append(self._on_devices(waiting))
         outputs = {name: np.concatenate([part[name] for part in found]) for name in self.network.outputs}
-        for row, values in zip(read, outputs[FEATURES], strict=True):
+        for place, values in zip(read, outputs[FEATURES], strict=True):
             if not np.isfinite(values).all():
-                raise InputError(f"{printable(str(root / names[row]))}: its features are not finite; check the weights")
+                raise InputError(f"{pictures.name(place)}: its features are not finite; check the weights")
         return outputs, np.array(read, np.int64), np.array(skipped, np.str_)
 
-    def _prepare(self, root: pathlib.Path, name: str) -> np.ndarray | str:
+    def _prepare(self, pictures: PictureSet, place: int) -> np.ndarray | str:
         try:
-            image = decode(read_file(root / name, printable(name)), max_pixels=2**27, min_side=1)
+            picture = pictures.read(place)
         except (BadImage, BadItem) as error:
             return f"{error.reason}: {error.message}"
-        return self.network.prepare(np.asarray(image))
+        return self.network.prepare(picture)
 
 
 @dataclasses.dataclass(frozen=True)
 class SetFeatures:
-    """What a network gives of a folder.
+    """What a network gives of a set of pictures.
 
     Attributes:
-      outputs: f32[N, width] by name, of the pictures that could be read, in the order of the files.
-      read: which of the folder's files these N are, i64[N].
+      outputs: f32[N, width] by name, of the pictures that could be read, in the order of the set.
+      read: the places of these N in the set, i64[N].
       skipped: "name: reason: message" of the others.
     """
 
@@ -140,40 +199,48 @@ class SetFeatures:
 
 
 def extract(
-    folder: PictureFolder,
-    reader: PictureReader,
-    work: pathlib.Path,
+    pictures: PictureSet,
+    readers: Mapping[pathlib.Path, PictureReader],
     *,
     process_index: int,
     process_count: int,
     report: Callable[[int], None],
 ) -> None:
-    """Writes this process's units into `work` that are not there yet.
+    """Writes this process's units that are not there yet.
 
     Args:
-      work: a folder, for this folder of pictures and network alone.
-      report: called after each unit with the number of files that are done.
+      readers: by the folder that their units are written into, which is for this set and network alone.
+      report: called after each unit with the number of pictures that are done.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    for number in range(process_index, folder.num_units, process_count):
-        if _unit_file(work, number).exists():
-            continue
-        outputs, read, skipped = reader.unit(folder.root, folder.unit(number))
-        buffer = io.BytesIO()
-        unit: dict[str, Any] = {**outputs, "read": read + number * folder.per_unit, "skipped": skipped}
-        np.savez(buffer, **unit)
-        content = buffer.getvalue()
-        write_atomically(_unit_file(work, number), operator.methodcaller("write", content))
-        report(sum(len(folder.unit(i)) for i in range(folder.num_units) if _unit_file(work, i).exists()))
+    for work in readers:
+        work.mkdir(parents=True, exist_ok=True)
+
+    def missing(number: int) -> list[pathlib.Path]:
+        return [work for work in readers if not _unit_file(work, number).exists()]
+
+    for number in range(process_index, num_units(pictures), process_count):
+        if works := missing(number):
+            with pictures.ready(number):
+                for work in works:
+                    _write_unit(_unit_file(work, number), readers[work].look(pictures, unit(pictures, number)))
+            report(sum(len(unit(pictures, i)) for i in range(num_units(pictures)) if not missing(i)))
 
 
-def load(folder: PictureFolder, network: FeatureNetwork, work: pathlib.Path) -> SetFeatures | None:
+def _write_unit(path: pathlib.Path, looked: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]) -> None:
+    outputs, read, skipped = looked
+    arrays: dict[str, Any] = {**outputs, "read": read, "skipped": skipped}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_atomically(path, operator.methodcaller("write", buffer.getvalue()))
+
+
+def load(pictures: PictureSet, network: FeatureNetwork, work: pathlib.Path) -> SetFeatures | None:
     """What `extract` wrote, or None where other processes are still at it.
 
     Raises:
       InputError: a unit is damaged.
     """
-    paths = [_unit_file(work, number) for number in range(folder.num_units)]
+    paths = [_unit_file(work, number) for number in range(num_units(pictures))]
     if not all(path.exists() for path in paths):
         return None
     parts = list(_units(paths, (*network.outputs, "read", "skipped")))

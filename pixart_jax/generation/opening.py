@@ -60,6 +60,10 @@ def open_parts(
     model: PixArt = fields["model"]
     if model.num_classes:
         raise InputError(f"{directory}: the model knows {model.num_classes} classes and no captions")
+    fields["encoders"] = {
+        kind: pathlib.Path(folder or directory / ENCODERS)
+        for kind, folder in (("text_encoder", text_encoder), ("vae", vae))
+    }
     if text_encoder:
         encoder = T5TextEncoder(
             text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), dtype=dtype, keep=keep_loaded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ class Parts:
       encode_pictures: uint8[n, H, W, 3] -> mean and std of their latents, unscaled, f32[n, h, w, C] each.
       caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
       sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
+      encoders: the folders of text encoder and autoencoder by kind.
       step: of a run, that of the weights; None of a converted model.
     """
 
@@ -52,6 +54,7 @@ class Parts:
     num_steps: int = 20
     guidance_scale: float = 4.5
     guidance: str = "cfg"
+    encoders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     step: Callable[[], int | None] = lambda: None
 
     @property

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pixart_jax.checkpoints.checksums import device_checksum
+from pixart_jax.encoding.told import fingerprint
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import save_png
 from pixart_jax.files import check_writable, open_regular, write_atomically
@@ -96,6 +97,12 @@ class PictureList:
             raise InputError("a list of pictures has one negative prompt for all")
         wanted = tuple(wanted)
         return cls(pipeline, wanted, folder, request, recipe_of(pipeline, wanted, request), max(1, per_group))
+
+    def at_guidance(self, scale: float | None, folder: pathlib.Path) -> PictureList:
+        """The same list, with the same noise, of another guidance scale, None the pipeline's, in another folder."""
+        request = dataclasses.replace(self.request, guidance_scale=scale)
+        recipe = {**self.recipe, **dataclasses.asdict(self.pipeline.manner(request))}
+        return dataclasses.replace(self, folder=folder, request=request, recipe=recipe)
 
     @property
     def num_groups(self) -> int:
@@ -210,15 +217,12 @@ def draw_list(
 def recipe_of(pipeline: TextToImage, wanted: Sequence[Wanted], request: Request) -> dict[str, Any]:
     """All that a list's pictures depend on, as JSON."""
     parts, canvas = pipeline.parts, request.canvas(pipeline.resolution)
-    settings = {
-        name: getattr(parts if getattr(request, name) is None else request, name)
-        for name in ("sampler", "num_steps", "guidance_scale", "guidance")
-    }
     return {
         "checkpoint": pathlib.Path(parts.name).absolute().name,
         "step": parts.step(),
         "weights": weights_checksum(pipeline),
-        **settings,
+        **{kind: fingerprint(folder)[:8] for kind, folder in parts.encoders.items()},
+        **dataclasses.asdict(pipeline.manner(request)),
         "negative_prompt": request.negative_prompt,
         "size": canvas.size,
         "height": canvas.height,

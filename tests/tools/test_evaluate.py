@@ -61,8 +61,8 @@ def test_result_holds_what_it_depends_on(place, result):
     assert set(figures) == {"frechet_distance", "kid", "kid_std", "precision", "recall"}
     assert all(np.isfinite(value) for value in figures.values()) and figures["frechet_distance"] > 0
     assert result["pictures"]["files"] == 8 and result["pictures"]["used"] == 7 and result["pictures"]["skipped"] == 1
-    assert result["reference"]["used"] == 6 and result["preprocessing"] == "clean-fid"
-    assert result["kid_subset_size"] == 6 and not result["network"]["published"]
+    assert result["reference"]["used"] == 6 and result["networks"]["distances"]["preprocessing"] == "clean-fid"
+    assert result["kid_subset_size"] == 6 and not result["networks"]["distances"]["published"]
     assert "broken.png: damaged" in (place / "out" / "skipped.txt").read_text(encoding="utf-8")
     assert "weights that are not the published ones" in (place / "out" / "result.md").read_text(encoding="utf-8")
 
@@ -81,7 +81,7 @@ def test_what_efficientnet_measures_is_not_called_fid_or_kid(place, tmp_path, ca
     assert evaluate.main([*arguments, *CHEAP]) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert set(found["metrics"]) == {"kernel_distance", "kernel_distance_std", "precision", "recall"}
-    assert found["network"]["name"] == "EfficientNet-lite0" and found["preprocessing"] == "bicubic-224"
+    assert found["networks"]["distances"]["name"] == "EfficientNet-lite0"
     assert "EfficientNet-lite0" in capsys.readouterr().out
     for more, said in (
         (["--metrics", "is"], "--metrics is: an Inception Score"),
@@ -123,11 +123,11 @@ def test_a_share_has_one_owner(place, index, count, held, tmp_path, capsys):
 def test_a_killed_one_goes_on(place, result, tmp_path):
     command = [sys.executable, "-m", "tools.evaluate", *_arguments(place, tmp_path / "out", *CHEAP)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out/pictures/*.npz")) and process.poll() is None:
+    while not list(tmp_path.glob("out/features/pictures/*/*.npz")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    first = tmp_path / "out" / "pictures" / "000000.npz"
+    first = tmp_path / "out" / "features" / "pictures" / "FID-Inception" / "000000.npz"
     written = first.stat().st_mtime_ns
     assert evaluate.main(_arguments(place, tmp_path / "out", *CHEAP)) == 0
     assert first.stat().st_mtime_ns == written
@@ -139,7 +139,7 @@ def test_a_killed_one_goes_on(place, result, tmp_path):
 def test_statistics_are_a_reference(place, result, tmp_path):
     weights = ["--inception", str(place / "weights.pth"), "--out", str(tmp_path / "real"), *SMALL]
     assert evaluate.main([str(place / "real"), *weights, "--statistics", str(tmp_path / "real.npz")]) == 0
-    shutil.copytree(place / "out" / "pictures", tmp_path / "out" / "pictures")  # The features are there already.
+    shutil.copytree(place / "out" / "features", tmp_path / "out" / "features")  # The features are there already.
     arguments = _arguments(place, tmp_path / "out")
     arguments[2] = str(tmp_path / "real.npz")
     assert evaluate.main(arguments) == 0
@@ -150,14 +150,22 @@ def test_statistics_are_a_reference(place, result, tmp_path):
 
 
 def test_only_what_compares_is_set_side_by_side(place, result, tmp_path, capsys):
-    path = str(place / "out" / "result.json")
+    network = result["networks"]["distances"]
+    path = str(tmp_path / "first.json")
+    drawn = {"checkpoint": "a", "weights": "b", "step": 3, "sampler": "ddim", "num_steps": 2, "height": 8, "width": 8}
+    drawn |= {"pictures": 2, "prompts": {"sha256": "y", "seed": 0, "total": 2, "source": "list"}}
+    (tmp_path / "first.json").write_text(json.dumps(result | {"drawn": drawn}), encoding="utf-8")
+    assert evaluate.main(["--compare", str(place / "out" / "result.json"), path]) == 0
+    assert "weights b, step 3" in capsys.readouterr().out  # Whose prompts nobody knows may be the same.
     assert evaluate.main(["--compare", path, path]) == 0
     assert capsys.readouterr().out.count(str(place / "generated")) == 2
     for change, said in [
-        ({"preprocessing": "pytorch-fid"}, "preprocessing: 'clean-fid' and 'pytorch-fid'"),
+        ({"networks": {"distances": network | {"preprocessing": "pytorch-fid"}}}, "'clean-fid' and 'pytorch-fid'"),
         ({"pictures": result["pictures"] | {"used": 5}}, "pictures.used: 7 and 5"),
         ({"reference": result["reference"] | {"fingerprint": "x"}}, "reference.fingerprint"),
-        ({"network": {"sha256": "x"}}, "network"),
+        ({"networks": {"distances": network | {"sha256": "x"}}}, "networks.distances.sha256"),
+        ({"metrics": {"retrieval_at_1": 1.0}}, "no metric in common"),
+        ({"drawn": {"prompts": {"sha256": "x"}}}, "drawn.prompts.sha256: 'y' and 'x'"),
     ]:
         (tmp_path / "other.json").write_text(json.dumps(result | change), encoding="utf-8")
         assert evaluate.main(["--compare", path, str(tmp_path / "other.json")]) == 2

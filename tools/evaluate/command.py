@@ -1,9 +1,11 @@
-"""How far a folder of pictures is from another: FID and its relatives, with everything that the figures depend on.
+"""How far pictures are from real ones, and what they show: FID and its relatives, with all that the figures depend on.
 
 python -m tools.evaluate PICTURES --reference REAL --inception pt_inception-2015-12-05-6726825d.pth --out results/mine
 python -m tools.evaluate PICTURES --reference coco.npz --inception FILE.pth --preprocessing pytorch-fid --out results/b
 python -m tools.evaluate REAL --inception FILE.pth --statistics coco.npz --out results/coco  # a reference, for later
 python -m tools.evaluate PICTURES --reference REAL --network efficientnet-lite0 --weights FILE.pth --out results/d
+python -m tools.evaluate --checkpoint weights/sigma-512 --prompts captions_val2014.json --num-pictures 30000 \\
+    --guidance-scale 1.5 2 3 4 5 6 --reference coco.npz --inception FILE.pth --out results/curve
 python -m tools.evaluate --compare results/mine/result.json results/b/result.json
 python -m tools.evaluate --suite compbench --help  # T2I-CompBench, which has options of its own
 
@@ -14,37 +16,37 @@ at the pictures. Several processes share the work if each is given its --process
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
+from pixart_jax.commands import GOES_ON, quieten_libraries, tool
+from pixart_jax.encoding.shard_decoder import shard_decoder
 from pixart_jax.errors import InputError
-from pixart_jax.evaluators.distances import (
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_and_recall,
-    statistics_of,
-)
-from pixart_jax.evaluators.feature_networks import NETWORKS, frechet_name, kernel_name, open_network
-from pixart_jax.evaluators.networks import FEATURES, LOGITS, FeatureNetwork
-from pixart_jax.evaluators.picture_sets import PictureFolder, PictureReader, SetFeatures, extract, load
-from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
+from pixart_jax.evaluators.distances import statistics_of
+from pixart_jax.evaluators.evaluation import Evaluation, Side, write_text
+from pixart_jax.evaluators.feature_networks import open_network
+from pixart_jax.evaluators.measures import OF_FEATURES, RETRIEVAL, feature_figures, retrieval_figure
+from pixart_jax.evaluators.networks import FEATURES, FeatureNetwork
+from pixart_jax.evaluators.picture_sets import PictureSet, SetFeatures
+from pixart_jax.evaluators.picture_sources import open_picture_set
+from pixart_jax.evaluators.pixel_network import pixel_network
 from pixart_jax.evaluators.references import Reference, read_statistics, write_statistics
-from pixart_jax.evaluators.results import compare, table
-from pixart_jax.files import check_writable, write_atomically
+from pixart_jax.evaluators.results import about_reference, about_set, compare, make_result, table, write_curve
+from pixart_jax.files import check_writable
 from pixart_jax.files.locks import hold_share
-from pixart_jax.files.typed_json import read_fields
+from pixart_jax.generation.drawn_pictures import DrawnPictures
 
 from ..extract_features import ProgressLines, Tally
 from . import compbench
+from .drawing import Prompts, open_drawings, read_prompts
+from .options import is_statistics, parse_arguments
 
-METRICS = ("fid", "kid", "is", "pr")
+# What networks are for, and what sides are called that are not measured themselves.
+DISTANCES, PIXELS = "distances", "pixels"
+REFERENCE, GALLERY = "reference", "gallery"
 
 
 @tool(GOES_ON)
@@ -52,11 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if (suite := compbench.arguments_of(argv)) is not None:
         return compbench.main(suite)
-    args = parse_arguments(argv)
     try:
+        args = parse_arguments(argv, __doc__)
         if args.compare:
             print(compare(*args.compare))
             return 0
+        quieten_libraries()
         return evaluate(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -64,59 +67,83 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    check_arguments(args)
-    pictures = PictureFolder.open(args.pictures, args.pictures_per_unit)
-    sides = {"pictures": pictures}
-    reference: PictureFolder | Reference | None = None
-    if args.reference and args.reference.suffix != ".npz":
-        reference = sides["reference"] = PictureFolder.open(args.reference, args.pictures_per_unit)
-    network = open_network(args.network, args.weights, args.preprocessing)
-    if args.reference and args.reference.suffix == ".npz":
-        reference = read_statistics(args.reference, network)
+    """Opens, and so refuses, everything before anything is drawn or looked at."""
+    networks = open_networks(args)
+    prompts = read_prompts(args) if args.checkpoint else None
+    reference: Reference | None = None
+    others: dict[str, PictureSet] = {}
+    if is_statistics(args.reference):
+        reference = read_statistics(pathlib.Path(args.reference), networks[DISTANCES])
+    elif args.reference:
+        others[REFERENCE] = open_set(args, args.reference, "the reference")
+    gallery = ""
+    if RETRIEVAL in args.metrics:
+        gallery = REFERENCE if args.reference == str(args.prompts_from) else GALLERY
+        others.setdefault(gallery, open_set(args, str(args.prompts_from), "the gallery"))
+    measured: Mapping[str, PictureSet]
+    if prompts:
+        measured = open_drawings(args, prompts)
+    else:
+        measured = {"pictures": open_set(args, args.pictures, "PICTURES")}
+    sides = {name: Side(pictures, networks) for name, pictures in measured.items()}
+    for name, pictures in others.items():
+        needed = {DISTANCES: name == REFERENCE, PIXELS: name == gallery}
+        looking = {purpose: network for purpose, network in networks.items() if needed[purpose]}
+        sides[name] = Side(pictures, looking)
     locks = args.out / ".locks"
     check_writable(locks, "--out")
     locks.mkdir(parents=True, exist_ok=True)
     with hold_share(locks, args.process_index, args.process_count, f"--out {args.out}"):
-        return evaluate_share(args, sides, reference, network)
-
-
-def evaluate_share(
-    args: argparse.Namespace,
-    sides: Mapping[str, PictureFolder],
-    reference: PictureFolder | Reference | None,
-    network: FeatureNetwork,
-) -> int:
-    """This process's share; where it is the last one, the figures too."""
-    begin(args.out, sides, network)
-    pictures = sides["pictures"]
-    reader = PictureReader(network, batch_size=args.batch_size, num_threads=args.num_threads)
-    found: dict[str, SetFeatures] = {}
-    for name, folder in sides.items():
-        extract(
-            folder,
-            reader,
-            args.out / name,
-            process_index=args.process_index,
-            process_count=args.process_count,
-            report=progress(name, len(folder.files)),
-        )
-    for name, folder in sides.items():
-        features = load(folder, network, args.out / name)
-        if features is None:
+        found = look(args, Evaluation(args.out, sides), measured)
+        if found is None:
             print(f"{args.out}: this process's share is done; the one that ends last measures", flush=True)
-            return 0
-        found[name] = features
-    write_skipped(args.out, found)
-    if reference is None:
-        statistics = statistics_of([found["pictures"].features], network.outputs[FEATURES])
-        write_statistics(args.statistics, statistics, pictures.fingerprint, network)
-        print(f"{args.statistics}: statistics of {statistics.count} pictures")
-        return 0
-    result = measure(args, pictures, reference, network, found)
-    write_text(args.out / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_text(args.out / "result.md", table([result]) + "\n")
-    print(table([result]))
+        elif args.statistics:
+            write_reference(args.statistics, measured["pictures"], networks[DISTANCES], found["pictures"][DISTANCES])
+        else:
+            results = measure(args, measured, others, reference, networks, found, prompts, gallery)
+            write_results(args.out, results)
     return 0
+
+
+def open_networks(args: argparse.Namespace) -> dict[str, FeatureNetwork]:
+    """Those that the metrics need, by what they are for."""
+    networks = {}
+    if args.statistics or set(args.metrics) & set(OF_FEATURES):
+        networks[DISTANCES] = open_network(args.network, args.weights, args.preprocessing)
+    if RETRIEVAL in args.metrics:
+        networks[PIXELS] = pixel_network()
+    return networks
+
+
+def open_set(args: argparse.Namespace, spec: str, what: str) -> PictureSet:
+    """Raises InputError if there is no such set, or no two pictures in it."""
+    beside = args.checkpoint / "vae" if args.checkpoint else None
+    vae = args.vae or (beside if beside and beside.is_dir() else None)
+    found = open_picture_set(spec, args.pictures_per_unit, lambda samples: shard_decoder(spec, samples.manifest, vae))
+    if len(found) < 2:
+        raise InputError(f"{spec}: {what} must hold two pictures or more, of which metrics are made")
+    return found
+
+
+def look(
+    args: argparse.Namespace, evaluation: Evaluation, measured: Mapping[str, PictureSet]
+) -> dict[str, dict[str, SetFeatures]] | None:
+    """This process's share; the features of all, where it is the last one."""
+    evaluation.begin()
+    for pictures in measured.values():
+        if isinstance(pictures, DrawnPictures):
+            pictures.drawing.begin()
+    evaluation.look(
+        batch_size=args.batch_size,
+        num_threads=args.num_threads,
+        process_index=args.process_index,
+        process_count=args.process_count,
+        progress=progress,
+    )
+    found = evaluation.found()
+    for line in evaluation.write_skipped(found) if found else []:
+        print(line)
+    return found
 
 
 def progress(side: str, total: int) -> Callable[[int], None]:
@@ -124,149 +151,57 @@ def progress(side: str, total: int) -> Callable[[int], None]:
     return lambda done: lines(Tally(0, 0, done, total, 0))
 
 
-def begin(out: pathlib.Path, sides: Mapping[str, PictureFolder], network: FeatureNetwork) -> None:
-    """Says in the folder what its features are of; refuses one that holds those of something else."""
-    recipe = {
-        "network": network.sha256,
-        "preprocessing": network.preprocessing,
-        "pictures per unit": sides["pictures"].per_unit,
-        **{name: folder.fingerprint for name, folder in sides.items()},
-    }
-    path = out / "recipe.json"
-    if path.exists():
-        begun = read_fields(path, f"remove {out}, or name another --out")
-        if changed := sorted(name for name in recipe if begun.get(name, recipe[name]) != recipe[name]):
-            raise InputError(f"{out} was begun with other {', '.join(changed)}; name another --out, or remove it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(recipe, indent=2) + "\n")
+def write_reference(path: pathlib.Path, pictures: PictureSet, network: FeatureNetwork, found: SetFeatures) -> None:
+    statistics = statistics_of([found.features], network.outputs[FEATURES])
+    write_statistics(path, statistics, pictures.fingerprint, network)
+    print(f"{path}: statistics of {statistics.count} pictures")
 
 
 def measure(
     args: argparse.Namespace,
-    pictures: PictureFolder,
-    reference: PictureFolder | Reference,
-    network: FeatureNetwork,
-    found: Mapping[str, SetFeatures],
-) -> dict[str, Any]:
-    """The figures, and all that they depend on."""
-    generated = found["pictures"]
-    figures: dict[str, float] = {}
-    subset = None
-    if isinstance(reference, Reference):
-        second = reference.statistics
-        against = {"path": str(reference.path), "used": second.count, "fingerprint": reference.fingerprint}
-    else:
-        real = found["reference"].features
-        against = about(reference, found["reference"])
-        if "kid" in args.metrics:
-            subset = min(args.kid_subset_size, len(generated.features), len(real))
-            name = kernel_name(network)
-            figures[name], figures[f"{name}_std"] = kernel_distance(generated.features, real, subset_size=subset)
-        if "pr" in args.metrics:
-            figures["precision"], figures["recall"] = precision_and_recall(generated.features, real)
-        if "fid" in args.metrics:
-            second = statistics_of([real], network.outputs[FEATURES])
-    if "fid" in args.metrics:
-        figures[frechet_name(network)] = frechet_distance(
-            statistics_of([generated.features], network.outputs[FEATURES]), second
+    measured: Mapping[str, PictureSet],
+    others: Mapping[str, PictureSet],
+    reference: Reference | None,
+    networks: Mapping[str, FeatureNetwork],
+    found: Mapping[str, Mapping[str, SetFeatures]],
+    prompts: Prompts | None,
+    gallery: str,
+) -> dict[str, dict[str, Any]]:
+    """The result of each set that is measured."""
+    results = {}
+    against: Reference | SetFeatures | None = reference
+    if REFERENCE in others:
+        against = found[REFERENCE].get(DISTANCES)
+    for name, pictures in measured.items():
+        figures: dict[str, float] = {}
+        subset = None
+        if DISTANCES in networks:
+            figures, subset = feature_figures(
+                args.metrics, networks[DISTANCES], found[name][DISTANCES], against, args.kid_subset_size
+            )
+        if prompts and PIXELS in networks:
+            figures |= retrieval_figure(found[name][PIXELS], found[gallery][PIXELS], prompts.places)
+        drawn = None
+        if prompts and isinstance(pictures, DrawnPictures):
+            drawn = {**pictures.drawing.recipe, "prompts": prompts.about, "kept": args.keep_pictures}
+        results[name] = make_result(
+            figures,
+            networks=networks,
+            kid_subset_size=subset,
+            pictures=about_set(pictures, next(iter(found[name].values()))),
+            reference=about_reference(reference, others.get(REFERENCE), found.get(REFERENCE, {}).get(DISTANCES)),
+            gallery=about_set(others[gallery], found[gallery][PIXELS]) if gallery else None,
+            drawn=drawn,
         )
-    if "is" in args.metrics:
-        figures["inception_score"], figures["inception_score_std"] = inception_score(generated.outputs[LOGITS])
-    return {
-        "metrics": figures,
-        "network": {"name": network.name, "sha256": network.sha256, "published": network.published},
-        "preprocessing": network.preprocessing,
-        "kid_subset_size": subset,
-        "pictures": about(pictures, generated),
-        "reference": against,
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy", "pillow")},
-    }
+    return results
 
 
-def about(folder: PictureFolder, found: SetFeatures) -> dict[str, Any]:
-    return {
-        "path": str(folder.root),
-        "files": len(folder.files),
-        "used": len(found.features),
-        "skipped": len(found.skipped),
-        "fingerprint": folder.fingerprint,
-    }
-
-
-def write_skipped(out: pathlib.Path, found: Mapping[str, SetFeatures]) -> None:
-    """Lists what could not be read, and counts it on the terminal."""
-    rows = [(side, line) for side, features in found.items() for line in features.skipped]
-    write_text(out / "skipped.txt", "".join(f"{side}: {line}\n" for side, line in rows))
-    for side, features in found.items():
-        if features.skipped:
-            total = len(features.skipped) + len(features.features)
-            print(f"{side}: {len(features.skipped)} of {total} could not be read, see {out / 'skipped.txt'}")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    if args.statistics and args.reference:
-        raise InputError("--statistics makes a reference of PICTURES; leave --reference out")
-    if not args.statistics and not args.reference:
-        raise InputError("--reference is missing: a folder of pictures, or a .npz of statistics")
-    if args.reference and args.reference.suffix == ".npz" and (more := set(args.metrics) & {"kid", "pr"}):
-        raise InputError(
-            f"--metrics {' '.join(sorted(more))} need the reference's pictures, and {args.reference} holds mean and "
-            "covariance only; name their folder"
-        )
-    if "is" in args.metrics and args.network != "fid-inception":
-        raise InputError("--metrics is: an Inception Score is of fid-inception's classes; name it as --network")
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(f"--process-index {args.process_index} of --process-count {args.process_count}: count from 0")
-    for name in ("batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
-        if getattr(args, name) < 1 + (name == "kid_subset_size"):
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=command("evaluate"),
-        description=with_commands(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("pictures", nargs="?", type=path_argument, help="a folder; pictures at any depth")
-    parser.add_argument("--reference", type=path_argument, help="a folder, or a .npz of mu and sigma")
-    parser.add_argument(
-        "--network",
-        choices=NETWORKS,
-        default="fid-inception",
-        help="whose features are measured; what is not FID-Inception's is not called FID (default: %(default)s)",
-    )
-    weights = parser.add_mutually_exclusive_group()
-    weights.add_argument("--weights", type=path_argument, metavar="FILE", help="of --network")
-    weights.add_argument("--inception", type=path_argument, metavar="FILE", help="the same, of FID-Inception")
-    parser.add_argument(
-        "--out", type=path_argument, metavar="DIR", help="for the result, the features and what is left"
-    )
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid"], help="(default: fid)")
-    parser.add_argument(
-        "--preprocessing",
-        choices=PREPROCESSINGS,
-        default="",
-        help="whose way to resize and scale, for FID-Inception (default: clean-fid)",
-    )
-    parser.add_argument("--kid-subset-size", type=int, default=1000, help="at most (default: %(default)s)")
-    parser.add_argument("--statistics", type=path_argument, metavar="FILE.npz", help="write PICTURES' and stop")
-    parser.add_argument("--compare", nargs=2, type=path_argument, metavar="RESULT", help="two result.json side by side")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time (default: %(default)s)")
-    parser.add_argument(
-        "--pictures-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
-    )
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
-    parser.add_argument("--process-index", type=int, default=0)
-    parser.add_argument("--process-count", type=int, default=1)
-    args = parser.parse_args(argv)
-    if args.inception and args.network != "fid-inception":
-        parser.error(f"--inception names FID-Inception's weights: name those of {args.network} by --weights")
-    args.weights = args.weights or args.inception
-    if not args.compare and not (args.pictures and args.weights and args.out):
-        parser.error("PICTURES, --weights or --inception, and --out are needed, or --compare")
-    return args
+def write_results(out: pathlib.Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """result.json and .md of one, or one each and the curve of several."""
+    for name, result in results.items():
+        file = "result" if len(results) == 1 else name
+        write_text(out / f"{file}.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        write_text(out / f"{file}.md", table([result]) + "\n")
+    if len(results) > 1:
+        write_curve(out, [*results.values()])
+    print(table([*results.values()]))

@@ -1,0 +1,43 @@
+"""One figure against another, over a setting that trades them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pixart_jax.errors import InputError
+from pixart_jax.figures.images import write_picture
+
+
+def trade_off_png(
+    path: str | os.PathLike,
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    labels: Sequence[str],
+) -> None:
+    """Draws a line through points in their order, each with its label beside it.
+
+    Args:
+      path: PNG file to write, atomically.
+      x, y: name and n values of each axis.
+      labels: n, such as the guidance scales.
+
+    Raises:
+      InputError: no points, or not as many of each.
+    """
+    if not labels or {len(x[1]), len(y[1])} != {len(labels)}:
+        raise InputError(f"trade_off_png needs n values on both axes; got {len(x[1])}, {len(y[1])} and {len(labels)}")
+    # Importing matplotlib takes about a second, which only those who draw should wait.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x[1], y[1], marker="o", markersize=4, linewidth=1.5)
+    for horizontal, vertical, label in zip(x[1], y[1], labels, strict=True):
+        axes.annotate(label, (horizontal, vertical), xytext=(5, 5), textcoords="offset points", fontsize=9)
+    axes.set_xlabel(x[0].replace("_", " "))
+    axes.set_ylabel(y[0].replace("_", " "))
+    axes.margins(0.1)
+    axes.grid(alpha=0.3)
+    write_picture(path, FigureCanvasAgg(figure).print_png)

@@ -1,0 +1,184 @@
+"""The command line of an evaluation, and what is wrong with one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from pixart_jax.commands import command, path_argument, seed_argument, text_argument, with_commands
+from pixart_jax.encoding.pretrained import TILE_SIZE
+from pixart_jax.errors import InputError
+from pixart_jax.evaluators.feature_networks import NETWORKS
+from pixart_jax.evaluators.measures import OF_BOTH, OF_FEATURES, RETRIEVAL
+from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
+from pixart_jax.samplers import SAMPLERS
+
+METRICS = (*OF_FEATURES, RETRIEVAL)
+# Options that only pictures to be drawn have, by their names in the parsed arguments.
+OF_DRAWING = (
+    "prompts", "prompts_from", "num_pictures", "negative_prompt", "seed", "size", "aspect_ratio", "sampler",
+    "num_steps", "guidance_scale", "draw_batch_size", "keep_pictures", "ema", "text_encoder", "dtype", "keep_loaded",
+    "tile_size",
+)  # fmt: skip
+
+
+def parse_arguments(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
+    """What was asked for; ends the process, as argparse does, where it is no command line."""
+    args = make_parser(description).parse_args(argv)
+    if not args.compare:
+        check_arguments(args)
+        args.weights = args.weights or args.inception
+    return args
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises InputError for what does not go together, before anything is opened."""
+    if bool(args.pictures) == bool(args.checkpoint):
+        raise InputError("name PICTURES to measure, or a --checkpoint that draws them, one of the two")
+    if not args.out:
+        raise InputError("--out is missing: a folder for the result and the features")
+    if args.inception and args.network != NETWORKS[0]:
+        raise InputError(f"--inception names FID-Inception's weights: name those of {args.network} by --weights")
+    if not (args.weights or args.inception) and (args.statistics or set(args.metrics) & set(OF_FEATURES)):
+        raise InputError(f"--weights is missing: a file of weights of {args.network}")
+    if "is" in args.metrics and args.network != NETWORKS[0]:
+        raise InputError(f"--metrics is: an Inception Score is of {NETWORKS[0]}'s classes; name it as --network")
+    _check_drawing(args)
+    _check_reference(args)
+    if not 0 <= args.process_index < args.process_count:
+        raise InputError(f"--process-index {args.process_index} of --process-count {args.process_count}: count from 0")
+    for name in ("batch_size", "draw_batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
+        if getattr(args, name) < 1 + (name == "kid_subset_size"):
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
+
+
+def _check_drawing(args: argparse.Namespace) -> None:
+    if not args.checkpoint:
+        default = make_parser(None).get_default
+        if given := [name for name in OF_DRAWING if getattr(args, name) != default(name)]:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(f"{options}: say how pictures are drawn; name a --checkpoint, or leave it out")
+    elif not args.prompts and not args.prompts_from:
+        raise InputError("--checkpoint draws prompts: name a file of them (--prompts), or a data set (--prompts-from)")
+    if RETRIEVAL in args.metrics and not args.prompts_from:
+        raise InputError("--metrics retrieval needs the pictures that captions belong to: name --prompts-from DIR")
+
+
+def _check_reference(args: argparse.Namespace) -> None:
+    if args.statistics and (args.reference or args.checkpoint):
+        raise InputError(
+            "--statistics makes a reference of PICTURES; leave --reference out"
+            if args.reference
+            else "--statistics makes a reference of PICTURES, not of what a --checkpoint draws"
+        )
+    if args.statistics:
+        return
+    wanting = sorted(set(args.metrics) & {"fid", *OF_BOTH})
+    if wanting and not args.reference:
+        raise InputError(
+            f"--reference is missing, which --metrics {' '.join(wanting)} need: a folder of pictures, feature shards, "
+            "tfds:NAME, or a .npz of statistics"
+        )
+    if is_statistics(args.reference) and (more := sorted(set(args.metrics) & set(OF_BOTH))):
+        raise InputError(
+            f"--metrics {' '.join(more)} need the reference's pictures, and {args.reference} holds mean and covariance "
+            "only; name their folder"
+        )
+
+
+def is_statistics(reference: str | None) -> bool:
+    return reference is not None and reference.lower().endswith(".npz")
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=command("evaluate"),
+        description=description and with_commands(description),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sources = "a folder, at any depth; feature shards; tfds:NAME; a list or .tar as of tools.extract_features"
+    parser.add_argument("pictures", nargs="?", type=source_argument, help=sources)
+    parser.add_argument("--reference", type=source_argument, metavar="REAL", help="the same, or a .npz of mu and sigma")
+    parser.add_argument(
+        "--network",
+        choices=NETWORKS,
+        default=NETWORKS[0],
+        help="whose features are measured; what is not FID-Inception's is not called FID (default: %(default)s)",
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--weights", type=path_argument, metavar="FILE", help="of --network")
+    weights.add_argument("--inception", type=path_argument, metavar="FILE", help="the same, of FID-Inception")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="DIR", help="for the result, the features and what is left"
+    )
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fid"], help="(default: fid)")
+    parser.add_argument(
+        "--preprocessing",
+        choices=PREPROCESSINGS,
+        default="",
+        help="whose way to resize and scale, for FID-Inception (default: clean-fid)",
+    )
+    parser.add_argument("--kid-subset-size", type=int, default=1000, help="at most (default: %(default)s)")
+    parser.add_argument("--statistics", type=path_argument, metavar="FILE.npz", help="write PICTURES' and stop")
+    parser.add_argument("--compare", nargs=2, type=path_argument, metavar="RESULT", help="two results side by side")
+
+    drawing = parser.add_argument_group("drawing", "pictures of a model, in place of PICTURES")
+    drawing.add_argument(
+        "--checkpoint", type=path_argument, metavar="DIR", help="what tools.convert wrote, or the workdir of a run"
+    )
+    prompts = drawing.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompts",
+        type=path_argument,
+        metavar="FILE",
+        help="text, or .json of COCO's captions or MJHQ-30K",
+    )
+    prompts.add_argument("--prompts-from", type=path_argument, metavar="DIR", help="feature shards, for their captions")
+    drawing.add_argument("--num-pictures", type=int, metavar="N", help="of that many of the prompts (default: of all)")
+    drawing.add_argument(
+        "--guidance-scale", type=float, nargs="+", metavar="X", help="several give a curve (default: 4.5, or the run's)"
+    )
+    drawing.add_argument("--negative-prompt", type=text_argument, help="default: the model's null caption")
+    drawing.add_argument("--sampler", choices=SAMPLERS, help="default: the model's")
+    drawing.add_argument("--num-steps", type=int, help="default: 20, or the run's")
+    drawing.add_argument("--size", type=int, help="pixels along a side of the square (default: the model's)")
+    drawing.add_argument("--aspect-ratio", metavar="WIDTH:HEIGHT", help="such as 16:9 (default: 1:1)")
+    drawing.add_argument("--seed", type=seed_argument, default=0, help="of which each picture has one of its own")
+    drawing.add_argument("--draw-batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")
+    drawing.add_argument(
+        "--keep-pictures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="in OUT/pictures, or remove each once it has been looked at",
+    )
+
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of a training run, the averaged weights (the default), or the raw ones",
+    )
+    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: the checkpoint's)")
+    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: the checkpoint's)")
+    models.add_argument("--dtype", choices=("float32", "bfloat16"), help="of drawing (default: bfloat16 but on a CPU)")
+    models.add_argument(
+        "--keep-loaded", action="store_true", help="keep all that draws in device memory: faster, if there is room"
+    )
+    models.add_argument("--tile-size", type=int, default=TILE_SIZE, help="as of tools.sample (default: %(default)s)")
+
+    work = parser.add_argument_group("work")
+    work.add_argument("--batch-size", type=int, default=32, help="pictures looked at at a time (default: %(default)s)")
+    work.add_argument(
+        "--pictures-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
+    )
+    work.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
+    work.add_argument("--process-index", type=int, default=0)
+    work.add_argument("--process-count", type=int, default=1)
+    return parser
+
+
+def source_argument(text: str) -> str:
+    """The `type` of an argument that names pictures: a path, or tfds:NAME."""
+    return text if text.startswith("tfds:") else str(path_argument(text))
