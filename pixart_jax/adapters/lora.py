@@ -109,7 +109,6 @@ class Lora:
                 arrays[SALT] = np.int32(number << 10) + np.arange(len(ranks), dtype=np.int32)
             for name, array in arrays.items():
                 into = trained if name in (A, B, MAGNITUDE) else held
-                # Copies: what is frozen may not be the same array as what is donated.
                 into[f"{layer.path}/{name}"] = jnp.asarray(array if layer.stacked else array[0])
         return _nested(trained), {**_nested(frozen), _HELD: _nested(held)}
 

@@ -40,7 +40,7 @@ def open_adapted_run(
     """
     adapter = build_adapter(config, model)
     birth = Birth(model, adapter, optax.identity(), mesh, config.seed)
-    base = open_base(config, manifest) if config.init_from else None
+    base = open_base(config, manifest, workdir) if config.init_from else None
 
     def read() -> Parameters:
         trained = checkpoints.restore_params(birth.shapes[0].params, ema=ema)

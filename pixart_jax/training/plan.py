@@ -125,7 +125,7 @@ def _open_plan(
         looked_at = open_looked_at(config)
         # A run that goes on has its own weights, but for those that are never saved.
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
-        warm_start = open_init_from(config, data.manifest) if wanted else None
+        warm_start = open_init_from(config, data.manifest, path) if wanted else None
         weights = None
         if warm_start:
             with announced("reading the weights"):
@@ -142,13 +142,13 @@ def _open_plan(
     )
 
 
-def open_init_from(config: ConfigDict, manifest: Manifest) -> WarmStart:
+def open_init_from(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> WarmStart:
     """config.init_from, found to fit; says what is copied.
 
     Raises:
       InputError: it does not fit; with the table of differences.
     """
-    start = open_base(config, manifest)
+    start = open_base(config, manifest, workdir)
     logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
     return start
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import posixpath
 from collections.abc import Callable, Iterable
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -34,6 +36,7 @@ from pixart_jax.warm_start.transitions import Arrays, Choices, Transition, plan_
 
 # Below a run's workdir: what it started from.
 RECORD = "init_from.json"
+NULL_TEXT_FILE = "null_text.npy"
 WHICH = {"auto": None, "ema": True, "raw": False}
 
 
@@ -46,6 +49,7 @@ class WarmStart:
       stored: what they are.
       transition: what becomes of them.
       table: the same, to be read.
+      null_text: the null caption that it was given, of a run whose checkpoints do not hold it; None of others.
     """
 
     path: str
@@ -53,6 +57,7 @@ class WarmStart:
     transition: Transition
     table: list[str]
     open: Callable[[], ModelWeights]
+    null_text: np.ndarray | None = None
 
     def load(self) -> Arrays:
         """The target's parameters by path, on the host.
@@ -69,10 +74,13 @@ class WarmStart:
         return arrays
 
     def write_record(self, workdir: pathlib.Path) -> None:
-        """Writes workdir/init_from.json."""
+        """Writes workdir/init_from.json, and the null caption where it is to be found again: an encoder would make one
+        on other devices that differs in its last bits."""
         record = {"init_from": self.path, "provenance": self.stored.provenance, "table": self.table}
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_atomically(workdir / RECORD, lambda file: file.write(text.encode()))
+        if self.null_text is not None:
+            write_atomically(workdir / NULL_TEXT_FILE, functools.partial(_write_npy, self.null_text))
 
 
 def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: str, choices: Choices) -> WarmStart:
@@ -91,10 +99,7 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
         the table of differences.
     """
     if null_text:
-        try:
-            choices = dataclasses.replace(choices, null_text=_null_text(pathlib.Path(null_text), target))
-        except InputError as error:
-            raise InputError(f"config.init.null_text: {error}") from error
+        choices = dataclasses.replace(choices, null_text=_given_null_text(null_text, target))
     try:
         stored, control, opener = _open(path, target, WHICH[weights])
         transition = plan_transition(stored, target, choices)
@@ -103,23 +108,24 @@ def open_warm_start(path: str, target: StoredModel, *, weights: str, null_text: 
     return WarmStart(path, stored, transition, _table(stored, target, transition, control), opener)
 
 
-def open_base(config: ConfigDict, manifest: Manifest) -> WarmStart:
+def open_base(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> WarmStart:
     """config.init_from, found to fit the config's model.
 
     Args:
       manifest: of the data.
+      workdir: of the run, which may have kept the null caption.
 
     Raises:
       InputError: as `open_warm_start`.
     """
-    init = config.init
-    return open_warm_start(
-        config.init_from,
-        describe_run(config, manifest, {}),
-        weights=init.weights,
-        null_text=init.null_text,
-        choices=Choices(init.reparameterize, init.unconditional, init.kv_compress, seed=config.seed),
-    )
+    init, target, kept = config.init, describe_run(config, manifest, {}), workdir / NULL_TEXT_FILE
+    is_adapter = config.adapter.kind != "full"
+    null_text = None
+    if init.null_text:
+        null_text = _given_null_text(str(kept) if is_adapter and kept.is_file() else init.null_text, target)
+    choices = Choices(init.reparameterize, init.unconditional, init.kv_compress, null_text, config.seed)
+    start = open_warm_start(config.init_from, target, weights=init.weights, null_text="", choices=choices)
+    return dataclasses.replace(start, null_text=null_text if is_adapter else None)
 
 
 def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
@@ -132,7 +138,7 @@ def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = Non
         return load_run(workdir, ema=ema, step=step)
     lora, arrays = load_run_lora(workdir, ema=ema, step=step)
     manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
-    base = open_base(config, manifest)
+    base = open_base(config, manifest, workdir)
     loaded: Arrays = {}
 
     def read(path: str) -> np.ndarray:
@@ -172,12 +178,20 @@ def check_frozen(
         )
 
 
-def _null_text(path: pathlib.Path, target: StoredModel) -> np.ndarray:
+def _given_null_text(name: str, target: StoredModel) -> np.ndarray:
     """f32[max_text_tokens, text_dim], from a file or by a text encoder that `tools.convert` wrote."""
-    if not path.is_dir():
-        return read_null_text(path)
-    encoder = T5TextEncoder(path, max_tokens=target.model.max_text_tokens, mesh=local_mesh())
-    return encoder.encode([""])[0][0]
+    path = pathlib.Path(name)
+    try:
+        if not path.is_dir():
+            return read_null_text(path)
+        encoder = T5TextEncoder(path, max_tokens=target.model.max_text_tokens, mesh=local_mesh())
+        return encoder.encode([""])[0][0]
+    except InputError as error:
+        raise InputError(f"config.init.null_text: {error}") from error
+
+
+def _write_npy(array: np.ndarray, file: BinaryIO) -> None:
+    np.save(file, array)
 
 
 def _at(path: str, error: InputError) -> InputError:
