@@ -154,8 +154,8 @@ SETTINGS = {
         # compiled once for each bucket, when its first picture comes.
         "online": Setting(False),
         "data_dir": Setting(""),
-        # With `online`, DreamBooth's prior preservation: pictures of the subject's class, drawn by the model itself
-        # (tools.class_pictures). They are half of every batch; `source` is the subject.
+        # DreamBooth's prior preservation: pictures of the subject's class, drawn by the model itself
+        # (tools.class_pictures), or shards of them. They are half of every batch; `source` is the subject.
         "prior_source": Setting(""),
         # With `online` and a folder as `source`: the caption of pictures that have no text file beside them.
         "caption": Setting(""),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_pipeline import TEXT_DIM
-from tiny_run import read_metrics
+from tiny_run import read_metrics, tiny_config, write_data
 
 from pixart_jax.config import check_config, default_config
 from pixart_jax.errors import InputError
@@ -73,6 +73,21 @@ def test_half_of_each_batch_is_the_class(folders, weights):
     assert found.keys() == expected.keys() and all((found[name] == expected[name]).all() for name in found)
 
 
+def test_shards_are_halves_too(tmp_path):
+    """Of two sets of shards, as of two folders of pictures."""
+    first, second = write_data(tmp_path / "subject"), write_data(tmp_path / "class")
+    config = tiny_config(first)
+    config.data.update({"prior_source": str(second), "batch_size": 4})
+    config.train.update({"num_steps": 2, "log_every": 1})
+    batches = opened(config).batches
+    batch = next(batches)
+    batches.close()
+    assert batch["is_prior"].tolist() == [False, False, True, True]
+    train_and_evaluate(config, str(tmp_path / "run"))
+    rows = read_metrics(tmp_path / "run")
+    assert [row["loss"] for row in rows] == pytest.approx([row["subject"] + row["prior"] for row in rows], rel=1e-5)
+
+
 def test_a_run_reports_both_losses(folders, weights, tmp_path, compilations):
     config = config_of(folders, weights)
     train_and_evaluate(config, str(tmp_path))
@@ -89,7 +104,7 @@ def test_what_does_not_fit_is_refused(folders, weights):
         ({"prior_source": str(folders / "none")}, "none"),
         ({"caption": ""}, "not one of 5 items could be used: 5 caption-missing"),
         ({"source": f"classes:{folders}"}, "one caption for all is for a folder"),
-        ({"online": False, "text_encoder": "", "caption": "", "vae": ""}, "data.prior_source"),
+        ({"online": False, "text_encoder": "", "caption": "", "vae": "", "source": "synthetic"}, "data.prior_source"),
     ]:
         with pytest.raises(InputError, match=said):
             next(opened(config_of(folders, weights, **changes)).batches)

@@ -22,7 +22,7 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     if config.data.online:
         return open_pictures_online(config, spec, share)
     require = functools.partial(require_setting, config)
-    for key, unset in (("caption_cleaning", "none"), ("data_dir", ""), ("prior_source", ""), ("caption", "")):
+    for key, unset in (("caption_cleaning", "none"), ("data_dir", ""), ("caption", "")):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
     require(
         not config.data.text_encoder or config.sample.prompts,
@@ -30,6 +30,8 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
         "only config.data.online=True and config.sample.prompts heed it; set it to ''",
     )
     is_synthetic = config.data.source.strip() == SYNTHETIC
+    prior = config.data.prior_source
+    require(not (is_synthetic and prior), "data.prior_source", "synthetic data are of one kind; set it to ''")
     data = (open_synthetic if is_synthetic else open_shards)(config, spec, share)
     sizes = len(data.manifest.bucket_histogram)
     require(

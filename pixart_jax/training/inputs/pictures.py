@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 from pixart_jax.config import ConfigDict, architecture, flatten, require_setting
@@ -15,7 +14,7 @@ from pixart_jax.encoding.registry import record_encoders
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME, Share, TrainingData
 from pixart_jax.training.inputs.encoders import encoder_mesh, open_autoencoder, open_prompts, open_text_encoder
-from pixart_jax.training.inputs.prior import ROW, HalfPrior
+from pixart_jax.training.inputs.prior import with_prior
 
 
 def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
@@ -49,11 +48,6 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
             bool(data.text_encoder), "data.text_encoder", "name a text encoder's directory that tools.convert wrote"
         )
     has_prior = bool(data.prior_source.strip())
-    require(
-        not has_prior or spec.batch_size % 2 == 0,
-        "data.batch_size",
-        "half of each process's batch is of config.data.prior_source: make that an even number",
-    )
     sources = {key: _open(config, key, spec) for key in ("data.source", *["data.prior_source"] * has_prior)}
     autoencoder = open_autoencoder(config)
     text_encoder = None
@@ -74,17 +68,19 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
             )
         )
 
-    items, *prior = (items_of(pictures) for pictures in sources.values())
-    half = dataclasses.replace(spec, batch_size=spec.batch_size // (1 + len(prior)))
-    batches = [OnlineBatches(each, half, seed=config.seed, **share) for each in (items, *prior)]
+    all_items = [items_of(pictures) for pictures in sources.values()]
+    items = all_items[0]
+    row, batches = with_prior(
+        config, spec, lambda half, given: OnlineBatches(given, half, seed=config.seed, **share), all_items
+    )
     return TrainingData(
-        batches=HalfPrior(*batches) if prior else batches[0],
+        batches=batches,
         samples=SpreadSamples(items, _num_samples(config)),
         manifest=items.manifest,
         decode=autoencoder.decode,
         prompts=open_prompts(config, spec, items.manifest, None, text_encoder),
         keep_encoders=functools.partial(record_encoders, items.manifest),
-        row=ROW if prior else {},
+        row=row,
     )
 
 

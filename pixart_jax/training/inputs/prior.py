@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from pixart_jax.config import ConfigDict, require_setting
+from pixart_jax.data.examples import BatchSpec
 from pixart_jax.objectives.prior_preservation import IS_PRIOR
 from pixart_jax.training.inputs.base import Batches
 
-# A row of what such a batch holds beside the others.
-ROW = {IS_PRIOR: np.asarray(False)}
+Source = TypeVar("Source")
+
+
+def with_prior(
+    config: ConfigDict, spec: BatchSpec, open_batches: Callable[[BatchSpec, Source], Batches], sources: Sequence[Source]
+) -> tuple[Mapping[str, np.ndarray], Batches]:
+    """What a batch holds beside what samples make, one row of it, and the batches.
+
+    Args:
+      spec: of whole batches.
+      open_batches: of a source, in batches of the size that it is given.
+      sources: the subject's and, with config.data.prior_source, its class's.
+
+    Raises:
+      InputError: a batch has no halves.
+    """
+    if len(sources) == 1:
+        return {}, open_batches(spec, sources[0])
+    require_setting(
+        config,
+        spec.batch_size % 2 == 0,
+        "data.batch_size",
+        "half of each process's batch is of config.data.prior_source: make that an even number",
+    )
+    half = dataclasses.replace(spec, batch_size=spec.batch_size // 2)
+    return {IS_PRIOR: np.asarray(False)}, HalfPrior(*(open_batches(half, source) for source in sources))
 
 
 class HalfPrior:

@@ -18,12 +18,14 @@ from pixart_jax.errors import InputError
 from pixart_jax.figures.images import false_colour
 from pixart_jax.training.inputs.base import SYNTHETIC, Share, TrainingData, parse_sources
 from pixart_jax.training.inputs.encoders import open_autoencoder, open_prompts
+from pixart_jax.training.inputs.prior import with_prior
 
 
 def open_shards(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
     require = functools.partial(require_setting, config)
     sources = parse_sources(config.data.source)
-    manifests = check_sources(sources, spec)
+    prior = parse_sources(config.data.prior_source, "data.prior_source") if config.data.prior_source.strip() else []
+    manifests = check_sources([*sources, *prior], spec)
     (directory, _), manifest = sources[0], manifests[0]
     decode: Callable[[np.ndarray], np.ndarray]
     if config.data.vae:
@@ -35,13 +37,20 @@ def open_shards(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingDa
         decode = open_autoencoder(config, manifest.latent_scale).decode
     else:
         decode = own_decoder(directory, manifest)
+    row, batches = with_prior(
+        config,
+        spec,
+        lambda half, given: make_iterator(given, half, seed=config.seed, num_workers=config.data.num_workers, **share),
+        [sources, *[prior] * bool(prior)],
+    )
     return TrainingData(
-        batches=make_iterator(sources, spec, seed=config.seed, num_workers=config.data.num_workers, **share),
+        batches=batches,
         samples=ShardReader(directory),
         manifest=manifest,
         decode=decode,
         prompts=open_prompts(config, spec, manifest, lambda: load_text_encoder(directory, manifest)),
         keep_encoders=functools.partial(copy_encoders, directory, manifest),
+        row=row,
     )
 
 
@@ -50,6 +59,8 @@ def shard_folders(config: ConfigDict) -> list[str]:
     sources = [(config.eval.source, "eval.source")] if config.eval.source.strip() else []
     if not (config.data.online or config.data.source.strip() == SYNTHETIC):
         sources.append((config.data.source, "data.source"))
+        if config.data.prior_source.strip():
+            sources.append((config.data.prior_source, "data.prior_source"))
     return [folder for text, key in sources for folder, _ in parse_sources(text, key)]
 
 
