@@ -231,18 +231,20 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
     """Of a step over all chips: what the backward pass computes again, see `pixart_jax.models.remat`.
 
     Args:
-      flops: of the step without that, two thirds of them in the backward pass.
+      flops: of the step without that, two thirds of them in the backward pass; but for frozen weights, which have no
+        gradients of their own, half.
     """
+    forward = flops / (3 if config.adapter.kind == "full" else 2)
     if config.model.remat in ("none", "dots"):
         return 0
     if config.model.remat == "full":
-        return flops / 3
+        return forward
     model, tokens = build_model(config), position_base(config) ** 2
     text = 0 if model.num_classes else model.max_text_tokens
     ratios = model.kv_compress or (1,) * model.depth
     keys = sum(tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text for ratio in ratios)
     # Logits and weighted values, a multiply-add each.
-    return flops / 3 - 4 * tokens * keys * model.hidden_size * config.data.batch_size
+    return forward - 4 * tokens * keys * model.hidden_size * config.data.batch_size
 
 
 def sampling_flops(config: ConfigDict) -> float:
