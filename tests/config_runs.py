@@ -105,12 +105,12 @@ def train_abstractly(name: str, settings: dict, compile: bool) -> dict:
     data = open_data(config, spec)
     batch = abstract_batch(data, spec, mesh, config.data.batch_size)
     data.batches.close()
-    first = program.state
+    first, frozen = program.state, program.frozen
     shardings = jax.tree.map(lambda leaf: leaf.sharding, first)
     step = jax.jit(program.step, donate_argnums=0, out_shardings=(shardings, None))
-    second, metrics = step.eval_shape(first, program.frozen, batch)
+    second, metrics = step.eval_shape(first, frozen, batch)
     assert kinds(second) == kinds(first)
-    assert kinds(step.eval_shape(second, program.frozen, batch)) == kinds((first, metrics))
+    assert kinds(step.eval_shape(second, frozen, batch)) == kinds((first, metrics))
     figures = {
         "params": sum(leaf.size for leaf in jax.tree.leaves(first.params)),
         "state_bytes": sum(map(shard_bytes, jax.tree.leaves(first))),

@@ -50,11 +50,19 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
                     bucket=bucket,
                     latent_mean=latent_mean,
                     latent_std=np.full(shape, 0.1, np.float32),
+                    **control_of(latent_mean, fields.get("control", "none")),
                     texts=(Text(f"picture number {i}", features),),
                     label=i % 3,
                 )
             )
     return directory
+
+
+def control_of(latent_mean: np.ndarray, control: str) -> dict[str, np.ndarray]:
+    """A control picture of a sample: what it shows is upside down."""
+    if control == "none":
+        return {}
+    return {"control_mean": -latent_mean[::-1].copy(), "control_std": np.full(latent_mean.shape, 0.2, np.float32)}
 
 
 def tiny_config(data: pathlib.Path) -> ConfigDict:

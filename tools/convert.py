@@ -14,6 +14,8 @@ python -m tools.convert sd-vae-ft-ema/ models/vae               # an encoder by 
 python -m tools.convert openai/clip-vit-large-patch14 models/clip                      # a CLIP, to measure with
 python -m tools.convert models/sigma out/transformer --to diffusers --lora style.safetensors:0.8  # merged into it
 python -m tools.convert runs/style out/style --to peft          # an adapter, of a run or of any file, for PEFT
+python -m tools.convert models/alpha-1024 models/edges --controlnet hed/  # with a ControlNet beside it
+python -m tools.convert models/edges out/controlnet --to controlnet     # which can be written by itself
 python -m tools.convert DiT-XL-2-256x256.pt models/start --reparameterize t500   # stage 2 starts at stage 1's weights
 """
 
@@ -29,14 +31,11 @@ from collections.abc import Sequence
 
 from pixart_jax.commands import (
     BEGINS_AGAIN,
-    command,
-    path_argument,
     quieten_libraries,
-    seed_argument,
     tool,
-    with_commands,
 )
-from pixart_jax.conversion.describe import FAMILIES
+from pixart_jax.conversion.control import Control
+from pixart_jax.conversion.controlnet_files import open_controlnet, write_controlnet
 from pixart_jax.conversion.encoder_kinds import KINDS
 from pixart_jax.conversion.encoders import (
     EncoderSource,
@@ -54,7 +53,7 @@ from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.lora import merge
 from pixart_jax.conversion.pipelines import PIPELINES, check_fit, limits, missing_parts, pipeline_family, write_pipeline
 from pixart_jax.conversion.publishing import claimed, published
-from pixart_jax.conversion.runs import load_run_lora
+from pixart_jax.conversion.runs import load_run_control, load_run_lora
 from pixart_jax.conversion.scheduler_samplers import drawing_of
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
@@ -66,16 +65,10 @@ from pixart_jax.conversion.transfer import (
 )
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
-from pixart_jax.models.layers import KV_SAMPLINGS
-from pixart_jax.samplers import SAMPLERS
 from pixart_jax.warm_start.from_dit import with_captions
-from pixart_jax.warm_start.reparameterize import UNCONDITIONAL, format_error_table
+from pixart_jax.warm_start.reparameterize import format_error_table
 from pixart_jax.warm_start.start import load_run_weights
-
-FORMATS = ("orbax", "pixart", "diffusers", *ADAPTER_WRITERS)
-
-# Options that only --reparameterize heeds.
-REPARAMETERIZE_OPTIONS = ("unconditional", "text_dim", "max_text_tokens", "seed")
+from tools.convert_options import REPARAMETERIZE_OPTIONS, make_parser
 
 
 @tool(BEGINS_AGAIN)
@@ -157,6 +150,8 @@ def convert_encoder(args: argparse.Namespace, kind: str) -> str:
 
 def convert_model(args: argparse.Namespace) -> str:
     """SRC, a transformer and what goes beside it, to DST; returns what was written."""
+    if args.to == "controlnet":
+        return convert_control_alone(args)
     loras = read_loras(args.lora, args.alpha)
     encoders = load_encoders(args)
     weights = merge(load(args, to_pipeline=args.to == "diffusers" and bool(encoders)), loras)
@@ -164,6 +159,9 @@ def convert_model(args: argparse.Namespace) -> str:
         weights = dataclasses.replace(
             weights, stored=dataclasses.replace(weights.stored, **drawing_of(args.sampler, weights.stored.num_steps))
         )
+    if args.controlnet:
+        control = open_controlnet(args.controlnet, weights.stored.model, ema=args.ema is not False)
+        weights = dataclasses.replace(weights, control=control)
     stored = weights.stored
     print(summary(weights), flush=True)
     if stored.model.num_classes and any(encoder.kind == "text_encoder" for encoder in encoders):
@@ -187,6 +185,25 @@ def convert_model(args: argparse.Namespace) -> str:
             write_encoder(temporary / encoder.kind, encoder)
     alone = ", the transformer alone (--encoders DIR makes it a pipeline)"
     return args.to + (alone if args.to == "diffusers" else "")
+
+
+def convert_control_alone(args: argparse.Namespace) -> str:
+    """The ControlNet of SRC to DST; returns what was written."""
+    if args.controlnet or args.encoders:
+        option = "--controlnet" if args.controlnet else "--encoders"
+        raise InputError(f"--to controlnet writes the ControlNet of SRC and nothing else; leave {option} out")
+    control: Control | None
+    if (args.source / "checkpoints").is_dir():
+        control, arrays = load_run_control(args.source, None, ema=args.ema is not False)
+        print(f"{args.source}: a training run, {arrays.name}")
+    else:
+        control = load(args, to_pipeline=False).control
+    if control is None:
+        raise InputError(f"{args.source} has no ControlNet in it; name one that has, or another --to")
+    print(f"a ControlNet of {control.num_copies} copied blocks", flush=True)
+    with published(args.target) as temporary:
+        write_controlnet(temporary, control)
+    return "controlnet, as diffusers' research project has it"
 
 
 def load_encoders(args: argparse.Namespace) -> list[EncoderSource]:
@@ -313,85 +330,7 @@ def summary(weights: ModelWeights) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=command("convert"),
-        description=with_commands(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source", metavar="SRC", help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub"
-    )
-    parser.add_argument("target", metavar="DST", type=path_argument, help="must not exist")
-    parser.add_argument("--to", choices=FORMATS, default="orbax", help="format of DST (default: %(default)s)")
-    parser.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="where SRC has both: the averaged weights, or not (default: not for PixArt's own checkpoints, else yes)",
-    )
-    parser.add_argument("--family", choices=FAMILIES, help="where SRC does not tell it; for a pipeline, which class's")
-    parser.add_argument("--num-heads", type=int, help="where the hidden size does not tell it")
-    parser.add_argument(
-        "--resolution", type=int, help="pixels along one side of the square, where SRC does not tell it"
-    )
-    parser.add_argument("--position-scale", type=float, help="where SRC does not tell it, or wrongly")
-    parser.add_argument(
-        "--kv-sampling",
-        choices=KV_SAMPLINGS,
-        help="how SRC was trained to compress keys and values, where not by a convolution, which alone leaves weights",
-    )
-    parser.add_argument("--kv-ratio", type=int, metavar="R", help="of --kv-sampling (default: 2)")
-    parser.add_argument("--kv-from", type=int, metavar="BLOCK", help="the first that has it (default: the middle)")
-    parser.add_argument(
-        "--null-text",
-        type=path_argument,
-        help="features of the empty caption, to be the null caption: a .npy, or PixArt-Σ's null_embed_diffusers_*.pth",
-    )
-    parser.add_argument(
-        "--lora",
-        metavar="FILE[:SCALE]",
-        action="append",
-        default=[],
-        help="merge a LoRA or DoRA of any format into the weights, so much of it (default: 1); several may be given",
-    )
-    parser.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
-    encoders = parser.add_mutually_exclusive_group()
-    encoders.add_argument(
-        "--encoders",
-        metavar="DIR",
-        help="a pipeline's folder or hub id, or a directory of ours, whose text encoder (with its tokenizer) and "
-        "autoencoder go beside the transformer (default: SRC's own, where it has them)",
-    )
-    encoders.add_argument("--no-encoders", action="store_true", help="the transformer only, without those")
-    parser.add_argument(
-        "--sampler",
-        choices=SAMPLERS,
-        help="what the weights are drawn with by default, where SRC does not tell it: lcm or dmd of models distilled "
-        "for few steps, which draw without guidance",
-    )
-    parser.add_argument(
-        "--ignore-scheduler",
-        action="store_true",
-        help="take the transformer of a pipeline whose scheduler is for another kind of network, and draw as usual",
-    )
-    group = parser.add_argument_group(
-        "re-parameterization",
-        "from a class-conditional DiT to a PixArt with captions, for the second stage of training",
-    )
-    group.add_argument(
-        "--reparameterize",
-        metavar="METHOD",
-        help="t500 equals the DiT at t = 500, likewise any tN; mean is closest over all timesteps",
-    )
-    group.add_argument(
-        "--unconditional",
-        choices=UNCONDITIONAL,
-        help="what the DiT is without a class: the null class of its guidance, or no vector at all (default: null)",
-    )
-    group.add_argument("--text-dim", type=int, help="width of the text features (default: 4096)")
-    group.add_argument("--max-text-tokens", type=int, help="longest caption (default: the family's; 120 without one)")
-    group.add_argument("--seed", type=seed_argument, help="of the parameters that a DiT lacks (default: 0)")
-    return parser.parse_args(argv)
+    return make_parser(__doc__).parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
 from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
-from pixart_jax.data.shards.manifest import read_manifest
+from pixart_jax.data.shards.manifest import CONTROLS, read_manifest
 from pixart_jax.data.shards.records import TEXT_DTYPES
+from pixart_jax.encoding.control import open_control
 from pixart_jax.encoding.engine import Units, extract
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
@@ -46,7 +47,7 @@ from pixart_jax.training.metrics import format_duration
 # to do where features exist, and the other way round.
 OF_PICTURES = (
     "data_dir", "caption_weights", "min_side", "max_pixels", "checkpoint", "vae", "text_encoder", "labels", "dtype",
-    "batch_size",
+    "batch_size", "control", "control_dir", "hed",
 )  # fmt: skip
 OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
 
@@ -91,6 +92,9 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
     refuse(args, OF_REFERENCE, "is for features that exist; name their folders, or leave it out")
     weights = weights_of(args.caption_weights)
     pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
+    pictures, make_control = open_control(
+        pictures, args.control, folder=args.control_dir, hed=args.hed, options=("--control", "--control-dir", "--hed")
+    )
     print(
         f"{args.source}: {len(pictures)} items, {len(pictures.class_names)} classes; each new shape of picture is "
         f"compiled first, and every {args.items_per_shard} items are a line here",
@@ -132,6 +136,8 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
         min_side=args.min_side,
         max_pixels=args.max_pixels,
         num_threads=args.num_threads,
+        control=args.control,
+        make_control=make_control,
     )
 
 
@@ -250,6 +256,16 @@ def make_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--min-side", type=int, default=64, help="skip smaller pictures (default: %(default)s px)")
     source.add_argument("--max-pixels", type=int, default=2**27, help="skip larger pictures (default: %(default)s)")
+
+    control = parser.add_argument_group("control", "for training a ControlNet: a control picture beside each picture")
+    control.add_argument(
+        "--control",
+        choices=CONTROLS,
+        default="none",
+        help="edges of the picture by Canny or HED, or a picture given in --control-dir (default: %(default)s)",
+    )
+    control.add_argument("--control-dir", metavar="DIR", help="control pictures of the pictures' own names and sizes")
+    control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
 
     encoders = parser.add_argument_group("encoders", "directories that tools.convert wrote")
     encoders.add_argument("--checkpoint", type=path_argument, metavar="DIR", help="a model with both encoders")

@@ -5,6 +5,8 @@ python -m tools.sample --checkpoint weights/alpha-512 --text-encoder weights/t5 
 python -m tools.sample --checkpoint runs/quickstart --prompt "blue heart" --prompt "red apple"
 python -m tools.sample --checkpoint weights/sigma-1024 --prompt "a red cat" --image a.png --mask hole.png --paste-back
 python -m tools.sample --checkpoint weights/sigma-1024 --lora style.safetensors:0.8 --prompt "a lighthouse in fog"
+python -m tools.sample --checkpoint weights/alpha-1024 --prompt "a house" --controlnet PixArt-XL-2-1024-ControlNet.pth \
+    --control photo.jpg --control-kind hed --hed ControlNetHED.pth
 
 A run that was interrupted goes on when it is started again: pictures that are there already, with the same settings in
 their text chunk, are not drawn again.
@@ -40,10 +42,12 @@ from pixart_jax.commands import (
 )
 from pixart_jax.conversion.formats.lora_reading import read_loras
 from pixart_jax.data.prompts import read_prompts
+from pixart_jax.encoding.edges import KINDS
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import enlarged, labelled_grid, save_png
 from pixart_jax.files import check_writable, open_regular
+from pixart_jax.generation.controlled import read_control
 from pixart_jax.generation.given import read_given
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
@@ -87,6 +91,15 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")
     given = read_given(args.image, args.mask, args.reference, strength=args.strength, keep_pixels=args.paste_back)
     check_writable(out, "--out")
+    control = read_control(
+        args.controlnet,
+        args.control,
+        len(prompts),
+        kind=args.control_kind,
+        scale=args.control_scale,
+        hed=args.hed,
+    )
+    loras = [LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)]
     pipeline = TextToImage.from_checkpoint(
         args.checkpoint,
         ema=args.ema,
@@ -95,12 +108,13 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         dtype=args.dtype and jnp.dtype(args.dtype),
         keep_loaded=args.keep_loaded,
         tile_size=args.tile_size,
-        adapters=(loras := [LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)]),
+        adapters=[*(control.adapters if control else []), *loras],
     )
     parts = pipeline.parts
     shape = {name: getattr(args, name) for name in SHAPE}
     asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", "negative_prompt", *SAMPLING)}
-    asked |= given.shape(shape, pipeline.resolution) if given else shape
+    shape = given.shape(shape, pipeline.resolution) if given else shape
+    asked |= control.shape(shape, pipeline) if control else shape
     # What is wrong with a setting is said before anything is drawn.
     whole = Request(prompts, **asked)
     manner = pipeline.manner(whole)
@@ -115,8 +129,9 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     if loras:
         about["lora"] = ", ".join(f"{lora.weights.path.name}:{lora.scale:g} ({lora.checksum})" for lora in loras)
 
-    def text(prompt: str, number: int) -> dict[str, str]:
-        chunks = {"prompt": prompt, "image": number} | about | {"step": parts.step()}
+    def text(place: int, number: int) -> dict[str, str]:
+        chunks = {"prompt": prompts[place], "image": number} | about | {"step": parts.step()}
+        chunks |= control.about(place) if control else {}
         return {name: str(value) for name, value in chunks.items() if value is not None}
 
     size = (canvas.width // 2 if given and given.is_reference else canvas.width, canvas.height)
@@ -132,11 +147,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     sheet = out / "sheet.png"
     if blocked := [path for path in (sheet, *itertools.chain(*paths)) if path.is_dir()]:
         raise InputError(f"{blocked[0]} is a folder, where a picture is to be; move it, or name another --out")
-    missing = [
-        i
-        for i, prompt in enumerate(prompts)
-        if any(not is_drawn(path, text(prompt, k)) for k, path in enumerate(paths[i]))
-    ]
+    missing = [i for i in range(len(prompts)) if any(not is_drawn(path, text(i, k)) for k, path in enumerate(paths[i]))]
     if len(missing) < len(prompts):
         print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
     # Models that stay need not take turns.
@@ -151,10 +162,11 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         request = dataclasses.replace(whole, prompts=[prompts[i] for i in group])
         if given and latents is not None:
             request = given.begin(pipeline, request, latents)
+        request = control.under(pipeline, request, group) if control else request
         for number, image in enumerate(pipeline.draw_each(request, progress)):
             i, k = group[number // args.num_images], number % args.num_images
             image = given.finish(image, canvas) if given else image
-            save_png(paths[i][k], image, text(prompts[i], k))
+            save_png(paths[i][k], image, text(i, k))
         progress.finish_group(request.count)
     flat = [(path, prompt) for row, prompt in zip(paths, prompts, strict=True) for path in row]
     write_sheet(sheet, flat[:SHEET_PICTURES], size)
@@ -280,6 +292,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="draw the right half of a canvas whose left half this is",
     )
+
+    control = parser.add_argument_group("control", "pictures that follow another one's edges")
+    control.add_argument(
+        "--controlnet",
+        type=path_argument,
+        metavar="PATH",
+        help="for the checkpoint's model: PixArt's .pth, diffusers' research project's folder, a model with one in it, "
+        "or the workdir of a run that trained one",
+    )
+    control.add_argument(
+        "--control",
+        type=path_argument,
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="what to follow: one for all prompts, or one for each; says the aspect ratio where nothing else does",
+    )
+    control.add_argument("--control-kind", choices=KINDS, help="what is made of it: edges by HED or Canny, or nothing")
+    control.add_argument("--control-scale", type=float, help="its brightness, 0 to 1 (default: 1)")
+    control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
 
     models = parser.add_argument_group("models")
     models.add_argument(

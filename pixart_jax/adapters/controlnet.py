@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from pixart_jax.models.controlnet import ControlNet, control_residuals, copy_blocks
+from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers.steps import Apply
 
 
@@ -21,16 +22,16 @@ class Controlled:
     Attributes:
       controlnet: its `base` is the model.
       model: the same as it is called with its parameters, or what has been made of that.
+      dtype: of the frozen kernels.
     """
 
     controlnet: ControlNet
     model: Apply
+    dtype: Dtype
 
     def split(self, base, key):
-        dtype = self.controlnet.base.dtype
-
         def frozen(path, leaf):
-            return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+            return leaf.astype(self.dtype) if path[-1].key == "kernel" else leaf
 
         return copy_blocks(base, self.controlnet.num_copies), jax.tree_util.tree_map_with_path(frozen, base)
 

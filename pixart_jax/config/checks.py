@@ -48,6 +48,7 @@ def check_config(config: ConfigDict) -> None:
         _losses_fit,
         _metrics_have_what_they_need,
         _lora_has_a_base,
+        _controlnet_has_a_base,
     ):
         check(config, require)
 
@@ -178,6 +179,24 @@ def _lora_has_a_base(config: ConfigDict, require: Require) -> None:
                 f"{target or pattern!r} fits no linear layer of the model; they are called as in diffusers: "
                 f"{names[0]}, {names[-1]} ...",
             )
+
+
+def _controlnet_has_a_base(config: ConfigDict, require: Require) -> None:
+    if config.adapter.kind != "controlnet":
+        return
+    require(
+        bool(config.init_from) or config.data.source.strip() == "synthetic",
+        "init_from",
+        "config.adapter.kind='controlnet' trains beside weights that exist already; name them",
+    )
+    depth = architecture(config)["depth"]
+    cure = f"must be below the {depth} blocks of the model"
+    require(config.adapter.controlnet.num_copies < depth, "adapter.controlnet.num_copies", cure)
+    require(
+        not config.sample.prompts,
+        "sample.prompts",
+        "prompts have no control pictures; set it to '', which draws captions of the training data with theirs",
+    )
 
 
 def check_batch(config: ConfigDict, num_devices: int) -> None:

@@ -118,9 +118,10 @@ SETTINGS = {
         "attention": Setting("auto", one_of(*IMPLEMENTATIONS)),
     },
     "adapter": {
-        # What of the model is trained: "full" is everything; "lora" small matrices beside frozen weights, which are
-        # `init_from`'s (docs/adapting.md).
-        "kind": Setting("full", one_of("full", "lora")),
+        # What of the model is trained: "full" is everything. Beside frozen weights, which are `init_from`'s: "lora"
+        # small matrices (docs/adapting.md); "controlnet" copies of its first blocks, which follow a control picture
+        # (docs/control.md).
+        "kind": Setting("full", one_of("full", "lora", "controlnet")),
         "lora": {
             # What is added to a layer's weights is alpha/rank times the product of two matrices of that rank.
             "rank": Setting(16, within(1, 1 << 12)),
@@ -141,6 +142,10 @@ SETTINGS = {
             "dropout": Setting(0.0, DECAY_RATE),
             # Of the first matrix, one of adapters.lora.INITS; the second begins with zeros.
             "init": Setting("kaiming", one_of(*INITS)),
+        },
+        "controlnet": {
+            # How many blocks are copied; the reference's 13 of 28.
+            "num_copies": Setting(13, within(1, 1 << 10)),
         },
     },
     "data": {
@@ -165,6 +170,11 @@ SETTINGS = {
         "text_encoder": Setting(""),
         # How `online` cleans captions: "none", "alpha" or "sigma".
         "caption_cleaning": Setting("none", one_of("none", "alpha", "sigma")),
+        # With `online`, for a ControlNet: one of data.shards.manifest's CONTROLS, what tools.extract_features takes as
+        # --control; and as --control-dir and --hed.
+        "control": Setting("none", one_of("none", "given", "canny", "hed")),
+        "control_dir": Setting(""),
+        "hed": Setting(""),
         # Global: over all devices and processes.
         "batch_size": Setting(256, AT_LEAST_ONE),
         # Processes that read and assemble batches; 0 does it in threads of this one.

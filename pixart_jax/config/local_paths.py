@@ -14,6 +14,8 @@ _PATHS = (
     "data.data_dir",
     "data.vae",
     "data.text_encoder",
+    "data.control_dir",
+    "data.hed",
     "eval.network_weights",
     "eval.reference",
 )

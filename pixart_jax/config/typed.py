@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter
+from pixart_jax.adapters.controlnet import Controlled
 from pixart_jax.adapters.full import Full
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
@@ -15,6 +16,7 @@ from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import AttentionSpec
+from pixart_jax.models.controlnet import ControlNet
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.objectives.denoising import diffusion_loss
@@ -63,6 +65,9 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
     """What of the model a config trains."""
     if config.adapter.kind == "lora":
         return Lora(apply_of(model), lora_spec(config), jnp.dtype(config.dtype))
+    if config.adapter.kind == "controlnet":
+        controlnet = ControlNet(model, config.adapter.controlnet.num_copies)
+        return Controlled(controlnet, apply_of(model), jnp.dtype(config.dtype))
     return Full(apply_of(model))
 
 

@@ -26,7 +26,7 @@ from pixart_jax.models.pixart import PixArt
 
 # Below a model's directory.
 FOLDER = "controlnet"
-_CONFIG = "controlnet.json"
+CONFIG = "controlnet.json"
 _FORMAT_VERSION = 1
 
 
@@ -45,11 +45,13 @@ class Control:
     read: Callable[[str], np.ndarray]
 
 
-def convert_control(state_dict: Mapping[str, np.ndarray], model: PixArt, where: pathlib.Path) -> Control:
+def convert_control(
+    state_dict: Mapping[str, np.ndarray], model: PixArt, where: pathlib.Path, *, research: bool = False
+) -> Control:
     """A ControlNet from its part of a reference checkpoint.
 
     Args:
-      state_dict: the second half of `split_controlnet`.
+      state_dict, research: as `names.controlnet.convert_controlnet` takes them.
       model: the base.
       where: the source's path.
 
@@ -58,7 +60,7 @@ def convert_control(state_dict: Mapping[str, np.ndarray], model: PixArt, where: 
     """
     num_copies = count_copies(state_dict)
     try:
-        params = convert_controlnet(state_dict, num_copies, control_shapes(model, num_copies))
+        params = convert_controlnet(state_dict, num_copies, control_shapes(model, num_copies), research=research)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return Control(num_copies, list(params), params.pop)
@@ -86,7 +88,7 @@ def write_control(directory: pathlib.Path, control: Control) -> None:
     folder.mkdir()
     write_params(folder / "params", {path: control.read(path) for path in control.paths})
     fields = {"format_version": _FORMAT_VERSION, "num_copies": control.num_copies}
-    (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def open_control(directory: pathlib.Path, model: PixArt) -> Control | None:
@@ -96,19 +98,26 @@ def open_control(directory: pathlib.Path, model: PixArt) -> Control | None:
       InputError: it is damaged, or another model's.
     """
     folder = directory / FOLDER
-    if not folder.is_dir():
-        return None
-    fields = read_json(folder / _CONFIG)
+    return open_folder(folder, model) if folder.is_dir() else None
+
+
+def open_folder(folder: pathlib.Path, model: PixArt) -> Control:
+    """The ControlNet that `write_control` wrote into a folder.
+
+    Raises:
+      InputError: as `open_control`.
+    """
+    fields = read_json(folder / CONFIG)
     num_copies = fields.get("num_copies")
     if fields != {"format_version": _FORMAT_VERSION, "num_copies": num_copies} or type(num_copies) is not int:
         raise InputError(
-            f"{folder / _CONFIG} is damaged, or of another format_version than {_FORMAT_VERSION}; convert the weights "
+            f"{folder / CONFIG} is damaged, or of another format_version than {_FORMAT_VERSION}; convert the weights "
             "again"
         )
     try:
         shapes = control_shapes(model, num_copies)
     except InputError as error:
-        raise InputError(f"{folder / _CONFIG}: {error}") from error
+        raise InputError(f"{folder / CONFIG}: {error}") from error
     arrays = StoredArrays(folder / "params", shapes)
 
     def read(path: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from pixart_jax.config import (
     lora_spec,
     position_base,
 )
+from pixart_jax.conversion.control import Control, control_shapes
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.formats.lora import LoraWeights
@@ -29,6 +30,7 @@ from pixart_jax.conversion.stored import StoredArrays, StoredModel
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import init_params, parameter_shapes
+from pixart_jax.models.pixart import PixArt
 
 
 def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
@@ -114,6 +116,29 @@ def load_run_lora(workdir: pathlib.Path, *, ema: bool, step: int | None = None) 
     found = {path: arrays.read(path) for path in arrays.paths}
     whose = LoraWeights(workdir, {}, spec.rslora, config.init_from, architecture(config)["patch_size"])
     return lora_of_arrays(found, shapes, spec.of, whose), arrays
+
+
+def load_run_control(
+    workdir: pathlib.Path, model: PixArt | None, *, ema: bool, step: int | None = None
+) -> tuple[Control, RunArrays]:
+    """The ControlNet that a run trains, and where it is read.
+
+    Args:
+      model: the base that it is to be for; None is the run's own.
+
+    Raises:
+      InputError: as `load_run`; or the run trains something else, or the ControlNet is another model's.
+    """
+    config = load_config(workdir)
+    if config.adapter.kind != "controlnet":
+        raise InputError(f"{workdir}: the run trains no ControlNet (config.adapter.kind = {config.adapter.kind!r})")
+    num_copies = config.adapter.controlnet.num_copies
+    try:
+        shapes = control_shapes(build_model(config) if model is None else model, num_copies)
+    except InputError as error:
+        raise InputError(f"{workdir}: {error}") from error
+    arrays = open_arrays_of_run(workdir, shapes, ema=ema, step=step)
+    return Control(num_copies, list(arrays.paths), arrays.read), arrays
 
 
 def trained_shapes(config: ConfigDict) -> dict[str, tuple[int, ...]]:

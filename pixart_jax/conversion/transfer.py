@@ -132,7 +132,10 @@ def write_diffusers(target: pathlib.Path, weights: ModelWeights) -> None:
     import safetensors.numpy
 
     if weights.control:
-        raise InputError("diffusers has no ControlNet for PixArt; this model's can only be written with --to pixart")
+        raise InputError(
+            "diffusers has no ControlNet for PixArt; this model's can be written with it with --to pixart, and the "
+            "ControlNet by itself, as diffusers' research project has it, with --to controlnet"
+        )
     model = weights.stored.model
     if model.kv_compress and model.kv_sampling != "conv":
         raise InputError("diffusers has no key/value compression; this model can only be written with --to pixart")

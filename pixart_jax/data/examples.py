@@ -35,6 +35,7 @@ class BatchSpec:
       block_ratio: above 1, tokens are laid out block-major by this ratio (`tokens.block_order`).
       text_drop_prob: share of samples whose condition is replaced by the null embedding.
       group_buckets: every global batch holds pictures of one bucket only, and of one source.
+      control: batches have the tokens of each sample's control picture.
 
     Raises:
       InputError: a field is out of range; names it.
@@ -53,6 +54,7 @@ class BatchSpec:
     block_ratio: int = 1
     text_drop_prob: float = 0.1
     group_buckets: bool = False
+    control: bool = False
 
     def __post_init__(self):
         for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
@@ -106,10 +108,7 @@ class MakeExample(grain.transforms.RandomMap):
     def random_map(self, element: Sample, rng: np.random.Generator | None) -> Example:
         sample, manifest, spec = element, self.manifest, self.spec
         dropped = rng is not None and rng.random() < spec.text_drop_prob
-        latents = sample.latent_mean.astype(np.float32)
-        if rng is not None and sample.latent_std is not None:
-            latents += sample.latent_std.astype(np.float32) * rng.standard_normal(latents.shape, dtype=np.float32)
-        latents *= np.float32(manifest.latent_scale)
+        latents = _drawn(sample.latent_mean, sample.latent_std, rng) * np.float32(manifest.latent_scale)
         grid = (latents.shape[0] // spec.patch_size, latents.shape[1] // spec.patch_size)
         num_tokens = grid[0] * grid[1]
         if num_tokens > spec.num_tokens:
@@ -129,16 +128,38 @@ class MakeExample(grain.transforms.RandomMap):
             "aspect_ratio": np.asarray([manifest.aspect_ratio(sample.bucket)], np.float32),
             "text_drop": np.asarray(dropped, np.bool_),
         }
-        if spec.num_classes:
+        # Drawn later, so that a second caption changes none of the other random numbers.
+        text = None if spec.num_classes else sample.draw_text(rng)
+        if spec.control:  # And last what most models have none of.
+            arrays["control"] = self._control(sample, rng, tokens.shape)
+        if text is None:
             return Example(arrays | {"label": np.asarray(sample.label or 0, np.int32)}, None)
-        # Drawn last, so that a second caption changes none of the other random numbers.
-        text = sample.draw_text(rng)
         length = len(text.features)
         if length > spec.max_text_tokens:
             raise InputError(
                 f"sample {sample.key!r}: text has {length} tokens, max_text_tokens is {spec.max_text_tokens}"
             )
         return Example(arrays | {"text_length": np.asarray(length, np.int32)}, text)
+
+    def _control(self, sample: Sample, rng: np.random.Generator | None, shape: tuple[int, ...]) -> np.ndarray:
+        """The tokens of the control picture, in the order of the sample's own."""
+        if sample.control_mean is None:
+            raise InputError(f"sample {sample.key!r} has no control picture, and the model follows one")
+        latents = _drawn(sample.control_mean, sample.control_std, rng) * np.float32(self.manifest.latent_scale)
+        tokens = patchify(latents, self.spec.patch_size)
+        if self.spec.block_ratio > 1:
+            size = self.spec.patch_size
+            tokens = tokens[_block_order((latents.shape[0] // size, latents.shape[1] // size), self.spec.block_ratio)]
+        assert tokens.shape == shape  # `Sample` has seen to it.
+        return tokens
+
+
+def _drawn(mean: np.ndarray, std: np.ndarray | None, rng: np.random.Generator | None) -> np.ndarray:
+    """A sample of a posterior f32[h, w, C]; its mean without `rng`."""
+    latents = mean.astype(np.float32)
+    if rng is not None and std is not None:
+        latents += std.astype(np.float32) * rng.standard_normal(latents.shape, dtype=np.float32)
+    return latents
 
 
 def pack(examples: Sequence[Example], spec: BatchSpec) -> dict[str, np.ndarray]:
@@ -150,7 +171,7 @@ def pack(examples: Sequence[Example], spec: BatchSpec) -> dict[str, np.ndarray]:
     batch = {}
     for name in examples[0].arrays:
         rows = [example.arrays[name] for example in examples]
-        if name in ("tokens", "positions"):
+        if name in ("tokens", "positions", "control"):
             batch[name] = np.zeros((len(rows), spec.num_tokens, rows[0].shape[-1]), np.float32)
             for padded, row in zip(batch[name], rows, strict=True):
                 padded[: len(row)] = row

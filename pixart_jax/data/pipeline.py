@@ -59,6 +59,7 @@ def make_iterator(
       text          [B, L, text_dim] of spec.text_dtype, zeros after the real tokens, and
       text_length   i32[B]            when spec.num_classes is 0; else
       label         i32[B]
+      control       f32[B, N, p·p·C]  as tokens, of the control pictures, where spec.control is set
 
     Each epoch of a source visits every sample once, in a new order, with one of its captions drawn by their weights and
     a new posterior sample of the latents. With spec.group_buckets, see `grouping.BucketOrder` for what an epoch is;
@@ -216,6 +217,11 @@ def _mismatches(manifest: Manifest, spec: BatchSpec) -> Iterator[str]:
                 f"max_text_tokens is {manifest.max_text_tokens} in the data, only {spec.max_text_tokens} in the model; "
                 "raise the model's, or encode the captions again with the model's limit"
             )
+    if spec.control and manifest.control == "none":
+        yield (
+            "the data have no control pictures, and the model follows one (config.adapter.kind='controlnet'); encode "
+            "the pictures again with them: tools.extract_features --control hed, canny or given"
+        )
     for bucket in manifest.buckets:
         yield from _bucket_mismatches(bucket, manifest, spec)
 

@@ -49,14 +49,15 @@ class SyntheticSamples:
         size = self._sizes[index % len(self._sizes)]
         rows, columns = (side // DOWNSAMPLE for side in size)
         count = rows * columns * self.spec.latent_channels
-        # A cheap hash: neighbours must not start from overlapping noise.
-        start = index * 2_654_435_761 % (len(self._noise) - count + 1)
+        # Cheap hashes: neighbours must not start from overlapping noise, nor a picture where its control does.
+        start, other = (index * factor % (len(self._noise) - count + 1) for factor in (2_654_435_761, 2_246_822_519))
         return Sample(
             key=f"synthetic-{index}",
             image_size=size,
             bucket=size,
             latent_mean=self._noise[start : start + count].reshape(rows, columns, -1),
             latent_std=None,
+            control_mean=self._noise[other : other + count].reshape(rows, columns, -1) if self.spec.control else None,
             texts=() if self.spec.num_classes else (self._texts[index % _NUM_TEXTS],),
             label=index % self.spec.num_classes if self.spec.num_classes else None,
         )
@@ -80,6 +81,7 @@ class SyntheticSamples:
             max_text_tokens=self.spec.max_text_tokens if has_text else 0,
             text_dtype="bfloat16" if has_text else "none",
             num_classes=self.spec.num_classes,
+            control="given" if self.spec.control else "none",
             num_samples=NUM_SAMPLES,
             bucket_histogram=dict(zip(map(bucket_name, self._sizes), counts, strict=True)),
         )

@@ -17,6 +17,7 @@ from pixart_jax.data.decoding import BadImage, decode, fit
 from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, Text, quantize
+from pixart_jax.encoding.edges import MakeControl
 from pixart_jax.encoding.engine import ONLY
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder
 from pixart_jax.files.unit_work import Skipped
@@ -34,13 +35,24 @@ T = TypeVar("T")
 
 
 class Prepared(NamedTuple):
-    """A picture that is to be encoded: its pixels uint8[H, W, 3] and bucket by set, and its cleaned captions."""
+    """A picture that is to be encoded: its pixels uint8[H, W, 3] and bucket by set, and its cleaned captions; likewise
+    the pixels of the control picture that was given beside it."""
 
     key: str
     image_size: tuple[int, int]
     pixels: dict[str, tuple[Bucket, np.ndarray]]
     captions: list[tuple[str, float]]
     label: int | None
+    control: dict[str, np.ndarray]
+
+
+class Waiting(NamedTuple):
+    """A picture that waits for its batch to be full: its place among those kept, its pixels, what its control picture
+    is made of."""
+
+    place: int
+    pixels: np.ndarray
+    control: np.ndarray
 
 
 class EncodedPictures:
@@ -58,6 +70,8 @@ class EncodedPictures:
       max_pixels: larger ones are skipped before anything of them is decoded.
       max_ratio: of the longer side to the shorter; what is longer is skipped rather than cropped beyond recognition.
       num_threads: that decode.
+      control: one of `manifest.CONTROLS`: what the control pictures are, or that there are none.
+      make_control: makes them, of the pictures given beside these or, for all other kinds, of these themselves.
     """
 
     def __init__(
@@ -76,7 +90,10 @@ class EncodedPictures:
         max_pixels: int = 2**27,
         max_ratio: float = MAX_RATIO,
         num_threads: int = 8,
+        control: str = "none",
+        make_control: MakeControl | None = None,
     ):
+        self._control, self._make_control = control, make_control
         self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder
         self._caption_cleaning, self._text_dtype = caption_cleaning, text_dtype
         self._limits, self._max_ratio = {"min_side": min_side, "max_pixels": max_pixels}, max_ratio
@@ -97,6 +114,7 @@ class EncodedPictures:
             "batch_size": batch_size,
             "max_ratio": max_ratio,
             **self._limits,
+            **({} if make_control is None else {"control": f"{control}: {make_control.probe()}"}),
         }
         self.manifests = {
             name: self._manifest(resolution) for name, resolution in zip(self._buckets, resolutions, strict=True)
@@ -122,15 +140,19 @@ class EncodedPictures:
         kept: list[Prepared] = []
         buckets: list[dict[str, Bucket]] = []
         skipped: list[Skipped] = []
-        # (place among those kept, pixels) that wait for their batch to be full, by set and bucket; what is encoded, by
-        # set and place.
-        waiting: dict[tuple[str, Bucket], list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
-        latents: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        # By set and bucket; what is encoded, by set and place.
+        waiting: dict[tuple[str, Bucket], list[Waiting]] = collections.defaultdict(list)
+        latents: dict[tuple[str, int], dict[str, np.ndarray]] = collections.defaultdict(dict)
 
-        def encode_batch(name: str, batch: list[tuple[int, np.ndarray]]) -> None:
-            means, stds = self._autoencoder.encode(np.stack([pixels for _, pixels in batch]), self._batch_size)
-            for (place, _), mean, std in zip(batch, means, stds, strict=True):
-                latents[name, place] = mean.astype(np.float16), std.astype(np.float16)
+        def encode_batch(name: str, batch: list[Waiting]) -> None:
+            encoded = {"latent": np.stack([item.pixels for item in batch])}
+            if self._make_control is not None:
+                encoded["control"] = self._make_control(np.stack([item.control for item in batch]))
+            for what, pictures in encoded.items():
+                means, stds = self._autoencoder.encode(pictures, self._batch_size)
+                for item, mean, std in zip(batch, means, stds, strict=True):
+                    found = {f"{what}_mean": mean.astype(np.float16), f"{what}_std": std.astype(np.float16)}
+                    latents[name, item.place] |= found
             batch.clear()
 
         for result in items:
@@ -139,11 +161,13 @@ class EncodedPictures:
                 continue
             for name, (bucket, pixels) in result.pixels.items():
                 batch = waiting[name, bucket]
-                batch.append((len(kept), pixels))
+                batch.append(Waiting(len(kept), pixels, result.control.get(name, pixels)))
                 if len(batch) == self._batch_size:
                     encode_batch(name, batch)
             buckets.append({name: bucket for name, (bucket, _) in result.pixels.items()})
-            kept.append(result._replace(pixels={}))  # Pixels are needed no longer than until their batch is encoded.
+            kept.append(
+                result._replace(pixels={}, control={})
+            )  # Pixels are needed no longer than until their batch is encoded.
         for (name, _), batch in waiting.items():
             if batch:
                 encode_batch(name, batch)
@@ -155,9 +179,8 @@ class EncodedPictures:
                     texts=texts[place],
                     image_size=item.image_size,
                     bucket=(buckets[place][name].height, buckets[place][name].width),
-                    latent_mean=latents[name, place][0],
-                    latent_std=latents[name, place][1],
                     label=item.label,
+                    **latents[name, place],
                 )
                 for place, item in enumerate(kept)
             ]
@@ -186,12 +209,26 @@ class EncodedPictures:
             return Skipped(
                 picture.key, "too-long", f"{image.width}×{image.height} pixels, wider than {self._max_ratio}:1", index
             )
+        control = None
+        if self._control == "given":
+            if picture.control is None:
+                return Skipped(picture.key, "control-missing", "no control picture is given beside it", index)
+            try:
+                control = decode(picture.control, **self._limits)
+            except BadImage as error:
+                return Skipped(picture.key, error.reason, f"its control picture: {error.message}", index)
+            if control.size != image.size:
+                sizes = [f"{found.width}×{found.height}" for found in (control, image)]
+                message = f"its control picture has {sizes[0]} pixels, it has {sizes[1]}; make it of the same size"
+                return Skipped(picture.key, "control-size", message, index)
         label = picture.label if self._pictures.class_names else None
-        fitted = {}
+        fitted, controls = {}, {}
         for name, buckets in self._buckets.items():
             bucket = nearest_bucket(buckets, image.height / image.width)
             fitted[name] = bucket, fit(image, bucket)
-        return Prepared(picture.key, (image.height, image.width), fitted, captions, label)
+            if control is not None:
+                controls[name] = fit(control, bucket)
+        return Prepared(picture.key, (image.height, image.width), fitted, captions, label, controls)
 
     def _encode_captions(self, kept: list[Prepared]) -> list[tuple[Text, ...]]:
         """The stored texts of each picture."""
@@ -224,6 +261,7 @@ class EncodedPictures:
             text_dtype=self._text_dtype if encoder else "none",
             caption_cleaning=self._caption_cleaning,
             num_classes=len(self._pictures.class_names),
+            control=self._control,
         )
 
 

@@ -6,13 +6,11 @@ A data set names its two encoders in the manifest and keeps their files beside t
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import operator
 import os
 import pathlib
 
-from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, read_manifest
+from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, manifest_text, read_manifest
 from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.errors import InputError
@@ -64,7 +62,7 @@ def record_encoders(manifest: Manifest, target: str | os.PathLike) -> None:
     target = pathlib.Path(target)
     if (target / MANIFEST_FILE).exists():
         begun = read_manifest(target, may_be_empty=True)
-        for field in ("latent_scale", "latent_channels", "text_dim", "max_text_tokens", "caption_cleaning"):
+        for field in ("latent_scale", "latent_channels", "text_dim", "max_text_tokens", "caption_cleaning", "control"):
             if getattr(begun, field) != getattr(manifest, field):
                 raise InputError(
                     f"{target / MANIFEST_FILE}: this run started with {field} {getattr(begun, field)!r}, and now it "
@@ -72,7 +70,7 @@ def record_encoders(manifest: Manifest, target: str | os.PathLike) -> None:
                     "config.data.text_encoder) and settings that it started with, or name another workdir"
                 )
     target.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
+    content = manifest_text(manifest)
     write_atomically(target / MANIFEST_FILE, lambda file: file.write(content.encode()))
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter, Parameters, Params
+from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.steps import Apply
+
+# What a request must bring for a ControlNet, and how it comes by it.
+CONTROL_NEEDS = {
+    "control": "a ControlNet draws after a control picture; name one (--control; in Python control_condition)"
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +25,19 @@ class Adaptation:
     Attributes:
       adapt: the adapter of a model, or of one that is adapted already; its frozen half is the model's parameters.
       load: its trained half, on the devices. Another one of the same shapes compiles nothing anew.
+      needs: conditions that it takes beside the model's, by name: what an error says of one that a request lacks.
     """
 
     adapt: Callable[[Apply], Adapter]
     load: Callable[[], Params]
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class AdapterFile(Protocol):
+    """An adapter in a file, or in whatever else holds one."""
+
+    def over(self, model: PixArt, mesh: Mesh) -> Adaptation:
+        """It, laid over a model; raises InputError where it is another model's."""
 
 
 def adapted(

@@ -20,6 +20,7 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
+from pixart_jax.generation.adaptation import CONTROL_NEEDS
 from pixart_jax.generation.adapted_run import open_adapted_run
 from pixart_jax.generation.other_weights import refuse_other_weights
 from pixart_jax.generation.parts import Parts
@@ -89,6 +90,11 @@ def open_parts(
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
     return Parts(name=str(directory), mesh=mesh, **fields)
+
+
+def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std of latents that are no distribution."""
+    return latents, np.zeros_like(latents)
 
 
 def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +180,7 @@ def open_run(
         read = functools.partial(checkpoints.restore_params, kernels_as(dtype, abstract_params(model, mesh)), ema=ema)
     else:
         fields["apply"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
+        fields["needs"] = CONTROL_NEEDS if config.adapter.kind == "controlnet" else {}
 
     fields |= {
         "model": model,

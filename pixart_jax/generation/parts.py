@@ -35,6 +35,7 @@ class Parts:
       sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
       encoders: the folders of text encoder and autoencoder by kind.
       step: of a run, that of the weights; None of a converted model.
+      needs: what adapters want of a request, see `Adaptation`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Parts:
     guidance: str = "cfg"
     encoders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     step: Callable[[], int | None] = lambda: None
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def resolution(self) -> int:

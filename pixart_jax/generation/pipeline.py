@@ -29,7 +29,7 @@ from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.files import local_path
-from pixart_jax.generation.adaptation import Adaptation, adapted
+from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
@@ -48,10 +48,10 @@ def _tell_nobody(stage: str, done: int, total: int) -> None:
     """Where nobody asks how far it is."""
 
 
-def _adaptation(adapter: Adaptation | LoraFile | str | pathlib.Path, parts: Parts) -> Adaptation:
+def _adaptation(adapter: Adaptation | AdapterFile | str | pathlib.Path, parts: Parts) -> Adaptation:
     if isinstance(adapter, Adaptation):
         return adapter
-    file = adapter if isinstance(adapter, LoraFile) else LoraFile.parse(str(adapter))
+    file = LoraFile.parse(str(adapter)) if isinstance(adapter, str | pathlib.Path) else adapter
     return file.over(parts.model, parts.mesh)
 
 
@@ -94,7 +94,7 @@ class TextToImage:
         dtype: Dtype | None = None,
         keep_loaded: bool = False,
         tile_size: int = TILE_SIZE,
-        adapters: Sequence[Adaptation | LoraFile | str | pathlib.Path] = (),
+        adapters: Sequence[Adaptation | AdapterFile | str | pathlib.Path] = (),
         wrap: Callable[[Apply], Apply] = lambda apply: apply,
     ) -> TextToImage:
         """Opens what `tools.convert` wrote, or a training run.
@@ -108,7 +108,7 @@ class TextToImage:
             and gone after, so that the largest alone decides how much memory is needed.
           tile_size: latent cells along a side of the square up to which pictures are decoded at once; at least 4.
           adapters: laid over the model, one after the other. A path, or FILE:SCALE, is a LoRA of any format
-            (`generation.lora.LoraFile`).
+            (`generation.lora.LoraFile`); a ControlNet (`generation.control.ControlNetFile`) comes before the others.
           wrap: takes the adapted model, and gives what is called in its place: to cache, to quantise, to watch.
 
         Raises:
@@ -128,7 +128,8 @@ class TextToImage:
         )
         laid = [_adaptation(adapter, parts) for adapter in adapters]
         apply, weights = adapted(parts.apply, parts.weights, laid)
-        return cls(dataclasses.replace(parts, apply=wrap(apply), weights=weights))
+        needs = {name: cure for each in laid for name, cure in each.needs.items()}
+        return cls(dataclasses.replace(parts, apply=wrap(apply), weights=weights, needs={**parts.needs, **needs}))
 
     def __call__(
         self,
@@ -143,7 +144,7 @@ class TextToImage:
           prompts: a caption or a list of them.
           progress: told what is being done and how far it is.
           settings: the other attributes of `Request`: negative_prompt, num_images, seed, sampler, num_steps,
-            guidance_scale, guidance, size, aspect_ratio, height, width, noise, start, batch_size.
+            guidance_scale, guidance, size, aspect_ratio, height, width, noise, start, batch_size, conditions.
 
         Returns, raises: as `draw`.
         """
@@ -179,8 +180,9 @@ class TextToImage:
         layout = self._layout(canvas, count)
         token_dim = parts.model.patch_size**2 * parts.model.latent_channels
         self._check_start(request, (*layout["positions"].shape[:2], token_dim))
+        self._check_conditions(request)
         text, null = self._encode(request, progress)
-        conditions = layout | text
+        conditions = layout | text | dict(request.conditions)
         patch_size, block_ratio = parts.model.patch_size, self._block_ratio
         tokens = sample_in_batches(
             sample_fn,
@@ -250,6 +252,15 @@ class TextToImage:
         tokens = request.start.tokens
         if tokens is not None and tokens.shape != shape:
             raise InputError(f"start tokens have shape {tokens.shape}, these pictures' have {shape}; see tokens_of")
+
+    def _check_conditions(self, request: Request) -> None:
+        needs, given = self.parts.needs, request.conditions
+        if missing := [name for name in needs if name not in given]:
+            raise InputError(f"the condition {missing[0]} is missing: {needs[missing[0]]}")
+        if unknown := [name for name in given if name not in needs]:
+            raise InputError(f"the condition {unknown[0]} is what no adapter of {self.parts.name} takes; leave it out")
+        if wrong := [name for name, array in given.items() if len(array) != request.count]:
+            raise InputError(f"the condition {wrong[0]} is of {len(given[wrong[0]])} pictures, not of {request.count}")
 
     def _to_tokens(self, what: str, latents: np.ndarray, request: Request) -> np.ndarray:
         canvas = request.canvas(self.parts.resolution)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,8 @@ class Request:
       noise: f32[n, h, w, C] instead of the seed's.
       start: see `Start`.
       batch_size: pictures drawn at a time; one program is compiled for each batch size.
+      conditions: what adapters need beside the model's own, by name, arrays of leading axis n; the same in both
+        branches of guidance.
 
     Raises:
       InputError: no prompts, a number that is none or out of range, or NaN or infinity.
@@ -93,6 +95,7 @@ class Request:
     noise: np.ndarray | None = None
     start: Start = NOISE
     batch_size: int = 4
+    conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         # What was given in another form than it is used in: the one that it is used in.
@@ -114,6 +117,7 @@ class Request:
             if not isinstance(getattr(self, name), str | None):
                 raise InputError(f"{name} = {getattr(self, name)!r}: must be a name")
         given["start"] = NOISE if self.start is None else self.start
+        given["conditions"] = {name: finite_array(name, array) for name, array in (self.conditions or {}).items()}
         for name, value in given.items():
             object.__setattr__(self, name, value)
         if not isinstance(self.start, Start):

@@ -17,11 +17,13 @@ import optax
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import Birth
 from pixart_jax.config import ConfigDict, build_adapter, build_model, load_config
+from pixart_jax.conversion.control import Control
 from pixart_jax.conversion.describe import describe
 from pixart_jax.conversion.formats.base import Hints, ModelWeights
+from pixart_jax.conversion.formats.lora import LoraWeights
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.lora import merge
-from pixart_jax.conversion.runs import describe_run, load_run, load_run_lora
+from pixart_jax.conversion.runs import describe_run, load_run, load_run_control, load_run_lora
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import load_weights, read_null_text
@@ -129,14 +131,19 @@ def open_base(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> 
 
 
 def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
-    """A model as a run trains it: of one that trains an adapter, with that merged into the weights below it.
+    """A model as a run trains it: of one that trains an adapter, with that merged into the weights below it, or, if it
+    is a ControlNet, beside them.
 
     Args, errors: as `runs.load_run`; or the weights below are not there any more, or others.
     """
     config = load_config(workdir)
     if config.adapter.kind == "full":
         return load_run(workdir, ema=ema, step=step)
-    lora, arrays = load_run_lora(workdir, ema=ema, step=step)
+    adapter: Control | LoraWeights
+    if config.adapter.kind == "controlnet":
+        adapter, arrays = load_run_control(workdir, None, ema=ema, step=step)
+    else:
+        adapter, arrays = load_run_lora(workdir, ema=ema, step=step)
     manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
     base = open_base(config, manifest, workdir)
     loaded: Arrays = {}
@@ -149,7 +156,10 @@ def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = Non
 
     provenance = {"source": workdir.name, "format": "run", "weights": f"{arrays.name} over {config.init_from}"}
     stored = describe_run(config, manifest, provenance)
-    merged = merge(ModelWeights(stored, list(parameter_shapes(stored.model)), read), [(lora, 1.0)])
+    weights = ModelWeights(stored, list(parameter_shapes(stored.model)), read)
+    if isinstance(adapter, Control):
+        return dataclasses.replace(weights, control=adapter)
+    merged = merge(weights, [(adapter, 1.0)])
     return dataclasses.replace(merged, stored=stored)
 
 

@@ -54,7 +54,7 @@ class Case:
             base, control = split_controlnet({name: tensor.numpy() for name, tensor in state.items()})
             self.base = load_params(self.model, base)
         self.controlnet = ControlNet(self.model, self.config["copy_blocks_num"])
-        self.adapter = Controlled(self.controlnet, apply_of(self.model))
+        self.adapter = Controlled(self.controlnet, apply_of(self.model), self.model.dtype)
         self.control = self.params(control)
 
     def params(self, state_dict):
@@ -178,7 +178,7 @@ def test_copies_reach_into_compressed_blocks():
     """Σ with any number of copies, of which those of compressed blocks have parameters of their own."""
     compress = (1, 1, 2, 2)
     model = PixArt(hidden_size=24, depth=4, num_heads=2, text_dim=16, max_text_tokens=13, kv_compress=compress)
-    adapter = Controlled(ControlNet(model, 3), apply_of(model))
+    adapter = Controlled(ControlNet(model, 3), apply_of(model), model.dtype)
     base, rng = jax.jit(lambda key: init_params(model, key))(jax.random.key(0)), np.random.default_rng(0)
     # Which starts at zero, so that nothing would have a gradient.
     base["final_layer"]["linear"]["kernel"] = rng.standard_normal((24, 32), np.float32)
@@ -213,7 +213,7 @@ def test_copies_reach_into_compressed_blocks():
 
 def test_the_base_is_held_in_the_dtype_it_is_computed_with():
     model = PixArt(hidden_size=24, depth=3, num_heads=2, text_dim=16, max_text_tokens=13, dtype=jax.numpy.bfloat16)
-    adapter = Controlled(ControlNet(model, 2), apply_of(model))
+    adapter = Controlled(ControlNet(model, 2), apply_of(model), model.dtype)
     base = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     trained, frozen = jax.eval_shape(adapter.split, base, jax.random.key(0))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}

@@ -22,7 +22,9 @@ SMALL = (
     "lora_sigma_512",
 )
 # Parameters, of those that differ from all others'.
-TRAINED = {"stage1_256": 675e6, "lora_sigma_512": 13.77e6}
+TRAINED = {"stage1_256": 675e6, "lora_sigma_512": 13.77e6} | dict.fromkeys(
+    ("controlnet_alpha_1024", "controlnet_sigma_512"), 294_917_760
+)
 FULL_SIZE = [(name, {"data.batch_size": DEVICES} if name in SMALL else {}) for name in PATHS] + [
     (name, KV) for name in SIGMA
 ]

@@ -204,8 +204,9 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
     """On 8 simulated devices: loss and gradients to 1e-5, and all of the state and the batch where they belong."""
     printed = run_python(ROOT / "tests" / "train_on_devices.py", devices=8)
     assert printed.splitlines() == [
-        "data=8",
-        "data=2 fsdp=2 tensor=2",
-        "fsdp=2 context=4",
-        "adapted",
+        "full data=8",
+        "full data=2 fsdp=2 tensor=2",
+        "full fsdp=2 context=4",
+        "lora data=2 fsdp=4",
+        "controlnet data=2 fsdp=4",
     ]

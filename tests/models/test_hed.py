@@ -10,6 +10,7 @@ from golden_cases import GOLDEN
 from made_once import made_once
 
 from pixart_jax.conversion.hed import load_hed
+from pixart_jax.encoding.edges import open_edges
 from pixart_jax.errors import InputError
 from pixart_jax.models.hed import Hed
 
@@ -54,6 +55,17 @@ def test_edges_are_the_references(folder):
         found = maps["intermediates"][f"block{number}"]["projection"]["__call__"][0]
         wanted = expected[f"out/projection{number}"].transpose(0, 2, 3, 1)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_the_control_picture_is_the_references(folder):
+    make = open_edges("hed", folder / "ControlNetHED.pth", option="--hed")
+    with np.load(EXTRAS / "hed.npz") as arrays:
+        picture, expected = arrays["in/image"].transpose(0, 2, 3, 1) * 255, arrays["out/condition_image"]
+    np.testing.assert_allclose(make(picture) / 127.5 - 1, expected.transpose(0, 2, 3, 1), rtol=0, atol=5e-5)
+    # Sides that are no multiples of 16 are whole ones with the border repeated.
+    odd = picture[:, :25, :33]
+    whole = np.pad(odd, ((0, 0), (0, 7), (0, 15), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(make(odd), make(whole)[:, :25, :33])
 
 
 @pytest.mark.parametrize(

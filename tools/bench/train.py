@@ -63,10 +63,13 @@ def synthetic_batch(config, seed: int = 0, batch_size: int | None = None) -> dic
     if model.num_classes:
         return out | {"label": rng.integers(model.num_classes, size=batch).astype(np.int32)}
     text = rng.standard_normal((batch, model.max_text_tokens, model.text_dim), dtype=np.float32)
-    return out | {
+    out |= {
         "text": text.astype(jnp.float32 if config.dtype == "float32" else jnp.bfloat16),
         "text_length": rng.integers(1, model.max_text_tokens + 1, batch).astype(np.int32),
     }
+    if config.adapter.kind == "controlnet":
+        out["control"] = rng.standard_normal(out["tokens"].shape, dtype=np.float32)
+    return out
 
 
 def training_batch(config, seed: int = 0, batch_size: int | None = None) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.errors import InputError
 
 
-class _Half(Mapping[str, np.ndarray]):
+class Half(Mapping[str, np.ndarray]):
     """The arrays whose names begin with a prefix, by the rest of their names, each read when it is asked for."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], prefix: str, shapes: Mapping[str, tuple[int, ...]]):
@@ -47,7 +47,7 @@ def _split(source: Source) -> tuple[Source, Mapping[str, np.ndarray]]:
     if not base or not control:
         absent = "ControlNet" if base else "base model"
         raise InputError(f"{source.path} holds a ControlNet's checkpoint without the {absent}; give the whole file")
-    base_arrays, control_arrays = _Half(source.arrays, BASE, base), _Half(source.arrays, CONTROL, control)
+    base_arrays, control_arrays = Half(source.arrays, BASE, base), Half(source.arrays, CONTROL, control)
     return dataclasses.replace(source, format=PIXART, arrays=base_arrays, shapes=base), control_arrays
 
 

@@ -33,12 +33,14 @@ class Picture:
       captions: (text, sampling weight) pairs; no text is empty or white space, the weights are positive and sum to 1.
         () for a picture that has a class instead.
       label: index into the source's class_names, or None.
+      control: the encoded image file of its control picture, see `controls`; or None.
     """
 
     key: str
     data: bytes
     captions: tuple[tuple[str, float], ...]
     label: int | None
+    control: bytes | None = None
 
 
 class Words(NamedTuple):
@@ -66,6 +68,7 @@ class BadItem(Exception):
         "caption-not-utf8": a caption's bytes, or its escapes, are no Unicode text.
         "class-missing": a picture beside the class folders instead of in one.
         "bad-record": a JSON record, a label or a weight of the wrong type or range.
+        "control-missing": no control picture lies beside this one.
         "truncated-tar": stands for everything behind the place where a tar is cut short or damaged.
         `reference_features` has more.
       message: what exactly.

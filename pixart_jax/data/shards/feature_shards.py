@@ -56,7 +56,7 @@ class FeatureShardWriter:
     Args:
       directory: the target; must not exist yet, its parent directories are made.
       latent_channels, latent_scale, latent_kind, downsample, patch_size, resolution, autoencoder, text_encoder,
-        caption_cleaning, text_dim, max_text_tokens, text_dtype, num_classes: see `Manifest`.
+        caption_cleaning, text_dim, max_text_tokens, text_dtype, num_classes, control: see `Manifest`.
       records_per_shard: readers keep every shard's file open; choose it for hundreds of shards, not tens of thousands.
 
     Raises:
@@ -81,6 +81,7 @@ class FeatureShardWriter:
         max_text_tokens: int,
         text_dtype: str,
         num_classes: int = 0,
+        control: str = "none",
         records_per_shard: int = 4096,
     ):
         self._target = pathlib.Path(directory).absolute()
@@ -98,6 +99,7 @@ class FeatureShardWriter:
             max_text_tokens=max_text_tokens,
             text_dtype=text_dtype,
             num_classes=num_classes,
+            control=control,
         )
         if records_per_shard < 1:
             raise InputError(f"records_per_shard must be at least 1, not {records_per_shard!r}")

@@ -6,6 +6,8 @@ import dataclasses
 
 from pixart_jax.errors import InputError
 
+# Of which sets made before there were these say nothing.
+_OPTIONAL = {"ends_crc32", "control"}
 _JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "int | None": (int, type(None))}
 # What the numbers may be, with much room above what any set has; arithmetic on them stays within 64 bits.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -42,7 +44,7 @@ def checked_fields(cls: type, raw: object, what: str) -> dict:
     if not isinstance(raw, dict):
         raise InputError(f"{what.removesuffix(': field')} must be an object, not {raw!r:.80}")
     names = {field.name: field.type for field in dataclasses.fields(cls)}
-    if missing := sorted(names.keys() - raw.keys() - {"ends_crc32"}):
+    if missing := sorted(names.keys() - raw.keys() - _OPTIONAL):
         raise InputError(
             f"{what} {missing[0]} is missing; encode the set again, or restore the manifest it was made with"
         )

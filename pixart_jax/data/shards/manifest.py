@@ -27,6 +27,8 @@ from pixart_jax.files.typed_json import parse, read_bytes
 MANIFEST_FILE = "manifest.json"
 BUCKETS_FILE = "buckets.npy"
 LATENT_KINDS = ("mean_std", "plain")
+# What control pictures are: there are none, they were given beside the pictures, or are these edges of them.
+CONTROLS = ("none", "given", "canny", "hed")
 # The `text_dtype` of a set without text.
 NO_TEXT = "none"
 
@@ -71,6 +73,7 @@ class Manifest:
       max_text_tokens: the text encoder's token limit; no text has more. 0 for a set without text.
       text_dtype: what every text is stored as, one of `records.TEXT_DTYPES`; "none" for a set without text.
       num_classes: labels are in [0, num_classes); 0 if samples carry none.
+      control: one of CONTROLS: what the samples' control pictures are.
       num_samples: in all shards together; 0, like no shards and no histogram, in what describes a set still to be made.
       shards: in order; sample i of the set is counted through them.
       bucket_histogram: samples per bucket, keyed "{height}x{width}" in pixels.
@@ -94,6 +97,7 @@ class Manifest:
     max_text_tokens: int
     text_dtype: str
     num_classes: int = 0
+    control: str = "none"
     num_samples: int = 0
     shards: tuple[Shard, ...] = ()
     bucket_histogram: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -121,6 +125,8 @@ class Manifest:
             )
         if self.latent_kind not in LATENT_KINDS:
             raise InputError(f"latent_kind must be one of {', '.join(LATENT_KINDS)}, not {self.latent_kind!r:.80}")
+        if self.control not in CONTROLS:
+            raise InputError(f"control must be one of {', '.join(CONTROLS)}, not {self.control!r:.80}")
         for field in ("autoencoder", "text_encoder"):
             if not getattr(self, field):
                 raise InputError(f"{field} must name the encoder, not be empty")
@@ -164,12 +170,18 @@ def bucket_name(bucket: tuple[int, int]) -> str:
 
 def write_manifest(directory: str | os.PathLike, manifest: Manifest) -> None:
     """Writes `manifest.json` into `directory`."""
+    pathlib.Path(directory, MANIFEST_FILE).write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """What `manifest.json` says. What sets of before there was a field do not have is not said of their like."""
     content = dataclasses.asdict(manifest)
     for shard in content["shards"]:
         if shard["ends_crc32"] is None:
             del shard["ends_crc32"]
-    text = json.dumps(content, indent=2)
-    pathlib.Path(directory, MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    if manifest.control == "none":
+        del content["control"]
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read_manifest(directory: str | os.PathLike, *, may_be_empty: bool = False) -> Manifest:

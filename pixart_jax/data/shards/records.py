@@ -122,6 +122,7 @@ class Sample:
       latent_std: [h, w, C] like `latent_mean`: the posterior's standard deviation; or None.
       texts: its captions, all of one dtype and width; empty in sets for class-conditional training alone.
       label: class label, for class-conditional training; or None.
+      control_mean, control_std: likewise of a control picture of the same size, such as the edges; or None.
 
     Raises:
       InputError: a field has the wrong kind, rank, shape or dtype; names the key and the field.
@@ -134,6 +135,8 @@ class Sample:
     latent_std: np.ndarray | None
     texts: tuple[Text, ...]
     label: int | None = None
+    control_mean: np.ndarray | None = None
+    control_std: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.key, str) or not self.key:
@@ -144,10 +147,13 @@ class Sample:
                 self._fail(field, f"must be a tuple of two positive whole numbers (height, width), not {size!r}")
         owner = f"sample {self.key!r}:"
         _check_array(owner, "latent_mean", self.latent_mean, rank=3, dtypes=LATENT_DTYPES)
-        if self.latent_std is not None:
-            _check_array(owner, "latent_std", self.latent_std, rank=3, dtypes=LATENT_DTYPES)
-            if self.latent_std.shape != self.latent_mean.shape:
-                self._fail("latent_std", f"has shape {self.latent_std.shape}, latent_mean {self.latent_mean.shape}")
+        for field in ("latent_std", "control_mean", "control_std"):
+            if (array := getattr(self, field)) is not None:
+                _check_array(owner, field, array, rank=3, dtypes=LATENT_DTYPES)
+                if array.shape != self.latent_mean.shape:
+                    self._fail(field, f"has shape {array.shape}, latent_mean {self.latent_mean.shape}")
+        if self.control_std is not None and self.control_mean is None:
+            self._fail("control_std", "is there without control_mean")
         if not (isinstance(self.texts, tuple) and all(isinstance(text, Text) for text in self.texts)):
             self._fail("texts", f"must be a tuple of Text, not {self.texts!r:.100}")
         kinds = {(text.features.dtype.name, text.features.shape[1]) for text in self.texts}
@@ -190,9 +196,8 @@ def encode_sample(sample: Sample) -> bytes:
     Returns:
       bytes that `decode_sample` turns back into an equal sample, bit for bit.
     """
-    latents = {"latent_mean": sample.latent_mean}
-    if sample.latent_std is not None:
-        latents["latent_std"] = sample.latent_std
+    fields = {name: getattr(sample, name) for name in ("latent_mean", "latent_std", "control_mean", "control_std")}
+    latents = {name: array for name, array in fields.items() if array is not None}
     header = {
         "key": sample.key,
         "image_size": [int(n) for n in sample.image_size],

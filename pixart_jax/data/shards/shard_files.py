@@ -203,6 +203,9 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
     if wants_std != (sample.latent_std is not None):
         needs = "needs an array" if wants_std else "must be None"
         fail("latent_std", f"{needs} in a set of latent_kind {manifest.latent_kind!r}")
+    for field, wanted in (("control_mean", True), ("control_std", wants_std)):
+        if (there := getattr(sample, field) is not None) != (wanted and manifest.control != "none"):
+            fail(field, f"{'must be None' if there else 'needs an array'} in a set of control {manifest.control!r}")
     cell = manifest.downsample * manifest.patch_size
     if sample.bucket[0] % cell or sample.bucket[1] % cell:
         fail("bucket", f"{sample.bucket} must be a multiple of downsample x patch_size = {cell} pixels on both sides")
@@ -236,14 +239,15 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
         fail("label", f"is {sample.label}, but the set has num_classes 0: declare num_classes, or leave it None")
     if manifest.num_classes > 0 and (sample.label is None or sample.label >= manifest.num_classes):
         fail("label", f"is {sample.label}, but must lie in [0, num_classes) = [0, {manifest.num_classes})")
-    floats = {"latent_mean": sample.latent_mean, "latent_std": sample.latent_std}
+    floats = {name: getattr(sample, name) for name in ("latent_mean", "latent_std", "control_mean", "control_std")}
     for number, text in enumerate(sample.texts):
         floats[f"texts[{number}]"] = text.features if text.scale is None else text.scale
     for field, array in floats.items():
         if array is not None and not np.isfinite(array).all():
             fail(field, f"holds NaN or infinity (float16 ends at 65504; its dtype is {array.dtype.name})")
-    if sample.latent_std is not None and (sample.latent_std < 0).any():
-        fail("latent_std", "holds negative numbers, which no standard deviation is")
+    for field in ("latent_std", "control_std"):
+        if (std := floats[field]) is not None and (std < 0).any():
+            fail(field, "holds negative numbers, which no standard deviation is")
 
 
 def _sizes_path(shard: pathlib.Path) -> pathlib.Path:

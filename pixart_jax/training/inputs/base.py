@@ -129,6 +129,7 @@ def batch_spec(config: ConfigDict, process_count: int = 1) -> BatchSpec:
         block_ratio=config.model.kv_compress_ratio,
         text_drop_prob=config.data.text_drop_prob,
         group_buckets=config.data.group_buckets,
+        control=config.adapter.kind == "controlnet",
     )
 
 

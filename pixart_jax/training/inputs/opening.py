@@ -22,7 +22,14 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     if config.data.online:
         return open_pictures_online(config, spec, share)
     require = functools.partial(require_setting, config)
-    for key, unset in (("caption_cleaning", "none"), ("data_dir", ""), ("caption", "")):
+    for key, unset in (
+        ("caption_cleaning", "none"),
+        ("data_dir", ""),
+        ("caption", ""),
+        ("control", "none"),
+        ("control_dir", ""),
+        ("hed", ""),
+    ):
         require(config.data[key] == unset, f"data.{key}", f"only config.data.online=True heeds it; set it to {unset!r}")
     require(
         not config.data.text_encoder or config.sample.prompts,

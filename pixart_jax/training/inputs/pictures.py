@@ -8,6 +8,7 @@ from pixart_jax.config import ConfigDict, architecture, flatten, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pictures import Pictures, open_pictures
+from pixart_jax.encoding.control import open_control
 from pixart_jax.encoding.online import OnlineBatches, OnlineItems, SpreadSamples
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.registry import record_encoders
@@ -48,7 +49,24 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
             bool(data.text_encoder), "data.text_encoder", "name a text encoder's directory that tools.convert wrote"
         )
     has_prior = bool(data.prior_source.strip())
+    require(
+        not spec.control or data.control != "none",
+        "data.control",
+        "a ControlNet follows control pictures (config.adapter.kind); name what they are: canny, hed or given",
+    )
+    require(
+        not has_prior or data.control == "none",
+        "data.control",
+        "the pictures of config.data.prior_source have no control pictures; set it to 'none'",
+    )
     sources = {key: _open(config, key, spec) for key in ("data.source", *["data.prior_source"] * has_prior)}
+    sources["data.source"], make_control = open_control(
+        sources["data.source"],
+        data.control,
+        folder=data.control_dir or None,
+        hed=data.hed or None,
+        options=("config.data.control", "config.data.control_dir", "config.data.hed"),
+    )
     autoencoder = open_autoencoder(config)
     text_encoder = None
     if not has_classes:
@@ -65,6 +83,8 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
                 text_dtype=spec.text_dtype,
                 about={},
                 batch_size=ENCODED_AT_A_TIME,
+                control=data.control,
+                make_control=make_control,
             )
         )
 

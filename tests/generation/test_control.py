@@ -1,0 +1,135 @@
+"""Pictures are drawn after control pictures: each prompt after its own, of their size, and by one command."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from PIL import Image
+from skimage import data
+
+from pixart_jax.conversion.control import Control
+from pixart_jax.conversion.controlnet_files import write_controlnet
+from pixart_jax.conversion.stored import StoredParams, read_stored_model
+from pixart_jax.encoding.edges import CannyEdges, open_edges
+from pixart_jax.errors import InputError
+from pixart_jax.generation.control import ControlNetFile, control_condition
+from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.request import Request
+from pixart_jax.models.controlnet import copy_blocks
+from tools import sample
+
+PROMPTS = ["a red cat on a mat", "the small blue fox"]
+SETTINGS = {"num_steps": 2, "seed": 3, "guidance_scale": 3.0}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Of the aspect ratios 1 and 3:2."""
+    return data.astronaut(), data.chelsea()
+
+
+@pytest.fixture(scope="module")
+def folder(weights, tmp_path_factory):
+    """ControlNets for the tiny Σ: `start`, which changes nothing, and `edges`, of random numbers."""
+    root = tmp_path_factory.mktemp("controlnets")
+    model = read_stored_model(weights).model
+    base = {}
+    for path, array in StoredParams(weights / "params", model).read_all().items():
+        node = base
+        *parents, name = path.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = array
+    params = jax.tree.map(np.asarray, copy_blocks(base, 1))
+    rng = np.random.default_rng(0)
+    for name, tree in (
+        ("start", params),
+        ("edges", jax.tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32), params)),
+    ):
+        flat = flatten_dict(tree, sep="/")
+        write_controlnet(root / name, Control(1, list(flat), flat.get))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pipeline(weights, folder):
+    return TextToImage.from_checkpoint(weights, adapters=[ControlNetFile(folder / "edges")])
+
+
+def draw(pipeline, prompts, pictures, scale=1.0, **settings):
+    request = Request(prompts, **SETTINGS | settings)
+    control = control_condition(pipeline, request, pictures, CannyEdges(), scale)
+    return pipeline.draw(dataclasses.replace(request, conditions=control))
+
+
+def test_each_prompt_follows_its_own_picture(pipeline, pictures):
+    both = draw(pipeline, PROMPTS, pictures, num_images=2)
+    for i, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
+        alone = draw(pipeline, [prompt], [picture], batch_size=1)
+        assert np.abs(both[2 * i].astype(int) - alone[0]).max() <= 1
+    same = draw(pipeline, PROMPTS, pictures[:1], batch_size=1)
+    assert np.abs(same[0].astype(int) - both[0]).max() <= 1
+    assert np.abs(same[1].astype(int) - both[2]).max() > 5
+    assert np.abs(draw(pipeline, PROMPTS[:1], pictures[:1], 0.5, batch_size=1)[0].astype(int) - both[0]).max() > 1
+
+
+def test_at_the_start_it_changes_nothing(weights, folder, pictures):
+    plain = TextToImage.from_checkpoint(weights)
+    begun = TextToImage.from_checkpoint(weights, adapters=[ControlNetFile(folder / "start")])
+    expected = plain(PROMPTS[:1], **SETTINGS)
+    assert np.abs(draw(begun, PROMPTS[:1], pictures[:1]).astype(int) - expected).max() <= 1
+
+
+def test_what_is_missing_or_too_much_is_refused(pipeline, weights, pictures):
+    with pytest.raises(InputError, match=r"the condition control is missing: .*--control"):
+        pipeline(PROMPTS)
+    with pytest.raises(InputError, match="2 control pictures for 1 prompts"):
+        draw(pipeline, PROMPTS[:1], pictures)
+    with pytest.raises(InputError, match="the condition control is what no adapter"):
+        TextToImage.from_checkpoint(weights)(PROMPTS, conditions={"control": np.zeros((2, 256, 16))})
+    with pytest.raises(InputError, match="of 1 pictures, not of 2"):
+        pipeline(PROMPTS, conditions={"control": np.zeros((1, 256, 16))})
+    with pytest.raises(InputError, match="control must be finite"):
+        pipeline(PROMPTS, conditions={"control": np.full((2, 256, 16), np.nan)})
+    with pytest.raises(InputError, match="HED's edges need its weights"):
+        open_edges("hed", None, option="--hed")
+
+
+def test_a_command_draws(weights, folder, pictures, tmp_path, capsys):
+    Image.fromarray(pictures[1]).save(tmp_path / "cat.png")
+    arguments = [
+        "--checkpoint",
+        str(weights),
+        "--prompt",
+        PROMPTS[0],
+        "--num-steps",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    arguments += ["--controlnet", str(folder / "edges"), "--control", str(tmp_path / "cat.png")]
+    assert sample.main([*arguments, "--control-kind", "canny"]) == 0
+    (path,) = (tmp_path / "out").glob("000_*.png")
+    with Image.open(path) as image:
+        # 451×300, whose nearest bucket of 256 px this is.
+        assert image.size == (304, 208)
+        assert image.text["control_kind"] == "canny" and image.text["controlnet"] == "edges"
+        assert len(image.text["control"]) == 16 and image.text["control_scale"] == "1.0"
+    capsys.readouterr()
+    assert sample.main([*arguments, "--control-kind", "canny"]) == 0
+    assert "nothing to draw" in capsys.readouterr().out
+
+    def refused(message, *options):
+        assert sample.main([*options, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+    plain = [*arguments[:6]]
+    refused("--control-kind says what is made of", *arguments)
+    refused("HED's edges need its weights: name ControlNetHED.pth (--hed)", *arguments, "--control-kind", "hed")
+    refused("--control-scale 2: must lie in [0, 1]", *arguments, "--control-kind=canny", "--control-scale=2")
+    refused("--controlnet needs a control picture", *plain, "--controlnet", str(folder / "edges"))
+    alone = [*plain, "--control", str(tmp_path / "cat.png"), "--control-kind=none"]
+    refused("trains none; name one (--controlnet)", *alone)
+    refused("holds no ControlNet", *plain, *arguments[10:], "--controlnet", str(tmp_path), "--control-kind=canny")
