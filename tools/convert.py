@@ -68,7 +68,8 @@ from pixart_jax.files import refuse_patterns
 from pixart_jax.warm_start.from_dit import with_captions
 from pixart_jax.warm_start.reparameterize import format_error_table
 from pixart_jax.warm_start.start import load_run_weights
-from tools.convert_options import REPARAMETERIZE_OPTIONS, make_parser
+
+from .convert_options import REPARAMETERIZE_OPTIONS, make_parser
 
 
 @tool(BEGINS_AGAIN)
