@@ -97,11 +97,6 @@ def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return latents, np.zeros_like(latents)
 
 
-def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and std of latents that are no distribution."""
-    return latents, np.zeros_like(latents)
-
-
 class ReadOnce:
     """Weights that are read from disk once, and placed from the host's memory after that.
 
