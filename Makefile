@@ -31,7 +31,7 @@ distances: $(VENV)/installed font $(EFFICIENTNET)
 		--guidance-scale 1.5 2 3 4 5 6 --draw-batch-size 64 --metrics fid retrieval --reference data/quickstart \
 		--network efficientnet-lite0 --weights $(EFFICIENTNET) --out runs/distances_guidance
 	cp runs/distances/quality.png docs/distance_by_step.png
-	cp runs/distances_guidance/curve.png docs/distance_by_guidance.png
+	cp runs/distances_guidance/by_guidance.png docs/distance_by_guidance.png
 
 $(EFFICIENTNET): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/efficientnet \

@@ -145,7 +145,17 @@ def _losses_fit(config: ConfigDict, require: Require) -> None:
 def _metrics_have_what_they_need(config: ConfigDict, require: Require) -> None:
     metrics, evaluation = eval_metrics(config), config.eval
     require(
-        not metrics or bool(evaluation.network_weights.strip()),
+        "clip_score" not in metrics or bool(evaluation.clip.strip()),
+        "eval.clip",
+        f"config.eval.metrics={evaluation.metrics!r} needs a CLIP: name its folder",
+    )
+    require(
+        "clip_score" not in metrics or not config.model.num_classes,
+        "eval.metrics",
+        f"a model of {config.model.num_classes} classes reads no captions; leave clip_score out",
+    )
+    require(
+        not {*metrics} & {"frechet_distance", "kid"} or bool(evaluation.network_weights.strip()),
         "eval.network_weights",
         f"config.eval.metrics={evaluation.metrics!r} needs the weights of {evaluation.network}: name their file "
         "(docs/evaluation.md says where they are to be had)",

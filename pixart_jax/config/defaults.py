@@ -280,8 +280,9 @@ SETTINGS = {
         # Of the noise, and apart from the run's, so that runs compare.
         "seed": Setting(0, SEED),
         # Metrics of pictures that the run draws, each with a curve: "frechet_distance" and "kid", distances from a
-        # reference between the features of `network`. They are called FID and KID where that is FID's.
-        "metrics": Setting("", some_of("frechet_distance", "kid")),
+        # reference between the features of `network`, which are called FID and KID where that is FID's; and
+        # "clip_score", how well `clip` finds that pictures fit their captions.
+        "metrics": Setting("", some_of("frechet_distance", "kid", "clip_score")),
         # Steps between them; the first and the last step have them too.
         "metrics_every": Setting(5000, AT_LEAST_ONE),
         # Captions of the training data, spread evenly, that they draw. Figures of different numbers do not compare.
@@ -289,6 +290,8 @@ SETTINGS = {
         # "fid-inception", which takes pictures as clean-fid does, or "efficientnet-lite0"; and the file of its weights.
         "network": Setting("fid-inception", one_of("fid-inception", "efficientnet-lite0")),
         "network_weights": Setting(""),
+        # The folder of a CLIP, as transformers saves it or tools.convert wrote it.
+        "clip": Setting(""),
         # A .npz of mean and covariance, as tools.evaluate --statistics writes it; "" takes the training data's own
         # pictures, up to `reference_pictures` of them, as their autoencoder gives them back.
         "reference": Setting(""),

@@ -18,6 +18,7 @@ _PATHS = (
     "data.hed",
     "eval.network_weights",
     "eval.reference",
+    "eval.clip",
 )
 
 

@@ -14,7 +14,7 @@ from pixart_jax.evaluators.evaluation import write_text
 from pixart_jax.evaluators.networks import FeatureNetwork
 from pixart_jax.evaluators.picture_sets import PictureSet, SetFeatures
 from pixart_jax.evaluators.references import Reference
-from pixart_jax.figures.trade_off import trade_off_png
+from pixart_jax.figures.trade_off import over_setting_png, trade_off_png
 from pixart_jax.files.typed_json import read_fields
 
 # What two results must have in common to stand side by side; see docs/evaluation.md.
@@ -180,7 +180,8 @@ def _drawn(result: Result) -> str:
 
 
 def write_curve(out: pathlib.Path, results: Sequence[Result]) -> None:
-    """The papers' curve: results of several guidance scales, as curve.json, curve.md and curve.png."""
+    """The papers' curve: results of several guidance scales, as curve.json, curve.md and curve.png; and each metric
+    against the scale, as by_guidance.png."""
     scales = [result["drawn"]["guidance_scale"] for result in results]
     names = list(results[0]["metrics"])
     points = [{"guidance_scale": scale, **result["metrics"]} for scale, result in zip(scales, results, strict=True)]
@@ -194,3 +195,5 @@ def write_curve(out: pathlib.Path, results: Sequence[Result]) -> None:
         name = across[0][0] if across else names[0]
         across = [("guidance scale", scales), (name, [point[name] for point in points])]
     trade_off_png(out / "curve.png", across[0], across[1], [f"{scale:g}" for scale in scales])
+    figures = {name: [point[name] for point in points] for name in names if not name.endswith("_std")}
+    over_setting_png(out / "by_guidance.png", ("guidance scale", scales), figures)

@@ -1,9 +1,9 @@
-"""One figure against another, over a setting that trades them."""
+"""Figures over a setting: one against another that it trades, or each against the setting."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import write_picture
@@ -41,3 +41,32 @@ def trade_off_png(
     axes.margins(0.1)
     axes.grid(alpha=0.3)
     write_picture(path, FigureCanvasAgg(figure).print_png)
+
+
+def over_setting_png(
+    path: str | os.PathLike, setting: tuple[str, Sequence[float]], figures: Mapping[str, Sequence[float]]
+) -> None:
+    """Draws figures against a setting, in panels one above the other, each with a scale of its own.
+
+    Args:
+      path: PNG file to write, atomically.
+      setting: its name and n values.
+      figures: n values of each name.
+
+    Raises:
+      InputError: no points, or not as many of each.
+    """
+    lengths = {len(values) for values in (setting[1], *figures.values())}
+    if not figures or 0 in lengths or len(lengths) > 1:
+        raise InputError(f"over_setting_png needs n values of each of some figures; got {sorted(lengths)}")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(6, 1 + 2 * len(figures)), dpi=100, layout="constrained")
+    all_axes = drawn.subplots(len(figures), sharex=True, squeeze=False)[:, 0]
+    for axes, (number, (name, values)) in zip(all_axes, enumerate(figures.items()), strict=True):
+        axes.plot(setting[1], values, color=f"C{number}", marker="o", markersize=4, linewidth=1.5)
+        axes.set_ylabel(name.replace("_", " "))
+        axes.grid(alpha=0.3)
+    all_axes[-1].set_xlabel(setting[0])
+    write_picture(path, FigureCanvasAgg(drawn).print_png)

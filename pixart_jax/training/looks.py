@@ -61,10 +61,9 @@ def _validation(plan: Plan, held_out: HeldOut) -> Validation:
 def _quality(plan: Plan, looked_at: LookedAt, captions: Drawings) -> Quality:
     evaluation, num_samples = plan.config.eval, len(captions.samples)
     require_setting(plan.config, num_samples > 1, "data.source", "holds one picture, and a distance needs two or more")
-    of = "a file" if looked_at.reference else f"{min(num_samples, evaluation.reference_pictures)} training pictures"
-    with announced(f"{looked_at.network.name} looks at the reference, {of}"):
-        distances = looked_at.distances(captions, evaluation.reference_pictures)
-    return Quality(captions, [distances], count=evaluation.num_pictures, every=evaluation.metrics_every)
+    with announced("looking at the pictures that the metrics refer to"):
+        measures = looked_at.measures(captions, evaluation.reference_pictures)
+    return Quality(captions, measures, count=evaluation.num_pictures, every=evaluation.metrics_every)
 
 
 def _captions(plan: Plan) -> Drawings:

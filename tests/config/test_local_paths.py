@@ -11,7 +11,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.training.loop import train_and_evaluate
 
 KEYS = ["init_from", "init.null_text", "data.source", "data.data_dir", "data.vae", "data.text_encoder", "eval.source"]
-KEYS += ["eval.network_weights", "eval.reference"]
+KEYS += ["eval.network_weights", "eval.reference", "eval.clip"]
 
 
 @pytest.mark.parametrize("key", KEYS)

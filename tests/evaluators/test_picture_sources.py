@@ -15,7 +15,7 @@ from pixart_jax.evaluators.evaluation import Evaluation, Side
 from pixart_jax.evaluators.picture_sources import open_picture_set
 from pixart_jax.evaluators.pixel_network import pixel_network
 from pixart_jax.figures.images import to_uint8
-from pixart_jax.figures.trade_off import trade_off_png
+from pixart_jax.figures.trade_off import over_setting_png, trade_off_png
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,11 @@ def test_a_trade_off_has_a_point_for_each_label(tmp_path):
     assert Image.open(tmp_path / "a.png").size == (720, 540)
     with pytest.raises(InputError, match="needs n values"):
         trade_off_png(tmp_path / "a.png", ("clip_score", [1, 2]), ("fid", [3]), ["1.5", "2"])
+
+
+def test_figures_over_a_setting_have_a_panel_each(tmp_path):
+    over_setting_png(tmp_path / "a.png", ("guidance scale", [1.5, 2]), {"fid": [3, 4], "clip_score": [1, 2]})
+    assert Image.open(tmp_path / "a.png").size == (600, 500)
+    for setting, figures in (([1, 2], {"fid": [3]}), ([], {"fid": []}), ([1], {})):
+        with pytest.raises(InputError, match="needs n values"):
+            over_setting_png(tmp_path / "a.png", ("guidance scale", setting), figures)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from classifier_weights import write_efficientnet
+from classifier_weights import GOLDEN, write_efficientnet
 from tiny_run import read_metrics, tiny_config
 from tiny_words import CAPTIONS, write_words_data
 
 from pixart_jax.adapters.adapter import Parameters
 from pixart_jax.cluster.ending import Ending
 from pixart_jax.errors import InputError, NotFinite
+from pixart_jax.evaluators.clip_network import ClipNetwork
 from pixart_jax.evaluators.distances import Statistics, frechet_distance, kernel_distance
 from pixart_jax.evaluators.drawings import Drawings, Share
 from pixart_jax.evaluators.efficientnet_network import open_efficientnet
@@ -24,6 +25,8 @@ from pixart_jax.training.looks import open_evaluators
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.plan import open_plan
 from pixart_jax.training.program import FROM_CONFIG
+
+CLIP = GOLDEN / "clip"
 
 
 @pytest.fixture(scope="module")
@@ -152,24 +155,38 @@ def test_a_picture_that_is_not_finite_is_named(evaluator):
         look(evaluator.measures, evaluator.drawings, np.arange(4), [([0, 1, 2, 3], real)])
 
 
-def test_statistics_of_other_pictures_are_a_reference(place, tmp_path, evaluator, weights, features):
+def test_statistics_of_other_pictures_are_a_reference(place, tmp_path):
     network = open_efficientnet(place / "lite0.pth")
-    rows = features(np.random.default_rng(0).integers(0, 256, (4, 40, 30, 3), np.uint8))
+    rows = np.random.default_rng(0).normal(size=(5, 1280))
     write_statistics(tmp_path / "photos.npz", statistics(rows), "photos", network)
     config = config_of(place, metrics="frechet_distance", reference=str(tmp_path / "photos.npz"))
     with open_plan(config, tmp_path / "run", Ending(), FROM_CONFIG) as plan:
-        report = open_evaluators(plan)[-1](weights, lambda: None)
-    drawn = features([to_uint8(picture) for picture in evaluator.drawings.draw(weights, range(4))])
-    assert report.scalars == {
-        "frechet_distance": pytest.approx(frechet_distance(statistics(drawn), statistics(rows)), rel=1e-5)
-    }
+        (distances,) = open_evaluators(plan)[-1].measures
+    np.testing.assert_array_equal(distances.reference.mu, statistics(rows).mu)
+    assert distances.reference.count == 5 and distances.references is None and distances.frechet
+
+
+def test_clip_score_is_of_each_picture_s_own_caption(place, tmp_path, weights):
+    config = config_of(place, metrics="clip_score", network_weights="", clip=str(CLIP))
+    with open_plan(config, tmp_path / "run", Ending(), FROM_CONFIG) as plan:
+        quality = open_evaluators(plan)[-1]
+        report = quality(weights, lambda: None)
+    clip, drawings = ClipNetwork(CLIP), quality.drawings
+    pictures = clip.image_features([to_uint8(picture) for picture in drawings.draw(weights, range(4))])
+    cosines = (pictures * clip.text_features(CAPTIONS)).sum(1)
+    assert report.scalars == {"clip_score": pytest.approx(max(0, 100 * cosines.mean()), rel=1e-5)}
+    (rows,) = look(quality.measures, drawings, np.arange(4), drawings.stream(weights, range(4), Share(0, 1)))
+    np.testing.assert_allclose(rows[:, 0], cosines, atol=1e-6)
 
 
 def test_what_cannot_be_measured_is_refused_before_the_run(place, tmp_path):
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
     for evaluation, said in (
-        ({"metrics": "fid"}, r"config\.eval\.metrics = 'fid': must be some of frechet_distance, kid"),
+        (
+            {"metrics": "fid"},
+            r"config\.eval\.metrics = 'fid': must be some of frechet_distance, kid, clip_score",
+        ),
         ({"network_weights": ""}, r"config\.eval\.network_weights = '': .*needs the weights of efficientnet-lite0"),
         ({"network_weights": str(tmp_path / "none.pth")}, r"config\.eval\.network_weights: .*none\.pth cannot be read"),
         ({"network_weights": str(tmp_path / "text.pth")}, r"config\.eval\.network_weights: .*text\.pth"),
@@ -179,6 +196,8 @@ def test_what_cannot_be_measured_is_refused_before_the_run(place, tmp_path):
             {"metrics": "frechet_distance", "reference": str(tmp_path / "narrow.npz")},
             r"config\.eval\.reference: .*narrow\.npz: mu has 2048 values",
         ),
+        ({"metrics": "clip_score"}, r"config\.eval\.clip = '': .*needs a CLIP: name its folder"),
+        ({"metrics": "clip_score", "clip": str(tmp_path)}, r"config\.eval\.clip: .* has no config\.json"),
         ({"num_pictures": 1}, r"config\.eval\.num_pictures = 1: must lie in \[2, "),
     ):
         with pytest.raises(InputError, match=said):

@@ -67,6 +67,7 @@ def test_a_curve_over_scales(place, out):
     curve = read(out / "curve.json")
     assert [point["guidance_scale"] for point in curve["curve"]] == [1.5, 4.0]
     assert Image.open(out / "curve.png").size > (400, 300)
+    assert Image.open(out / "by_guidance.png").size > (400, 300)
     assert (out / "curve.md").read_text(encoding="utf-8").count("\n| ") == 2
     shards = ShardReader(place / "data")
     decode = load_autoencoder(place / "data", shards.manifest).decode
