@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pixart_jax.data.shards.ends import ends_crc32
 from pixart_jax.encoding.edges import MakeControl, open_edges
+from pixart_jax.encoding.told import fingerprint
 from pixart_jax.errors import InputError
 from pixart_jax.generation.control import ControlNetFile, control_condition, nearest
 from pixart_jax.generation.given import read_picture
@@ -62,8 +65,15 @@ class ControlGiven:
         """What is to be told of it beside a picture of the prompt of that number."""
         picture = self._of([prompt])[0]
         told: dict[str, Any] = {"control_kind": self.kind, "control_scale": self.scale}
-        told |= {} if self.path is None else {"controlnet": self.path.absolute().name}
+        told |= {} if self.path is None else {"controlnet": f"{self.path.absolute().name} ({self._mark})"}
         return told | {"control": hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()[:16]}
+
+    @functools.cached_property
+    def _mark(self) -> str:
+        """Tells the ControlNet's file or folder from another of its name."""
+        if self.path is None:
+            return ""
+        return fingerprint(self.path)[:8] if self.path.is_dir() else f"{ends_crc32(self.path):08x}"
 
     def under(self, pipeline: TextToImage, request: Request, prompts: Sequence[int]) -> Request:
         """The request, which is for the prompts of these numbers, with its control."""
