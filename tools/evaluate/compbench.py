@@ -17,13 +17,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-import jax.numpy as jnp
-
-from pixart_jax.commands import command, path_argument, with_commands
+from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.compbench.layout import CATEGORIES, SIX, Pictures, open_pictures, seed_of
 from pixart_jax.evaluators.compbench.report import table
@@ -32,11 +29,12 @@ from pixart_jax.evaluators.compbench.suite import Part, Relations, finish
 from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.files.locks import hold_share
 from pixart_jax.generation.picture_lists import Wanted, draw_list
-from pixart_jax.generation.pipeline import TextToImage
-from pixart_jax.generation.request import Request
+from pixart_jax.generation.request import Progress, Request
 from pixart_jax.samplers import SAMPLERS
 
 from ..extract_features import ProgressLines, Tally
+from .drawing import DrawingLines, open_pipeline
+from .options import add_model_options, add_work_options
 
 
 def arguments_of(argv: Sequence[str]) -> list[str] | None:
@@ -49,6 +47,7 @@ def arguments_of(argv: Sequence[str]) -> list[str] | None:
 
 def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
+    quieten_libraries()
     try:
         return evaluate(args)
     except InputError as error:
@@ -80,13 +79,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def draw(args: argparse.Namespace, pictures: Mapping[str, Pictures]) -> None:
     """This process's share of the pictures, a category after the other."""
-    pipeline = TextToImage.from_checkpoint(
-        args.checkpoint,
-        ema=args.ema,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-    )
+    pipeline = open_pipeline(args)
     request = Request(
         "",
         sampler=args.sampler,
@@ -99,12 +92,6 @@ def draw(args: argparse.Namespace, pictures: Mapping[str, Pictures]) -> None:
         wanted = [
             Wanted(f"samples/{category.name(row)}", category.prompt(row), seed_of(row)) for row in range(len(category))
         ]
-        lines = ProgressLines(f"{name}, drawn: ")
-
-        def report(stage: str, done: int, total: int, lines: ProgressLines = lines) -> None:
-            if stage == "drawn":
-                lines(Tally(0, 0, done, total, 0))
-
         # Units are scored by the process that has drawn them.
         draw_list(
             pipeline,
@@ -114,8 +101,21 @@ def draw(args: argparse.Namespace, pictures: Mapping[str, Pictures]) -> None:
             process_index=args.process_index,
             process_count=args.process_count,
             per_group=args.pictures_per_unit,
-            progress=report,
+            progress=drawing_progress(name),
         )
+
+
+def drawing_progress(name: str) -> Progress:
+    """Says within a group what is being done, and after each how long all will take."""
+    lines, stages = ProgressLines(f"{name}, drawn: "), DrawingLines(name)
+
+    def report(stage: str, done: int, total: int) -> None:
+        if stage == "drawn":
+            lines(Tally(0, 0, done, total, 0))
+        else:
+            stages(stage, done, total)
+
+    return report
 
 
 def score(args: argparse.Namespace, parts: Sequence[Part], relations: Relations | None) -> int:
@@ -187,24 +187,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     networks.add_argument(
         "--detector", type=path_argument, metavar="DIR", help="an object detector of transformers, which is not its own"
     )
-    networks.add_argument("--batch-size", type=int, default=32, help="pictures at a time (default: %(default)s)")
 
     drawing = parser.add_argument_group("drawing")
     drawing.add_argument("--checkpoint", type=path_argument, metavar="DIR", help="what draws; as of tools.sample")
-    drawing.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None)
-    drawing.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
-    drawing.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
-    drawing.add_argument("--dtype", choices=("float32", "bfloat16"), help="(default: bfloat16 but on a CPU)")
     drawing.add_argument("--sampler", choices=SAMPLERS, help="default: the model's")
     drawing.add_argument("--num-steps", type=int, help="default: 20, or the run's")
     drawing.add_argument("--guidance-scale", type=float, help="default: 4.5, or the run's")
     drawing.add_argument("--size", type=int, help="pixels along a side (default: the model's)")
     drawing.add_argument("--draw-batch-size", type=int, default=4, help="(default: %(default)s)")
 
-    parser.add_argument(
-        "--pictures-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
-    )
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
-    parser.add_argument("--process-index", type=int, default=0)
-    parser.add_argument("--process-count", type=int, default=1)
+    add_model_options(parser)
+    add_work_options(parser)
     return parser.parse_args(argv)

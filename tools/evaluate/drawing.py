@@ -67,15 +67,7 @@ def open_drawings(args: argparse.Namespace, prompts: Prompts) -> Mapping[str, Dr
     requests = [Request("", guidance_scale=scale, batch_size=args.draw_batch_size, **settings) for scale in scales]
     if len({request.guidance_scale for request in requests}) < len(requests):
         raise InputError(f"--guidance-scale {' '.join(map(str, scales))}: name each once")
-    pipeline = TextToImage.from_checkpoint(
-        args.checkpoint,
-        ema=args.ema,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-        keep_loaded=args.keep_loaded,
-        tile_size=args.tile_size,
-    )
+    pipeline = open_pipeline(args)
     canvas = requests[0].canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
@@ -87,6 +79,19 @@ def open_drawings(args: argparse.Namespace, prompts: Prompts) -> Mapping[str, Dr
         drawing = first.at_guidance(request.guidance_scale, args.out / "pictures" / name)
         found[name] = DrawnPictures(drawing, args.keep_pictures, DrawingLines(name))
     return found
+
+
+def open_pipeline(args: argparse.Namespace) -> TextToImage:
+    """What draws, with the options of `add_model_options`; raises InputError if there is no such model."""
+    return TextToImage.from_checkpoint(
+        args.checkpoint,
+        ema=args.ema,
+        text_encoder=args.text_encoder,
+        vae=args.vae,
+        dtype=args.dtype and jnp.dtype(args.dtype),
+        keep_loaded=args.keep_loaded,
+        tile_size=args.tile_size,
+    )
 
 
 class DrawingLines:

@@ -153,6 +153,13 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         help="in OUT/pictures, or remove each once it has been looked at",
     )
 
+    add_model_options(parser)
+    add_work_options(parser)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How what draws is opened; see `drawing.open_pipeline`."""
     models = parser.add_argument_group("models")
     models.add_argument(
         "--ema",
@@ -168,6 +175,9 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     )
     models.add_argument("--tile-size", type=int, default=TILE_SIZE, help="as of tools.sample (default: %(default)s)")
 
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """How pictures are looked at, and how processes share that."""
     work = parser.add_argument_group("work")
     work.add_argument("--batch-size", type=int, default=32, help="pictures looked at at a time (default: %(default)s)")
     work.add_argument(
@@ -176,7 +186,6 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     work.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
     work.add_argument("--process-index", type=int, default=0)
     work.add_argument("--process-count", type=int, default=1)
-    return parser
 
 
 def source_argument(text: str) -> str:

@@ -151,6 +151,7 @@ def test_numeracy_counts_each_thing_once():
     mice = [found("mouse", (100 * i, 0, 100 * i + 50, 50)) for i in range(3)]
     within = found("mouse", (2, 2, 40, 40))  # A part of the first.
     assert labels_of([*mice, within, found("cat", (0, 0, 50, 50))]) == ["mouse"] * 3 + ["cat"]
+    assert is_same((0, 0, 10, 10), (0, 1, 10, 11))  # Their pixels count, not the lines between: 110 of 121.
     assert is_same((0, 0, 50, 50), (0, 0, 50, 47)) and not is_same((0, 0, 50, 50), (40, 0, 90, 50))
     assert numeracy_score([("mouse", 3)], [*mice, within]) == 1
     assert numeracy_score([("mouse", 2)], mice) == 0.5

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def test_positions_of_another_size_are_interpolated_and_said(tmp_path, pictures)
     answers = BlipAnswers(make_blip(tmp_path / "blip", image_size=240), 2)
     assert answers.note == "positions of 240 pixels interpolated to 480"
     assert 0 < answers([pictures[0]], [["a cat?"]])[0][0] < 1
+
+
+def test_networks_need_pytorch(blip, detr, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for network, folder in ((BlipAnswers, blip), (TorchDetector, detr)):
+        with pytest.raises(InputError, match="is run by PyTorch: pip install torch"):
+            network(folder, 1)
 
 
 def test_blip_of_another_kind_is_refused(blip, detr, tmp_path, pictures):
