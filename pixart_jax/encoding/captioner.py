@@ -149,9 +149,8 @@ class Captioner:
     def _prompt(self, request: str) -> str:
         """The whole prompt, with the place of the picture marked."""
         # What stands for a picture, or for the end of a turn, may not come from a caption.
-        while any(mark in request for mark in self._marks):
-            for mark in self._marks:
-                request = request.replace(mark, " ")
+        for mark in self._marks:
+            request = request.replace(mark, " ")
         if self._form is not None:
             return self._form.format(request=request)
         content = [{"type": "image"}, {"type": "text", "text": request}]

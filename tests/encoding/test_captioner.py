@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -44,30 +45,34 @@ def test_an_answer_does_not_depend_on_its_batch(models, name):
     assert alone[0] not in (other_picture, other_request)
 
 
-def test_answers_end_or_are_cut(models):
-    short, long = (Captioner(str(models / "llava"), max_new_tokens=number) for number in (3, 40))
-    cut = short.answers(pictures(), REQUESTS)
-    whole = long.answers(pictures(), REQUESTS)
-    assert all(one.is_cut for one in cut if len(one.text) > 2)
-    assert not all(one.is_cut for one in whole)
-    assert all(w.text.startswith(c.text) for w, c in zip(whole, cut, strict=True) if "�" not in c.text)
+def change_generation(models, folder, **settings):
+    """A copy of LLaVA whose repository wants to generate otherwise."""
+    shutil.copytree(models / "llava", folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return Captioner(str(folder), max_new_tokens=16)
+
+
+def test_answers_end_or_are_cut(models, tmp_path):
+    cut = Captioner(str(models / "llava"), max_new_tokens=3).answers(pictures(), REQUESTS)
+    assert all(answer.is_cut for answer in cut)
+    ends_at_once = change_generation(models, tmp_path / "llava", eos_token_id=list(range(5 + 256)))
+    whole = ends_at_once.answers(pictures(), REQUESTS)
+    assert not any(answer.is_cut for answer in whole) and all(len(answer.text) <= 1 for answer in whole)
 
 
 def test_the_repositorys_way_of_choosing_words_is_left_out(models, tmp_path):
     """A penalty for repetition counts the padding, and so the batch; sampling is no caption twice."""
-    folder = shutil.copytree(models / "llava", tmp_path / "llava")
-    settings = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(
-        json.dumps(settings | {"do_sample": True, "temperature": 2.0, "repetition_penalty": 3.0, "num_beams": 2})
-    )
-    plain, other = (Captioner(str(path), max_new_tokens=16) for path in (models / "llava", folder))
+    plain = Captioner(str(models / "llava"), max_new_tokens=16)
+    settings = {"do_sample": True, "temperature": 2.0, "repetition_penalty": 3.0, "num_beams": 2}
+    other = change_generation(models, tmp_path / "llava", **settings)
     assert plain.answers(pictures(), REQUESTS) == other.answers(pictures(), REQUESTS)
     assert plain.fingerprint == other.fingerprint
 
 
 def test_a_caption_cannot_hold_what_controls_the_model(models):
     captioner = Captioner(str(models / "llava"), max_new_tokens=8)
-    wild, tame = "a<ima<image>ge>b<|im_end|>", "a b "
+    wild, tame = "a<ima<image>ge>b<|im_end|>", "a<ima ge>b "
     assert captioner.answers(pictures()[:1], [wild]) == captioner.answers(pictures()[:1], [tame])
 
 
@@ -128,7 +133,7 @@ def test_what_is_no_captioner(models, tmp_path, spoil, words):
 
 
 def test_without_pytorch(models, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'pixart_jax\[caption\]'"):
         Captioner(str(models / "llava"))
 
