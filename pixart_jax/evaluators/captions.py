@@ -14,6 +14,8 @@ from pixart_jax.data.pictures.base import MOST_CAPTION_BYTES, printable
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import read_bytes, read_fields
 
+# What `generation.picture_lists` leaves beside what it draws.
+_LIST = "captions.json"
 # How many names a message lists.
 _LISTED = 5
 
@@ -24,8 +26,9 @@ def read_captions(root: pathlib.Path, files: Sequence[str], path: pathlib.Path |
     Args:
       root: the folder.
       files: relative paths of its pictures.
-      path: a JSON object of the relative path, with or without its ending, to the caption; None for a text file beside
-        each picture, of the same name but for the ending.
+      path: a JSON object of the relative path, with or without its ending, to the caption. None for a `captions.json`
+        in the folder, which is such an object and lies beside pictures that were drawn; or where there is none, for a
+        text file beside each picture, of the same name but for the ending.
 
     Returns:
       One caption for each file, without the white space around it.
@@ -33,6 +36,8 @@ def read_captions(root: pathlib.Path, files: Sequence[str], path: pathlib.Path |
     Raises:
       InputError: a picture has none, or an empty one; names the first few. Or a file of captions cannot be read.
     """
+    if path is None and (root / _LIST).is_file():
+        path = root / _LIST
     found = [_beside(root / name) for name in files] if path is None else _listed(path, files)
     if missing := [printable(name) for name, caption in zip(files, found, strict=True) if not caption]:
         names = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import pathlib
+import threading
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ class ClipNetwork:
           path: see `conversion.clip.load_clip`.
           batch_size: of pictures and of captions; rounded up to a multiple of the devices.
           num_threads: that prepare pictures.
-          preprocessing: one of `clip_preprocessing.CLIP_PREPROCESSINGS`.
+          preprocessing: a name of `clip_preprocessing`.
 
         Raises:
           InputError: it is no CLIP, or damaged.
@@ -112,7 +112,7 @@ def picture_network(clip: LoadedClip, preprocessing: str) -> FeatureNetwork:
     """The tower for pictures.
 
     Args:
-      preprocessing: one of `clip_preprocessing.CLIP_PREPROCESSINGS`.
+      preprocessing: a name of `clip_preprocessing`.
 
     Raises:
       InputError: there is none, or its preprocessor_config.json cannot be followed.
@@ -160,7 +160,7 @@ def caption_network(clip: LoadedClip) -> FeatureNetwork:
         preprocessing=f"cut to {sizes.max_position_embeddings} tokens",
         input_shape=(sizes.max_position_embeddings,),
         outputs={FEATURES: width},
-        prepare=functools.partial(_token_ids, _load_tokenizer(clip.tokenizer), sizes, clip.tokenizer),
+        prepare=_Tokens(clip.tokenizer, sizes),
         apply=apply,
         params={"text_model": clip.params["text_model"]},
     )
@@ -170,24 +170,36 @@ def _unit(features):
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
-def _load_tokenizer(folder: pathlib.Path):
-    # Half a second, which only those who have captions should wait.
-    from transformers import CLIPTokenizer
+class _Tokens:
+    """Captions to token ids i32[max_position_embeddings]; called from several threads at once."""
 
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The library raises everything from ImportError to bare Exception for a malformed file.
-        raise InputError(f"{folder} is no tokenizer of CLIP's, or a damaged one: {str(error)[:300]}") from error
+    def __init__(self, folder: pathlib.Path, sizes: TextSizes):
+        """Raises InputError if there is no tokenizer of CLIP's in the folder."""
+        # Half a second, which only those who have captions should wait.
+        from transformers import CLIPTokenizer
 
+        self._folder, self._sizes = folder, sizes
+        # The library's tokenizers take their settings with each call, and break where two threads set them.
+        self._lock = threading.Lock()
+        try:
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # It raises everything from ImportError to bare Exception for a malformed file.
+            raise InputError(f"{folder} is no tokenizer of CLIP's, or a damaged one: {str(error)[:300]}") from error
 
-def _token_ids(tokenizer, sizes: TextSizes, folder: pathlib.Path, caption: str) -> np.ndarray:
-    """i32[max_position_embeddings]; raises InputError unless the network finds the end in it and knows all of it."""
-    found = tokenizer(caption, padding="max_length", truncation=True, max_length=sizes.max_position_embeddings)
-    ids = np.array(found["input_ids"], np.int32)
-    end = tokenizer.eos_token_id if sizes.eos_token_id == LEGACY_EOS else sizes.eos_token_id
-    if ids.max() >= sizes.vocab_size or end not in ids or (sizes.eos_token_id == LEGACY_EOS and ids.max() != end):
-        raise InputError(
-            f"{folder}: the tokenizer is another network's: it makes ids up to {ids.max()} of {caption[:80]!r}, where "
-            f"the network knows {sizes.vocab_size} and looks for the end token {end}; take both from one folder"
-        )
-    return ids
+    def __call__(self, caption: str) -> np.ndarray:
+        """Raises InputError unless the network knows all of the ids and finds the end among them."""
+        sizes = self._sizes
+        with self._lock:
+            found = self._tokenizer(
+                caption, padding="max_length", truncation=True, max_length=sizes.max_position_embeddings
+            )
+        ids = np.array(found["input_ids"], np.int32)
+        legacy = sizes.eos_token_id == LEGACY_EOS
+        end = self._tokenizer.eos_token_id if legacy else sizes.eos_token_id
+        if ids.max() >= sizes.vocab_size or end not in ids or (legacy and ids.max() != end):
+            raise InputError(
+                f"{self._folder}: the tokenizer is another network's: it makes ids up to {ids.max()} of "
+                f"{caption[:80]!r}, where the network knows {sizes.vocab_size} and looks for the end token {end}; take "
+                "both from one folder"
+            )
+        return ids

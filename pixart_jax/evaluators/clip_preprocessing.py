@@ -25,7 +25,9 @@ from pixart_jax.conversion.arrays import read_json
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.torch_resize import resize_float, resize_uint8
 
-CLIP_PREPROCESSINGS = ("transformers", "transformers-pillow", "openai", "cmmd", "cmmd-stretch")
+# What features are compared with those of captions by, and what CMMD is measured by.
+CLIP_PREPROCESSINGS = ("transformers", "transformers-pillow", "openai")
+CMMD_PREPROCESSINGS = ("cmmd", "cmmd-stretch")
 # Of transformers' folder of a CLIP.
 CONFIG = "preprocessor_config.json"
 
@@ -39,7 +41,7 @@ class ClipPreprocessing:
     """What is done to each picture.
 
     Attributes:
-      name: one of CLIP_PREPROCESSINGS.
+      name: one of CLIP_PREPROCESSINGS or CMMD_PREPROCESSINGS.
       image_size: pixels along each side of what comes out.
       resize: to that many along the short side, or to (height, width).
       mean, std: of each channel, of values from 0 to 1.
@@ -106,13 +108,14 @@ def read_clip_preprocessing(folder: pathlib.Path, image_size: int, name: str) ->
     Args:
       folder: with preprocessor_config.json; without one it is prepared as OpenAI's CLIPs are.
       image_size: the network's.
-      name: one of CLIP_PREPROCESSINGS.
+      name: one of CLIP_PREPROCESSINGS or CMMD_PREPROCESSINGS.
 
     Raises:
       InputError: the file is damaged, says something that is not done here, or is another network's.
     """
-    if name not in CLIP_PREPROCESSINGS:
-        raise InputError(f"preprocessing {name!r} is not known; choose from {', '.join(CLIP_PREPROCESSINGS)}")
+    known = (*CLIP_PREPROCESSINGS, *CMMD_PREPROCESSINGS)
+    if name not in known:
+        raise InputError(f"preprocessing {name!r} is not known; choose from {', '.join(known)}")
     path = folder / CONFIG
     config = read_json(path) if path.exists() else {}
     problems = [

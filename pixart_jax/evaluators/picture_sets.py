@@ -50,8 +50,8 @@ class PictureSet(Protocol):
     def name(self, place: int) -> str:
         """What a picture is called, for people."""
 
-    def read(self, place: int) -> np.ndarray:
-        """A picture uint8[H, W, 3], as it is meant to be seen; called from several threads at once.
+    def read(self, place: int) -> Any:
+        """A picture uint8[H, W, 3], as it is meant to be seen, or a caption; called from several threads at once.
 
         Raises:
           BadItem, BadImage: it cannot be read.

@@ -20,9 +20,9 @@ from pixart_jax.files.typed_json import read_fields
 # What two results must have in common to stand side by side; see docs/evaluation.md.
 COMPARED = ("pictures.used", "reference.fingerprint", "reference.used", "kid_subset_size")
 # And what they must have in common where both know it.
-COMPARED_IF_KNOWN = ("drawn.prompts.sha256", "gallery.fingerprint")
+COMPARED_IF_KNOWN = ("drawn.prompts.sha256", "gallery.fingerprint", "captions.sha256")
 # Of a curve: what is better where it is lower, and what tells that pictures show what they should; the first there is.
-_DISTANCES = ("fid", "frechet_distance", "cmmd", "kid", "kernel_distance")
+_DISTANCES = ("fid", "frechet_distance", "cmmd", "clip_discrepancy", "kid", "kernel_distance")
 _AGREEMENTS = ("clip_score", "retrieval_at_1", "precision", "inception_score")
 
 Result = Mapping[str, Any]

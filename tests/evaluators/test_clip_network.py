@@ -13,7 +13,12 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.clip_network import ClipNetwork, describe_clip
-from pixart_jax.evaluators.clip_preprocessing import CLIP_PREPROCESSINGS, ClipPreprocessing, read_clip_preprocessing
+from pixart_jax.evaluators.clip_preprocessing import (
+    CLIP_PREPROCESSINGS,
+    CMMD_PREPROCESSINGS,
+    ClipPreprocessing,
+    read_clip_preprocessing,
+)
 from pixart_jax.evaluators.torch_resize import resize_float, resize_uint8
 from pixart_jax.models.clip_config import clip_from_config
 
@@ -104,7 +109,7 @@ def test_others_cut_otherwise():
 
 def test_preprocessings_differ():
     picture = pictures()[3]
-    found = [ClipPreprocessing(name, 16, 16)(picture) for name in CLIP_PREPROCESSINGS]
+    found = [ClipPreprocessing(name, 16, 16)(picture) for name in CLIP_PREPROCESSINGS + CMMD_PREPROCESSINGS]
     assert all(array.shape == (16, 16, 3) and array.dtype == np.float32 for array in found)
     assert all(not np.allclose(one, other, atol=1e-3) for i, one in enumerate(found) for other in found[:i])
 

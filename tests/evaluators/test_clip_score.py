@@ -45,6 +45,8 @@ def test_captions_lie_beside_pictures_or_in_one_file(tmp_path):
     assert read_captions(tmp_path, FILES, None) == ["ein Hündchen", "a cat"]
     (tmp_path / "all.json").write_text(json.dumps({"a": "x", "deeper/b.c.jpg": " y ", "more": "z"}), encoding="utf-8")
     assert read_captions(tmp_path, FILES, tmp_path / "all.json") == ["x", "y"]
+    (tmp_path / "all.json").rename(tmp_path / "captions.json")
+    assert read_captions(tmp_path, FILES, None) == ["x", "y"]
 
 
 def test_pictures_without_a_caption_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +10,15 @@ import time
 
 import numpy as np
 import pytest
+from golden_cases import GOLDEN
 from PIL import Image
 from tiny_run import simulated, tiny_config
 from tiny_words import CAPTIONS, write_words_data
 
-from pixart_jax.data.prompt_lists import seed_of
+from pixart_jax.data.prompt_lists import captions_of_shards, seed_of
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding.registry import load_autoencoder
+from pixart_jax.evaluators.clip_network import ClipNetwork
 from pixart_jax.evaluators.pixel_network import pixel_network
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.figures.images import to_uint8
@@ -173,3 +176,18 @@ def test_prompts_of_a_file_that_will_not_do(place, tmp_path, capsys, monkeypatch
         assert evaluate.main([*given, "--metrics", "is", "--weights", "x"]) == 2
         assert said in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_prompts_are_the_captions_of_a_clip_score(place, out, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    clip = GOLDEN / "extras" / "clip"
+    assert evaluate.main(arguments(place, tmp_path / "out", "--metrics", "clip_score", "--clip", str(clip))) == 0
+    network = ClipNetwork(clip)
+    captions = network.text_features(captions_of_shards(ShardReader(place / "data"), range(4), "data"))
+    for scale in SCALES:
+        files = sorted((out / "pictures" / f"guidance-{scale}").glob("*.png"))
+        scores = 100 * (network.image_features([Image.open(file) for file in files]) * captions).sum(1)
+        found = read(tmp_path / "out" / f"guidance-{scale}.json")
+        assert found["metrics"] == {"clip_score": pytest.approx(max(scores.mean(), 0), rel=1e-4)}
+        own = read(tmp_path / "out" / f"guidance-{scale}-clip_scores.json")
+        np.testing.assert_allclose(list(own.values()), scores, atol=1e-3)

@@ -6,6 +6,7 @@ python -m tools.evaluate REAL --inception FILE.pth --statistics coco.npz --out r
 python -m tools.evaluate PICTURES --reference REAL --network efficientnet-lite0 --weights FILE.pth --out results/d
 python -m tools.evaluate --checkpoint weights/sigma-512 --prompts captions_val2014.json --num-pictures 30000 \\
     --guidance-scale 1.5 2 3 4 5 6 --reference coco.npz --inception FILE.pth --out results/curve
+python -m tools.evaluate PICTURES --metrics clip_score cmmd --clip clip-vit-large-patch14-336/ --reference REAL --out D
 python -m tools.evaluate --compare results/mine/result.json results/b/result.json
 python -m tools.evaluate --suite compbench --help  # T2I-CompBench, which has options of its own
 
@@ -25,6 +26,8 @@ from typing import Any
 from pixart_jax.commands import GOES_ON, quieten_libraries, tool
 from pixart_jax.encoding.shard_decoder import shard_decoder
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.captions import CaptionSet
+from pixart_jax.evaluators.clip_figures import CAPTIONS, CMMD
 from pixart_jax.evaluators.distances import statistics_of
 from pixart_jax.evaluators.evaluation import Evaluation, Side, write_text
 from pixart_jax.evaluators.feature_networks import open_network
@@ -40,7 +43,7 @@ from pixart_jax.files.locks import hold_share
 from pixart_jax.generation.drawn_pictures import DrawnPictures
 
 from ..extract_features import ProgressLines, Tally
-from . import compbench
+from . import clip, compbench
 from .drawing import Prompts, open_drawings, read_prompts
 from .options import is_statistics, parse_arguments
 
@@ -85,11 +88,17 @@ def evaluate(args: argparse.Namespace) -> int:
         measured = open_drawings(args, prompts)
     else:
         measured = {"pictures": open_set(args, args.pictures, "PICTURES")}
-    sides = {name: Side(pictures, networks) for name, pictures in measured.items()}
+    captions = clip.open_captions(args, measured, prompts)
+    of_pictures = {purpose: network for purpose, network in networks.items() if purpose != CAPTIONS}
+    sides = {name: Side(pictures, of_pictures) for name, pictures in measured.items()}
     for name, pictures in others.items():
-        needed = {DISTANCES: name == REFERENCE, PIXELS: name == gallery}
-        looking = {purpose: network for purpose, network in networks.items() if needed[purpose]}
-        sides[name] = Side(pictures, looking)
+        needed = {DISTANCES: name == REFERENCE, CMMD: name == REFERENCE, PIXELS: name == gallery}
+        looking = {purpose: network for purpose, network in networks.items() if needed.get(purpose)}
+        if looking:
+            sides[name] = Side(pictures, looking)
+    if captions:
+        # Before the pictures: what is wrong with a caption is said before any is drawn.
+        sides = {CAPTIONS: Side(captions, {CAPTIONS: networks[CAPTIONS]})} | sides
     locks = args.out / ".locks"
     check_writable(locks, "--out")
     locks.mkdir(parents=True, exist_ok=True)
@@ -100,7 +109,7 @@ def evaluate(args: argparse.Namespace) -> int:
         elif args.statistics:
             write_reference(args.statistics, measured["pictures"], networks[DISTANCES], found["pictures"][DISTANCES])
         else:
-            results = measure(args, measured, others, reference, networks, found, prompts, gallery)
+            results = measure(args, measured, others, reference, networks, found, prompts, gallery, captions)
             write_results(args.out, results)
     return 0
 
@@ -112,7 +121,7 @@ def open_networks(args: argparse.Namespace) -> dict[str, FeatureNetwork]:
         networks[DISTANCES] = open_network(args.network, args.weights, args.preprocessing)
     if RETRIEVAL in args.metrics:
         networks[PIXELS] = pixel_network()
-    return networks
+    return networks | clip.open_networks(args)
 
 
 def open_set(args: argparse.Namespace, spec: str, what: str) -> PictureSet:
@@ -166,12 +175,14 @@ def measure(
     found: Mapping[str, Mapping[str, SetFeatures]],
     prompts: Prompts | None,
     gallery: str,
+    captions: CaptionSet | None,
 ) -> dict[str, dict[str, Any]]:
     """The result of each set that is measured."""
     results = {}
     against: Reference | SetFeatures | None = reference
+    of_reference = found.get(REFERENCE, {})
     if REFERENCE in others:
-        against = found[REFERENCE].get(DISTANCES)
+        against = of_reference.get(DISTANCES)
     for name, pictures in measured.items():
         figures: dict[str, float] = {}
         subset = None
@@ -181,18 +192,31 @@ def measure(
             )
         if prompts and PIXELS in networks:
             figures |= retrieval_figure(found[name][PIXELS], found[gallery][PIXELS], prompts.places)
+        of_clip, about_clip = clip.measure(
+            args,
+            args.out / ("clip_scores.json" if len(measured) == 1 else f"{name}-clip_scores.json"),
+            pictures,
+            captions,
+            networks,
+            found[name],
+            found.get(CAPTIONS, {}).get(CAPTIONS),
+            of_reference.get(CMMD),
+        )
         drawn = None
         if prompts and isinstance(pictures, DrawnPictures):
             drawn = {**pictures.drawing.recipe, "prompts": prompts.about, "kept": args.keep_pictures}
         results[name] = make_result(
-            figures,
+            figures | of_clip,
             networks=networks,
             kid_subset_size=subset,
             pictures=about_set(pictures, next(iter(found[name].values()))),
-            reference=about_reference(reference, others.get(REFERENCE), found.get(REFERENCE, {}).get(DISTANCES)),
+            reference=about_reference(
+                reference, others.get(REFERENCE), of_reference.get(DISTANCES) or of_reference.get(CMMD)
+            ),
             gallery=about_set(others[gallery], found[gallery][PIXELS]) if gallery else None,
             drawn=drawn,
         )
+        results[name] |= about_clip
     return results
 
 

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pixart_jax.commands import command, path_argument, seed_argument, text_argument, with_commands
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.clip_figures import CLIP_SCORE, CMMD, OF_CLIP
+from pixart_jax.evaluators.clip_preprocessing import CLIP_PREPROCESSINGS, CMMD_PREPROCESSINGS
 from pixart_jax.evaluators.feature_networks import NETWORKS
 from pixart_jax.evaluators.measures import OF_BOTH, OF_FEATURES, RETRIEVAL
 from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
 from pixart_jax.samplers import SAMPLERS
 
-METRICS = (*OF_FEATURES, RETRIEVAL)
+METRICS = (*OF_FEATURES, *OF_CLIP, RETRIEVAL)
 # Options that only pictures to be drawn have, by their names in the parsed arguments.
 OF_DRAWING = (
     "prompts", "prompts_from", "num_pictures", "negative_prompt", "seed", "size", "aspect_ratio", "sampler",
@@ -44,6 +46,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--weights is missing: a file of weights of {args.network}")
     if "is" in args.metrics and args.network != NETWORKS[0]:
         raise InputError(f"--metrics is: an Inception Score is of {NETWORKS[0]}'s classes; name it as --network")
+    _check_clip(args)
     _check_drawing(args)
     _check_reference(args)
     if not 0 <= args.process_index < args.process_count:
@@ -51,6 +54,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("batch_size", "draw_batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
         if getattr(args, name) < 1 + (name == "kid_subset_size"):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
+
+
+def _check_clip(args: argparse.Namespace) -> None:
+    if (wanting := sorted(set(args.metrics) & set(OF_CLIP))) and not args.clip:
+        raise InputError(f"--clip is missing, which --metrics {' '.join(wanting)} need: the folder of a CLIP")
+    if args.captions and (args.checkpoint or CLIP_SCORE not in args.metrics):
+        raise InputError("--captions says what PICTURES show, for --metrics clip_score; leave it out")
 
 
 def _check_drawing(args: argparse.Namespace) -> None:
@@ -74,17 +84,19 @@ def _check_reference(args: argparse.Namespace) -> None:
         )
     if args.statistics:
         return
-    wanting = sorted(set(args.metrics) & {"fid", *OF_BOTH})
+    wanting = sorted(set(args.metrics) & {"fid", CMMD, *OF_BOTH})
     if wanting and not args.reference:
         raise InputError(
             f"--reference is missing, which --metrics {' '.join(wanting)} need: a folder of pictures, feature shards, "
             "tfds:NAME, or a .npz of statistics"
         )
-    if is_statistics(args.reference) and (more := sorted(set(args.metrics) & set(OF_BOTH))):
+    if is_statistics(args.reference) and (more := sorted(set(args.metrics) & {CMMD, *OF_BOTH})):
         raise InputError(
             f"--metrics {' '.join(more)} need the reference's pictures, and {args.reference} holds mean and covariance "
             "only; name their folder"
         )
+    if is_statistics(args.reference) and not set(args.metrics) & set(OF_FEATURES):
+        raise InputError(f"--reference {args.reference}: no one of --metrics looks at statistics; leave it out")
 
 
 def is_statistics(reference: str | None) -> bool:
@@ -122,6 +134,27 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--kid-subset-size", type=int, default=1000, help="at most (default: %(default)s)")
     parser.add_argument("--statistics", type=path_argument, metavar="FILE.npz", help="write PICTURES' and stop")
     parser.add_argument("--compare", nargs=2, type=path_argument, metavar="RESULT", help="two results side by side")
+
+    clip = parser.add_argument_group("CLIP", "of --metrics clip_score and cmmd")
+    clip.add_argument("--clip", type=path_argument, metavar="DIR", help="as transformers saves it, or tools.convert")
+    clip.add_argument(
+        "--captions",
+        type=path_argument,
+        metavar="FILE.json",
+        help="an object of PICTURES' names to captions (default: their captions.json, or a .txt beside each)",
+    )
+    clip.add_argument(
+        "--clip-preprocessing",
+        choices=CLIP_PREPROCESSINGS,
+        default=CLIP_PREPROCESSINGS[0],
+        help="of clip_score (default: %(default)s)",
+    )
+    clip.add_argument(
+        "--cmmd-preprocessing",
+        choices=CMMD_PREPROCESSINGS,
+        default=CMMD_PREPROCESSINGS[0],
+        help="of cmmd (default: %(default)s)",
+    )
 
     drawing = parser.add_argument_group("drawing", "pictures of a model, in place of PICTURES")
     drawing.add_argument(
