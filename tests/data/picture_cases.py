@@ -1,6 +1,8 @@
 """Folders and tars to read pictures from, and what reading all of a source gives."""
 
 import io
+import os
+import pathlib
 import pickle
 import tarfile
 
@@ -22,6 +24,10 @@ def outcomes(source):
         try:
             item = source[index]
             found[item.key] = item.captions if item.label is None else item.label
+            # The same in parts, and where the picture lies.
+            assert source.words(index) == (item.key, item.captions, item.label)
+            assert source.data(index) == item.data
+            assert (path := source.file(index)) is None or pathlib.Path(os.fsdecode(path)).read_bytes() == item.data
         except BadItem as raised:
             error = pickle.loads(pickle.dumps(raised))  # as out of a worker process
             assert str(error).startswith(f"{error.key}: {error.reason}: ")
