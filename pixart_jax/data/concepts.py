@@ -105,7 +105,8 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _short(count: float) -> str:
-    """As the paper writes counts, where they are as large as the paper's."""
+    """As the paper writes counts, where they are the paper's or as large."""
     if count >= 10e6:
         return f"{count / 1e6:.1f}M"
-    return f"{count / 1e3:.0f}K" if count >= 10e3 else f"{count:,.0f}"
+    is_rounded = count >= 10e3 and count % 1e3 == 0
+    return f"{count / 1e3:.0f}K" if is_rounded or count >= 1e6 else f"{count:,.0f}"

@@ -78,7 +78,7 @@ class Captioner:
                 f"{model} is a {config.model_type}, which does not turn pictures into text; name a vision-language "
                 "model, such as llava-hf/llava-1.5-7b-hf"
             )
-        with _named_errors(model):
+        with _named_errors(model, is_processor=True):
             self._processor = transformers.AutoProcessor.from_pretrained(where)
         self._form = self._form_of(model, config.model_type)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,7 +196,7 @@ def _folder_or_name(model: str) -> str | pathlib.Path:
 
 
 @contextlib.contextmanager
-def _named_errors(model: str) -> Iterator[None]:
+def _named_errors(model: str, is_processor: bool = False) -> Iterator[None]:
     """Errors of opening a model as InputError; transformers, its tokenizers and safetensors have some ten kinds."""
     try:
         yield
@@ -206,6 +206,6 @@ def _named_errors(model: str) -> Iterator[None]:
         first: Any = next(iter(str(error).strip().splitlines()), type(error).__name__)
         is_folder = os.path.isdir(os.path.expanduser(model))
         hint = "" if is_folder else "; name a folder, or a repository where there is a network"
-        if importlib.util.find_spec("torchvision") is None:
+        if is_processor and importlib.util.find_spec("torchvision") is None:
             hint += "; some models need torchvision, which is not here: pip install 'pixart_jax[caption]'"
         raise InputError(f"{model} cannot be opened: {first:.300}{hint}") from error
