@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import SupportsIndex
 
 from pixart_jax.data.picture_formats import is_image
-from pixart_jax.data.pictures.base import BadItem, Picture, Pictures, printable_path, read_file
+from pixart_jax.data.pictures.base import BadItem, Picture, Pictures, Words, printable_path, read_file
 from pixart_jax.errors import InputError
 
 # Of control files, in the order in which they are looked for.
@@ -55,6 +55,18 @@ class ControlledPictures:
                 return dataclasses.replace(picture, control=read_file(path, picture.key))
         message = f"no {printable_path(os.path.join(self._folder, stem))} with {', '.join(EXTENSIONS)} is there"
         raise BadItem(picture.key, "control-missing", message)
+
+    def words(self, index: SupportsIndex) -> Words:
+        """See `Pictures.words`; the control picture is not looked for."""
+        return self._pictures.words(index)
+
+    def data(self, index: SupportsIndex) -> bytes:
+        """See `Pictures.data`; not the control picture's."""
+        return self._pictures.data(index)
+
+    def file(self, index: SupportsIndex) -> bytes | None:
+        """See `Pictures.file`; not the control picture's."""
+        return self._pictures.file(index)
 
     def fingerprint(self) -> str:
         """The source's; and the control pictures' names and sizes."""
