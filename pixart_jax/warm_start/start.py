@@ -146,13 +146,14 @@ def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = Non
         adapter, arrays = load_run_lora(workdir, ema=ema, step=step)
     manifest = read_manifest(workdir / ENCODERS, may_be_empty=True)
     base = open_base(config, manifest, workdir)
-    loaded: Arrays = {}
+    loaded: Arrays | None = None
 
     def read(path: str) -> np.ndarray:
-        if not loaded:
-            loaded.update(base.load())
+        nonlocal loaded
+        if loaded is None:
+            loaded = base.load()
             _check_base(workdir, config, arrays.step, dict(loaded))
-        return loaded[path]
+        return loaded.pop(path)
 
     provenance = {"source": workdir.name, "format": "run", "weights": f"{arrays.name} over {config.init_from}"}
     stored = describe_run(config, manifest, provenance)

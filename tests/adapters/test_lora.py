@@ -141,9 +141,8 @@ def unflat(tree):
     return flax.traverse_util.unflatten_dict(tree, sep="/")
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_dropout_is_of_the_sample_and_of_training_alone(dora):
-    adapter, trained, frozen = halves(dropout=0.5, dora=dora)
+def test_dropout_is_of_the_sample_and_of_training_alone():
+    adapter, trained, frozen = halves(dropout=0.5, dora=True)
     trained = moved(trained)
     salts = [leaf for path, leaf in flat(frozen["lora"]).items() if path.endswith("lora_salt")]
     assert len(np.unique(np.concatenate([np.ravel(salt) for salt in salts]))) == sum(np.size(salt) for salt in salts)
@@ -154,8 +153,11 @@ def test_dropout_is_of_the_sample_and_of_training_alone(dora):
     assert np.abs(dropped - without).max() > 1e-3
     np.testing.assert_allclose(other[0], dropped[0], rtol=1e-5, atol=1e-5)
     assert np.abs(other[1] - dropped[1]).max() > 1e-3
-    # In the mean over many draws it is as without, to first order: of the last layer alone exactly.
-    alone, trained, frozen = halves(dropout=0.5, dora=dora, pattern="proj_out")
+
+
+def test_dropout_keeps_the_mean():
+    """Of the last layer alone, beyond which nothing is curved."""
+    alone, trained, frozen = halves(dropout=0.5, pattern="proj_out")
     trained = moved(trained)
     drawn = jax.jit(
         jax.vmap(

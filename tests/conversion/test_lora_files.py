@@ -22,7 +22,7 @@ from lora_cases import (
 )
 
 from pixart_jax.adapters.lora import Lora
-from pixart_jax.conversion.formats.lora_reading import is_lora, read_lora, read_loras, split_scale
+from pixart_jax.conversion.formats.lora_reading import read_lora, read_loras, split_scale
 from pixart_jax.conversion.lora import adapter_arrays, merge
 from pixart_jax.errors import InputError
 from pixart_jax.generation.adaptation import Adaptation, adapted
@@ -235,4 +235,3 @@ def test_scales_of_options(tmp_path):
     assert split_scale("style") == (split_scale("style:1")[0], 1.0)
     with pytest.raises(InputError, match="finite"):
         split_scale("style:inf")
-    assert is_lora(LORA / "peft_lora") and not is_lora(LORA / "base")

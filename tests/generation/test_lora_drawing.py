@@ -137,8 +137,9 @@ def test_the_command_line_draws_with_several(folder, exported, tmp_path, capsys)
     assert "nothing to draw" in capsys.readouterr().out
     assert sample.main([*command[:-1], f"{folder / 'peft'}:0.9"]) == 0
     assert "1 picture(s)" in capsys.readouterr().out
-    assert sample.main([*command, "--lora", str(folder / "data")]) == 2
-    assert "holds no adapter" in capsys.readouterr().err
+    for odd, said in ((folder / "data", "holds no adapter"), (folder / "run", "DST --to peft has its adapter")):
+        assert sample.main([*command, "--lora", str(odd)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_what_is_merged_draws_what_the_adapter_draws(folder, base, exported):

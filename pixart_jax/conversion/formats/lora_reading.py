@@ -16,6 +16,7 @@ import numpy as np
 import safetensors
 
 from pixart_jax.adapters.layers import PATCH_EMBEDDING_NAME, by_pattern, require_patterns
+from pixart_jax.commands import command
 from pixart_jax.conversion.arrays import FileArrays, open_checkpoint
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
@@ -118,16 +119,13 @@ def split_scale(text: str) -> tuple[pathlib.Path, float]:
     return pathlib.Path(path), scale
 
 
-def is_lora(path: pathlib.Path) -> bool:
-    """Whether a folder, or a file by its name, is an adapter, before anything of it is read."""
-    if path.is_dir():
-        return any((path / name).exists() for name in (CONFIG, *FILES))
-    return path.name in FILES
-
-
 def _find(path: pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         file = next((path / name for name in FILES if (path / name).exists()), None)
+        if file is None and (path / "checkpoints").is_dir():
+            raise InputError(
+                f"{path} is a run's workdir; {command('convert')} {path} DST --to peft has its adapter alone"
+            )
         if file is None:
             raise InputError(f"{path} holds no adapter: there is none of {', '.join(FILES)} in it; name its file")
         path = file
