@@ -35,7 +35,8 @@ class Controlled:
 
         return copy_blocks(base, self.controlnet.num_copies), jax.tree_util.tree_map_with_path(frozen, base)
 
-    def apply(self, trained, frozen, tokens, t, *, control, **conditions):
+    def apply(self, trained, frozen, tokens, t, **conditions):
+        control = conditions.pop("control")
         residuals = control_residuals(self.controlnet, frozen, trained, tokens, t, control=control, **conditions)
         return self.model(frozen, tokens, t, block_residuals=residuals, **conditions)
 

@@ -60,10 +60,10 @@ def _open_weights(path: pathlib.Path, model: PixArt) -> Control:
     research = prefix == RESEARCH
     if research and (odd := [name for name in arrays if not name.startswith(prefix)]):
         raise InputError(f"{path}: these names begin not with {prefix}: {', '.join(odd[:5])}")
-    names = {name.removeprefix(prefix): arrays.shapes[name] for name in arrays if name.startswith(prefix)}
+    shapes = {name.removeprefix(prefix): arrays.shapes[name] for name in arrays if name.startswith(prefix)}
     if research:
-        _check_config(file.with_name("config.json"), count_copies(names))
-    return convert_control(Half(arrays, prefix, names), model, path, research=research)
+        _check_config(file.with_name("config.json"), count_copies(shapes))
+    return convert_control(Half(arrays, prefix, shapes), model, path, research=research)
 
 
 def _check_config(path: pathlib.Path, num_copies: int) -> None:
