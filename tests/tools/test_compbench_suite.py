@@ -126,6 +126,28 @@ def test_two_processes_share(place, colors, tmp_path, capsys):
     assert "the one that ends last adds up" in capsys.readouterr().out
 
 
+def test_only_what_compares_stands_side_by_side(colors, tmp_path, capsys):
+    def side_by_side(change):
+        result = json.loads((colors / "result.json").read_text(encoding="utf-8"))
+        change(result)
+        (tmp_path / "other.json").write_text(json.dumps(result))
+        return command.main(
+            ["--suite", "compbench", "--compare", str(colors / "result.json"), str(tmp_path / "other.json")]
+        )
+
+    assert side_by_side(lambda result: result["scores"].update(color=0.25, shape=None)) == 0
+    assert "other.json | 0.2500 |  |" in capsys.readouterr().out
+    for change, said in [
+        (lambda result: result["pictures"]["color"].update(used=8), "color, pictures: 9 and 8"),
+        (lambda result: result["networks"]["color"]["blip"].update(sha256="0"), "color, networks"),
+        (lambda result: result["pictures"]["color"].update(prompts_sha256="0"), "color, prompts"),
+        (lambda result: result.update(scores={"shape": 0.5}), "no category in common"),
+        (lambda result: result.pop("suite"), "suite is missing"),
+    ]:
+        assert side_by_side(change) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_pictures_that_changed_are_looked_at_again(place, tmp_path):
     root = shutil.copytree(place / "pictures" / "numeracy", tmp_path / "in" / "numeracy").parent
     arguments = {"pictures": root, "categories": ("numeracy",)}
@@ -289,11 +311,12 @@ def test_bad_input_is_refused(place, found, tmp_path, capsys):
         ("is a BlipForQuestionAnswering, not an object detector", ("--detector", place / "blip"), spatial),
         ("complex_val_spatial.txt cannot be read", (*blip, "--compbench", parted), {"categories": ("complex",)}),
         ("name either PICTURES", (*blip, "--checkpoint", place), {}),
+        ("--compbench and --out are needed", None, {}),
         ("count from 0", (*blip, "--process-index", "3"), {}),
         ("--batch-size 0: is too small", (*blip, "--batch-size", "0"), {}),
     ]:
-        assert run(place, tmp_path / "out", *more, **named) == 2
-        assert said in capsys.readouterr().err, said
+        given = command.main(["--suite", "compbench"]) if more is None else run(place, tmp_path / "out", *more, **named)
+        assert given == 2 and said in capsys.readouterr().err, said
     assert not (tmp_path / "out").exists()
     scores = few / "color" / "annotation_blip" / "vqa_result.json"
     scores.parent.mkdir()

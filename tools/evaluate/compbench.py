@@ -4,6 +4,7 @@ python -m tools.evaluate --suite compbench --checkpoint weights/alpha-512 --comp
     --blip blip-vqa-capfilt-large --clip clip-vit-base-patch32 --detector detr-resnet-50 --out results/compbench
 python -m tools.evaluate --suite compbench PICTURES --compbench T2I-CompBench/examples/dataset --categories color \\
     --blip blip-vqa-capfilt-large --out results/color
+python -m tools.evaluate --suite compbench --compare results/compbench/result.json results/color/result.json
 
 It draws ten pictures of each prompt into OUT/CATEGORY/samples, as the benchmark's own scripts do, and scores those; or
 scores PICTURES/CATEGORY/samples. With --checkpoint and no network that scores, it draws alone. Scores that the
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.compbench.layout import CATEGORIES, SIX, Pictures, open_pictures, seed_of
-from pixart_jax.evaluators.compbench.report import table
+from pixart_jax.evaluators.compbench.report import compare, table
 from pixart_jax.evaluators.compbench.sources import Networks, open_parts
 from pixart_jax.evaluators.compbench.suite import Part, Relations, finish
 from pixart_jax.files import check_writable, write_atomically
@@ -49,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
     try:
+        if args.compare:
+            print(compare(*args.compare))
+            return 0
         return evaluate(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -151,6 +155,8 @@ def write_text(args: argparse.Namespace, name: str, text: str) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
+    if not (args.compbench and args.out):
+        raise InputError("--compbench and --out are needed: the benchmark's prompts, and a folder for what is found")
     if bool(args.checkpoint) == bool(args.pictures):
         raise InputError("name either PICTURES, a folder that holds them, or --checkpoint, which draws them")
     if not 0 <= args.process_index < args.process_count:
@@ -167,11 +173,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("pictures", nargs="?", type=path_argument, help="a folder with one for each category")
-    parser.add_argument(
-        "--compbench", type=path_argument, metavar="DIR", required=True, help="examples/dataset of its repository"
-    )
+    parser.add_argument("--compbench", type=path_argument, metavar="DIR", help="examples/dataset of its repository")
     parser.add_argument("--categories", nargs="+", choices=CATEGORIES, default=SIX, help="(default: the six of v1)")
-    parser.add_argument("--out", type=path_argument, metavar="DIR", required=True)
+    parser.add_argument("--out", type=path_argument, metavar="DIR")
+    parser.add_argument("--compare", nargs=2, type=path_argument, metavar="RESULT", help="two results side by side")
 
     networks = parser.add_argument_group("networks")
     networks.add_argument("--blip", type=path_argument, metavar="DIR", help="BLIP-VQA, as transformers writes it")

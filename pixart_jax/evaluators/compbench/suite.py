@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pixart_jax.evaluators.compbench.layout import Pictures, read_prompts
+from pixart_jax.evaluators.compbench.report import SUITE
 from pixart_jax.evaluators.compbench.score_files import mean_of, read_scores, scores_path, write_scores
 from pixart_jax.evaluators.compbench.scorers import About, Scorer
 from pixart_jax.evaluators.compbench.three_in_one import three_in_one
@@ -132,7 +133,7 @@ def finish(
         if scored is None:
             return None
         found.setdefault(part.pictures.category, {})[part.score] = scored
-    result: dict[str, Any] = {"suite": "T2I-CompBench", "scores": {}, "parts": {}, "networks": {}, "pictures": {}}
+    result: dict[str, Any] = {"suite": SUITE, "scores": {}, "parts": {}, "networks": {}, "pictures": {}}
     skipped = set()
     for name, scores in found.items():
         category = pictures[name]
