@@ -113,7 +113,7 @@ def damaged(kind):
         "list": {"model": [1]},
         "object": {"seed": {"a": 1}},
         "range": {"model": config["model"] | {"position_scale": -1.0}},
-        "choice": {"sample": config["sample"] | {"sampler": "euler"}},
+        "choice": {"sample": config["sample"] | {"sampler": "none"}},
         "key": {"modem": config["model"]},
     }
     texts = {
