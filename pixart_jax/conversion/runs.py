@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import flax
 import jax
@@ -31,6 +32,7 @@ from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import init_params, parameter_shapes
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import FEW_STEPS
 
 
 def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:
@@ -163,6 +165,12 @@ def _naming(checkpoints: Checkpoints, step: int):
         raise InputError(f"{error}; {checkpoints.instead_of(step)}") from error
 
 
+def _few_steps(config: ConfigDict) -> dict[str, Any]:
+    """Of a model that is distilled to few steps: those that it is looked at with."""
+    sampler = config.sample.sampler
+    return {"num_steps": config.sample.num_steps, "guidance": "none"} if sampler in FEW_STEPS else {}
+
+
 def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:
     """The model that a config trains.
 
@@ -180,4 +188,5 @@ def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, s
         caption_cleaning=manifest.caption_cleaning,
         sampler=config.sample.sampler,
         provenance=provenance,
+        **_few_steps(config),
     )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from pixart_jax.samplers import FEW_STEPS
+from pixart_jax.samplers import FEW_STEPS, guidance_of
 
 
 class Drawing(TypedDict):
@@ -103,8 +103,11 @@ def drawing_of(sampler: str, num_steps: int = 20) -> Drawing:
     Args:
       num_steps: where the sampler does not say it.
     """
-    few = FEW_STEPS.get(sampler)
-    return {"sampler": sampler, "num_steps": few or num_steps, "guidance": "none" if few else "cfg"}
+    return {
+        "sampler": sampler,
+        "num_steps": FEW_STEPS.get(sampler, num_steps),
+        "guidance": guidance_of(sampler),
+    }
 
 
 def told_drawing(name: str, config: Mapping[str, Any]) -> Drawing | None:

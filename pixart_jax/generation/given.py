@@ -19,6 +19,7 @@ from pixart_jax.generation.request import Request
 from pixart_jax.generation.starts import (
     as_finished,
     beside,
+    check_start,
     check_strength,
     image_to_image,
     inpainting,
@@ -80,7 +81,7 @@ class Given:
                 )
             if found["width"] is not None:
                 found["width"] *= 2
-            else:
+            elif found["aspect_ratio"] is not None:
                 found["aspect_ratio"] = (2.0, parse_aspect_ratio(found["aspect_ratio"]))
         return found
 
@@ -95,6 +96,7 @@ class Given:
 
     def latents(self, pipeline: TextToImage, request: Request) -> np.ndarray:
         """What `begin` takes: of the picture, on the request's canvas."""
+        check_start(pipeline, request, self.strength)
         canvas = request.canvas(pipeline.resolution)
         picture = reference_canvas(self.picture, canvas) if self.is_reference else self.picture
         return latents_of(pipeline, request, picture)

@@ -29,6 +29,7 @@ from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import abstract_params, apply_of, kernels_as
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import guidance_of
 from pixart_jax.tokens import same_latent_scale
 
 
@@ -189,5 +190,6 @@ def open_run(
         "sampler": config.sample.sampler,
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,
+        "guidance": guidance_of(config.sample.sampler),
     }
     return fields, found

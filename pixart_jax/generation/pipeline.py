@@ -37,7 +37,7 @@ from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.request import Manner, Progress, Request
 from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
-from pixart_jax.samplers import FEW_STEPS, build_sampler
+from pixart_jax.samplers import FEW_STEPS, build_sampler, guidance_of
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import SampleFn, draw_noise, make_sample_fn, sample_in_batches, words_of
 from pixart_jax.samplers.steps import Apply
@@ -219,7 +219,7 @@ class TextToImage:
         parts = self.parts
         sampler = request.sampler or parts.sampler
         few = FEW_STEPS.get(sampler) if sampler != parts.sampler else None
-        guidance = "none" if few else parts.guidance
+        guidance = guidance_of(sampler) if few else parts.guidance
         return Manner(
             sampler,
             request.num_steps or few or parts.num_steps,

@@ -57,7 +57,7 @@ def image_to_image(pipeline: TextToImage, request: Request, latents: np.ndarray,
     Raises:
       InputError: a strength that leaves no step.
     """
-    _check_strength(pipeline, request, strength)
+    check_start(pipeline, request, strength)
     return Start(_tokens(pipeline, request, latents), strength)
 
 
@@ -76,7 +76,7 @@ def inpainting(
     Raises:
       InputError: a strength that leaves no step, or a mask of which no cell is left.
     """
-    _check_strength(pipeline, request, strength)
+    check_start(pipeline, request, strength)
     canvas = request.canvas(pipeline.resolution)
     cells = _onto(np.repeat(mask[..., None] * np.uint8(255), 3, axis=2), canvas)[::DOWNSAMPLE, ::DOWNSAMPLE, 0]
     if not (cells >= _WHITE).any():
@@ -149,7 +149,8 @@ def _tokens(pipeline: TextToImage, request: Request, latents: np.ndarray) -> np.
     return np.broadcast_to(one, (request.count, *one.shape[1:]))
 
 
-def _check_strength(pipeline: TextToImage, request: Request, strength: float) -> None:
+def check_start(pipeline: TextToImage, request: Request, strength: float) -> None:
+    """Raises InputError where a request's sampler and number of steps cannot begin at a strength."""
     manner, start = pipeline.manner(request), check_strength(strength)
     build_sampler(manner.sampler, _SCHEDULE, manner.num_steps, start=start)  # Raises where it leaves no step.
 

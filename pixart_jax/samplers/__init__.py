@@ -50,6 +50,11 @@ SAMPLERS = (*_TABLES, "iddpm")
 FEW_STEPS = {"lcm": 4, "lcm-diffusers": 4, "dmd": 1}
 
 
+def guidance_of(name: str) -> str:
+    """What of `program.GUIDANCES` the models of a sampler are drawn with."""
+    return "none" if name in FEW_STEPS else "cfg"
+
+
 def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, start: float = 1.0) -> Sampler:
     """The named sampler with its coefficients computed.
 
