@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -25,6 +26,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from pixart_jax.adapters.adapter import Apply, Parameters, Params
 from pixart_jax.config import (
     ConfigDict,
     build_adapter,
@@ -198,7 +200,7 @@ def _whole_state(config: ConfigDict):
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """All steps of the config's sampler for one batch, with the kernels that `tools.sample` holds."""
-    model = build_model(config, mesh)
+    apply, params = _drawn_with(config, mesh)
     conditions = synthetic_shapes(config, mesh)
     noise = conditions.pop("tokens")
     sharding = batch_sharding(mesh)
@@ -209,14 +211,23 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     }
     schedule = linear_schedule()
     sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
-    return make_sample_fn(apply_of(model), schedule, sampler).lower(
-        kernels_as(jnp.dtype(config.dtype), abstract_params(model, mesh)),
+    return make_sample_fn(apply, schedule, sampler).lower(
+        params,
         noise,
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
         conditions,
         null,
         config.sample.guidance_scale,
     )
+
+
+def _drawn_with(config: ConfigDict, mesh: Mesh) -> tuple[Apply, Params]:
+    """What is called for a prediction, a ControlNet with its base, and the shapes of its parameters. A LoRA is little
+    beside its base, which alone is drawn with here."""
+    program, dtype = Program(config, mesh), jnp.dtype(config.dtype)
+    if config.adapter.kind == "controlnet":
+        return program.apply, Parameters(kernels_as(dtype, program.state.params), program.frozen)
+    return apply_of(program.model), kernels_as(dtype, abstract_params(program.model, mesh))
 
 
 def train_flops(config: ConfigDict) -> float:
@@ -251,7 +262,8 @@ def sampling_flops(config: ConfigDict) -> float:
     """Of drawing one batch over all chips: two forward passes a step, with and without the caption."""
     conditions = synthetic_batch(config, batch_size=1)
     tokens = conditions.pop("tokens")
-    forward = forward_flops(build_model(config), tokens, np.zeros(1, np.float32), conditions)
+    adapter_of = functools.partial(build_adapter, config) if config.adapter.kind == "controlnet" else None
+    forward = forward_flops(build_model(config), tokens, np.zeros(1, np.float32), conditions, adapter_of)
     return 2 * config.sample.num_steps * forward * config.data.batch_size
 
 

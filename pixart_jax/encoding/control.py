@@ -43,4 +43,4 @@ def open_control(
             raise InputError(f"{of_hed} is for {of_kind}=hed; leave it out")
         return pictures, None
     make = open_edges("none" if kind == "given" else kind, None if hed is None else pathlib.Path(hed), option=of_hed)
-    return ControlledPictures(pictures, folder) if folder is not None else pictures, make
+    return pictures if folder is None else ControlledPictures(pictures, folder), make

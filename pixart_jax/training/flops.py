@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 import jax
 
 from pixart_jax.adapters.adapter import Adapter
+from pixart_jax.adapters.full import Full
 from pixart_jax.models.attention import PLAIN
-from pixart_jax.models.params import init_params
+from pixart_jax.models.params import apply_of, init_params
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.objectives.objective import Gradients, Held
 
@@ -34,21 +35,26 @@ def count_flops(function: Callable, *arguments) -> float | None:
     return None if analysis is None else analysis["flops"]
 
 
-def forward_flops(model: PixArt, tokens, t, conditions: Mapping) -> float | None:
+def forward_flops(
+    model: PixArt, tokens, t, conditions: Mapping, adapter_of: Callable[[PixArt], Adapter] | None = None
+) -> float | None:
     """FLOPs of a forward pass.
 
     Args:
       model: what is ignored of it, see `gradient_flops`.
       tokens, t, conditions: its arguments, as arrays or jax.ShapeDtypeStruct.
+      adapter_of: the adapter of such a model, of which the pass is to be; None is the model's own.
 
     Returns:
       FLOPs, or None as `count_flops`.
     """
     plain = _countable(model)
-    params = jax.eval_shape(lambda: init_params(plain, jax.random.key(0)))
+    adapter: Adapter = Full(apply_of(plain)) if adapter_of is None else adapter_of(plain)
+    trained, frozen = jax.eval_shape(lambda key: adapter.split(init_params(plain, key), key), jax.random.key(0))
     return count_flops(
-        lambda params, tokens, t, conditions: plain.apply({"params": params}, tokens, t, **conditions),
-        params,
+        lambda trained, frozen, tokens, t, conditions: adapter.apply(trained, frozen, tokens, t, **conditions),
+        trained,
+        frozen,
         tokens,
         t,
         dict(conditions),

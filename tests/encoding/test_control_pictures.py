@@ -91,6 +91,8 @@ def test_a_change_of_a_control_picture_is_seen(photos, tmp_path):
     pictures = open_pictures(str(photos / "photos"))
     before = ControlledPictures(pictures, tmp_path)
     assert before[0].control == b"1" and before[0].data == pictures[0].data
+    for method in ("words", "data", "file"):
+        assert getattr(before, method)(1) == getattr(pictures, method)(1)
     same = ControlledPictures(pictures, tmp_path).digest(range(2))
     assert same == before.digest(range(2)) != pictures.digest(range(2))
     (tmp_path / "cat.png").write_bytes(b"12")

@@ -4,19 +4,24 @@ import dataclasses
 import json
 import types
 
+import jax
 import pytest
 from owners import held_elsewhere
 
+from pixart_jax.config import read_config_file
 from pixart_jax.devices.hardware import HARDWARE
+from pixart_jax.devices.sharding import make_mesh
 from tools.aot import append_result, attempts, kept_bytes, known_result, main, table
 from tools.aot_compile import (
     Case,
     case_config,
     default_fsdp,
     lower_bounds,
+    lower_sampling,
     out_of_memory,
     parse_topology,
     recomputed_flops,
+    sampling_flops,
     train_flops,
 )
 
@@ -48,6 +53,20 @@ def config(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(CONFIG)
     return str(path)
+
+
+def test_a_controlnet_draws_with_its_base(config):
+    """Two of three blocks are copied, and the first of them runs again: twice the work of the base, or so."""
+    plain, controlled = (read_config_file(config) for _ in range(2))
+    controlled.adapter.kind = "controlnet"
+    controlled.adapter.controlnet.num_copies = 2
+    for each in (plain, controlled):
+        each.data.batch_size = 1
+    ratio = sampling_flops(controlled) / sampling_flops(plain)
+    assert 1.6 < ratio < 2.1
+    lowered = lower_sampling(controlled, make_mesh(devices=jax.devices()[:1]))
+    params, conditions = lowered.args_info[0][0], lowered.args_info[0][3]
+    assert set(params.trained) == {"before_proj", "copies"} and conditions["control"].shape == (1, 256, 16)
 
 
 def test_the_real_compiler(config, tmp_path, capsys):
