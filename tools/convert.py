@@ -101,7 +101,7 @@ def convert_adapter(args: argparse.Namespace) -> str:
     unheeded = {name: value for name, value in vars(args).items() if name not in ("source", "target", "to", "name")}
     is_run = (args.source / "checkpoints").is_dir()
     unheeded.pop("ema" if is_run else "alpha")
-    if any(value not in (None, False, []) for value in unheeded.values()):
+    if any(map(is_given, unheeded.values())):
         raise InputError(
             f"--to {args.to} writes the adapter alone, and heeds none of the other options; leave them out"
         )
@@ -128,10 +128,15 @@ def fetch_sources(args: argparse.Namespace) -> None:
         args.encoders = fetch(args.encoders)
 
 
+def is_given(value: object) -> bool:
+    """Whether an option stands on the command line; 0 does."""
+    return value is not None and value is not False and value != []
+
+
 def convert_encoder(args: argparse.Namespace, kind: str) -> str:
     """SRC, a text encoder, an autoencoder or a CLIP by itself, to DST; returns what was written."""
     options = (value for name, value in vars(args).items() if name not in ("source", "target", "to", "name"))
-    if args.to == "pixart" or any(value not in (None, False, []) for value in options):
+    if args.to == "pixart" or any(map(is_given, options)):
         raise InputError(
             f"{args.source} is no transformer: it can only become a directory for JAX, or with --to diffusers a folder "
             "for PyTorch, without other options"

@@ -50,7 +50,7 @@ def interrupt(code, *args):
         ),
         (
             "import sys; from tools.evaluate import command as t; t.evaluate = lambda _: exec(" + repr(WAIT) + ");"
-            "sys.exit(t.main(['a', '--inception', 'b', '--out', sys.argv[1]]))",
+            "sys.exit(t.main(['a', '--inception', 'b', '--statistics', 'c.npz', '--out', sys.argv[1]]))",
             INTERRUPTED,
             f"interrupted; the same command {GOES_ON}\n",
         ),
@@ -70,7 +70,7 @@ def test_ctrl_c_is_one_line(tmp_path, code, status, words):
 
 def test_every_tool_ends_the_same_way():
     for path in (ROOT / "tools").rglob("*.py"):
-        if "argv: Sequence[str] | None" in (text := path.read_text(encoding="utf-8")):
+        if "def main(argv: Sequence[str] | None" in (text := path.read_text(encoding="utf-8")):
             assert re.search(r"^@tool\(\w+\)\ndef main", text, re.MULTILINE), path
 
 
