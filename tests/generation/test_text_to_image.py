@@ -185,7 +185,7 @@ def test_what_the_model_reads_of_a_long_caption(sigma, caplog):
         ({"height": 100, "width": 100, "aspect_ratio": "1:1"}, "not both"),
         ({"aspect_ratio": "16/9"}, "must be WIDTH:HEIGHT"),
         ({"aspect_ratio": "0:9"}, "must be WIDTH:HEIGHT"),
-        ({"sampler": "euler"}, "unknown sampler 'euler'"),
+        ({"sampler": "magic"}, "unknown sampler 'magic'"),
         ({"num_steps": 0}, "num_steps = 0"),
         ({"noise": np.zeros((1, 2, 3, 4))}, r"these pictures start from \(2, 32, 32, 4\)"),
     ],

@@ -285,7 +285,7 @@ def set_key(key, value):
         (set_key("mesh.tensor", 3), r"config.mesh.tensor = 3: must divide the 2 heads"),
         (set_key("mesh.context", 3), r"config.mesh.context = 3: must divide the 4 keys"),
         (set_key("sample.retrieval_captions", 4), r"retrieval_captions = 4: .* holds 3 sizes"),
-        (set_key("sample.sampler", "euler"), r"config.sample.sampler = 'euler'"),
+        (set_key("sample.sampler", "magic"), r"config.sample.sampler = 'magic'"),
         (set_key("train.num_steps", 0), r"config.train.num_steps = 0: must be at least 1"),
     ],
 )
