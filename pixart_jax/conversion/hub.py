@@ -11,8 +11,9 @@ import pathlib
 import posixpath
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+from pixart_jax.conversion.names.lora import CONFIG_FILE, WEIGHT_FILES
 from pixart_jax.errors import InputError
 
 # Files that hold weights by themselves.
@@ -146,7 +147,8 @@ def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:
     if wanted.path in sizes:
         if not wanted.path.endswith(_FILES):
             raise InputError(f"{wanted.text} is no file of weights, which end with {', '.join(_FILES)}")
-        return [wanted.path, *_around(sizes, posixpath.dirname(wanted.path))]
+        folder = posixpath.dirname(wanted.path)
+        return [wanted.path, *_around(sizes, folder), *_present(sizes, folder, [CONFIG_FILE])]
     if inside("model_index.json") in sizes and _weights(sizes, inside("transformer")):
         folders = [inside(name) for name in ("transformer", *(_ENCODERS if encoders else ()))]
         for folder in folders:
@@ -159,12 +161,19 @@ def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:
         return sorted(names | set(_around(sizes, inside("transformer"))))
     if inside("config.json") in sizes and _weights(sizes, wanted.path):
         return sorted({*_of_folder(sizes, wanted.path), *_around(sizes, wanted.path)})
+    if adapter := _present(sizes, wanted.path, WEIGHT_FILES)[:1]:
+        return [*adapter, *_present(sizes, wanted.path, [CONFIG_FILE])]
     there = any(name.startswith(inside("")) for name in sizes)
     offers = _offers(wanted, sizes, wanted.path) or _offers(wanted, sizes, "")
     if not offers:
         raise InputError(f"{wanted.repo} holds no weights that can be converted; name another repository")
     problem = "is not one model" if there else "is not there"
     raise InputError(f"{wanted.text} {problem}; name one of these:\n  " + "\n  ".join(offers))
+
+
+def _present(sizes: Mapping[str, int], folder: str, names: Iterable[str]) -> list[str]:
+    """Those of some names that a folder has."""
+    return [path for name in names if (path := posixpath.join(folder, name)) in sizes]
 
 
 def _of_folder(sizes: Mapping[str, int], folder: str) -> list[str]:

@@ -11,14 +11,12 @@ from pixart_jax.conversion.formats.controlnet import CONTROLNET
 from pixart_jax.conversion.formats.diffusers import DIFFUSERS
 from pixart_jax.conversion.formats.orbax import ORBAX
 from pixart_jax.conversion.formats.reference import DIT, PIXART
+from pixart_jax.conversion.names.lora import CONFIG_FILE, WEIGHT_FILES
 from pixart_jax.conversion.weight_files import check_weight_file, find_weights
 from pixart_jax.errors import InputError
 
 # What the names of adapters hold, whoever has trained them: PEFT, diffusers, kohya, OneTrainer, LyCORIS.
 _ADAPTER = re.compile(r"(^|[._])(lora|dora|hada|lokr|ia3|b?oft|vera|modules_to_save|base_layer)[._]")
-_ADAPTER_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors",
-)  # fmt: skip
 
 # The first that fits decides.
 FORMATS = (ORBAX, CONTROLNET, DIT, PIXART, DIFFUSERS)
@@ -54,7 +52,7 @@ def _open_directory(path: pathlib.Path, ema: bool | None) -> Source:
     folder = path / "transformer" if (path / "model_index.json").exists() else path
     if file := find_weights(folder, [f"{WEIGHTS}.safetensors", f"{WEIGHTS}.bin"]):
         return _open_weights(folder, file, ema)
-    if name := next((name for name in _ADAPTER_FILES if (path / name).exists()), None):
+    if name := next((name for name in (CONFIG_FILE, *WEIGHT_FILES) if (path / name).exists()), None):
         raise _adapter(path / name)
     raise InputError(
         f"{path} is neither a model of ours (model.json), nor a diffusers transformer ({WEIGHTS}.safetensors) or a "

@@ -80,6 +80,7 @@ TOLD_AROUND = ["model_index.json", "vae/config.json", "scheduler/scheduler_confi
 TRANSFORMER = [name for name in WANTED if name.startswith("transformer/")] + TOLD_AROUND
 TEXT_ENCODER = [name for name in WANTED if name.startswith(("text_encoder/", "tokenizer/"))]
 T5 = ["config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "spiece.model"]
+PEFT = ["adapter_model.bin", "adapter_config.json"]
 PTH = ["PixArt-Sigma-XL-2-512-MS.pth", "old/PixArt[1].pth"]
 
 
@@ -104,6 +105,7 @@ REPOS = {
     "them/t5": contents([*T5, "flax_model.msgpack", "tf_model.h5"]),
     "them/collection": contents([*PTH, "README.md", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]),
     "them/gated": contents(PTH),
+    "them/lora": contents([*PEFT, "README.md", "pytorch_lora_weights.safetensors"]),
     "them/fp16": contents([*TRANSFORMER, "text_encoder/config.json", "text_encoder/model.fp16.safetensors"]),
     "them/twice": contents([*T5, "pytorch_model.bin"]),
     "them/pictures": contents(["1.png", "config.json"]),
@@ -249,6 +251,9 @@ def test_a_folder_of_a_pipeline(call):
         ("them/collection/vae", "vae", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]),
         (f"them/collection/{PTH[0]}", PTH[0], PTH[:1]),
         (f"them/collection/{PTH[1]}", PTH[1], PTH[1:]),
+        ("them/lora", "", PEFT),
+        ("them/lora/pytorch_lora_weights.safetensors", "pytorch_lora_weights.safetensors",
+         ["pytorch_lora_weights.safetensors", "adapter_config.json"]),
         ("them/pipeline/transformer/diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.bin",
          ["transformer/diffusion_pytorch_model.bin", "transformer/config.json", *TOLD_AROUND]),
     ],

@@ -12,9 +12,10 @@ from lora_cases import LORA, arrays, relative_error, shapes
 from safetensors.numpy import load_file
 
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
-from pixart_jax.conversion.formats.lora_reading import FILES, METADATA, read_lora
+from pixart_jax.conversion.formats.lora_reading import METADATA, read_lora
 from pixart_jax.conversion.formats.lora_writing import write_diffusers_lora, write_peft
 from pixart_jax.conversion.lora import adapter_arrays
+from pixart_jax.conversion.names.lora import WEIGHT_FILES
 
 CASES = ["lora", "dora", "rslora", "pattern"]
 
@@ -51,7 +52,7 @@ def test_what_is_written_comes_back(case, tmp_path):
         for name, array in found.items():
             np.testing.assert_array_equal(array, expected[name])
     # The reference's own names and shapes, exactly.
-    ours, theirs = (load_file(folder / FILES[0]) for folder in (tmp_path / "peft", LORA / f"peft_{case}"))
+    ours, theirs = (load_file(folder / WEIGHT_FILES[0]) for folder in (tmp_path / "peft", LORA / f"peft_{case}"))
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name])

@@ -20,18 +20,14 @@ from pixart_jax.commands import command
 from pixart_jax.conversion.arrays import FileArrays, open_checkpoint
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
-from pixart_jax.conversion.names.lora import ALPHA, MAGNITUDE, A, B, parse_names
+from pixart_jax.conversion.hub import fetch
+from pixart_jax.conversion.names.lora import ALPHA, CONFIG_FILE, MAGNITUDE, WEIGHT_FILES, A, B, parse_names
 from pixart_jax.conversion.weight_files import check_weight_file
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import Fields, parse, read_fields
 
-CONFIG = "adapter_config.json"
 # Where a safetensors file of diffusers keeps PEFT's configuration.
 METADATA = "lora_adapter_metadata"
-# Of a folder, the first that is there. The reference's scripts write both of the first and the third.
-FILES = (
-    "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
-)  # fmt: skip
 _CURE = "save the adapter again, or download it again"
 # Beginnings of PEFT's that take something out of the base's weights.
 _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -62,7 +58,8 @@ def read_lora(path: str | pathlib.Path, *, alpha: float | None = None) -> LoraWe
     """An adapter from a file or a folder.
 
     Args:
-      path: PEFT's folder; or a safetensors or PyTorch file with the names of PEFT, diffusers, kohya or OneTrainer.
+      path: PEFT's folder; or a safetensors or PyTorch file with the names of PEFT, diffusers, kohya or OneTrainer; or
+        the hub id of one of these, see `hub.fetch`.
       alpha: of a file that does not tell it.
 
     Raises:
@@ -72,7 +69,7 @@ def read_lora(path: str | pathlib.Path, *, alpha: float | None = None) -> LoraWe
     path = pathlib.Path(path)
     if alpha is not None and not 0 < alpha <= _MAX_ALPHA:
         raise InputError(f"--alpha {alpha}: must be a positive number up to {_MAX_ALPHA:g}")
-    file = _find(path)
+    file = _find(fetch(str(path), encoders=False))
     arrays = open_checkpoint(file, None)[0]
     told = _told(file)
     try:
@@ -121,13 +118,15 @@ def split_scale(text: str) -> tuple[pathlib.Path, float]:
 
 def _find(path: pathlib.Path) -> pathlib.Path:
     if path.is_dir():
-        file = next((path / name for name in FILES if (path / name).exists()), None)
+        file = next((path / name for name in WEIGHT_FILES if (path / name).exists()), None)
         if file is None and (path / "checkpoints").is_dir():
             raise InputError(
                 f"{path} is a run's workdir; {command('convert')} {path} DST --to peft has its adapter alone"
             )
         if file is None:
-            raise InputError(f"{path} holds no adapter: there is none of {', '.join(FILES)} in it; name its file")
+            raise InputError(
+                f"{path} holds no adapter: there is none of {', '.join(WEIGHT_FILES)} in it; name its file"
+            )
         path = file
     check_weight_file(path)
     return path
@@ -209,8 +208,8 @@ def _with_alphas(
     if untold and alpha is None:
         raise InputError(
             f"nothing tells the alpha of {untold[0]}{f' and {len(untold) - 1} other layers' if untold[1:] else ''}: no "
-            f"{CONFIG} lies beside the file, and it has neither metadata nor alphas of its own. The strength of the "
-            "adapter is alpha/rank: pass --alpha. PEFT's default, which the reference's scripts train with, is 8; "
+            f"{CONFIG_FILE} lies beside the file, and it has neither metadata nor alphas of its own. The strength of "
+            "the adapter is alpha/rank: pass --alpha. PEFT's default, which the reference's scripts train with, is 8; "
             "diffusers takes the rank for a file that does not say"
         )
     return layers, bool(untold)
@@ -219,7 +218,7 @@ def _with_alphas(
 def _told(file: pathlib.Path) -> _Told | None:
     """What the configuration in a file's metadata says, or that beside it."""
     if (fields := _metadata(file)) is None:
-        beside = file.with_name(CONFIG)
+        beside = file.with_name(CONFIG_FILE)
         if not beside.exists():
             return None
         fields = read_fields(beside, _CURE)

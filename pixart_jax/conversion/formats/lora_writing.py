@@ -11,8 +11,8 @@ import numpy as np
 
 from pixart_jax.adapters.layers import PATCH_EMBEDDING_NAME
 from pixart_jax.conversion.formats.lora import LoraWeights
-from pixart_jax.conversion.formats.lora_reading import CONFIG, FILES, METADATA
-from pixart_jax.conversion.names.lora import DIFFUSERS_PREFIX, PEFT_PREFIX
+from pixart_jax.conversion.formats.lora_reading import METADATA
+from pixart_jax.conversion.names.lora import CONFIG_FILE, DIFFUSERS_PREFIX, PEFT_PREFIX, WEIGHT_FILES
 
 
 def write_peft(target: pathlib.Path, lora: LoraWeights) -> None:
@@ -20,8 +20,8 @@ def write_peft(target: pathlib.Path, lora: LoraWeights) -> None:
     import safetensors.numpy
 
     target.mkdir()
-    (target / CONFIG).write_text(json.dumps(peft_config(lora), indent=2) + "\n", encoding="utf-8")
-    safetensors.numpy.save_file(_arrays(lora, PEFT_PREFIX), target / FILES[0], metadata={"format": "pt"})
+    (target / CONFIG_FILE).write_text(json.dumps(peft_config(lora), indent=2) + "\n", encoding="utf-8")
+    safetensors.numpy.save_file(_arrays(lora, PEFT_PREFIX), target / WEIGHT_FILES[0], metadata={"format": "pt"})
 
 
 def write_diffusers_lora(target: pathlib.Path, lora: LoraWeights) -> None:

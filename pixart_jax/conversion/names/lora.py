@@ -12,6 +12,13 @@ from collections.abc import Iterable
 from pixart_jax.adapters.layers import BLOCK_NAMES, BLOCKS, NAMES
 from pixart_jax.errors import InputError
 
+# What is in PEFT's folder. Of the files of weights the first that is there counts; the third is what the reference's
+# scripts write as a second copy.
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = (
+    "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin",
+)  # fmt: skip
+
 # What an array is: A and B of s·B·A, DoRA's magnitudes, and the alpha of s.
 A, B, MAGNITUDE, ALPHA = "A", "B", "magnitude", "alpha"
 
