@@ -165,8 +165,8 @@ def test_pictures_that_changed_are_looked_at_again(place, tmp_path):
 
 def detections_of(category, **more):
     """A cat on the left, a sofa on the right, of each picture; in a picture of twice the size that is seen."""
-    found = {"labels": ["cat", "sofa", "cat"], "scores": [0.9, 0.8, 0.4], "size": [958, 958]}
-    boxes = [[0, 100, 200, 300], [700, 100, 900, 300], [0, 0, 9, 9]]
+    found = {"labels": ["cat", "cat", "sofa"], "scores": [0.4, 0.9, 0.8], "size": [958, 958]}  # The first is none.
+    boxes = [[0, 0, 9, 9], [0, 100, 200, 300], [700, 100, 900, 300]]
     pictures = {name: found | {"boxes": boxes} for name in names_of(category)}
     return {"detector": "Unified_learned_OCIM_RS200_6x+2x", "category": category, "pictures": pictures} | more
 
@@ -198,7 +198,7 @@ def test_detections_of_the_benchmarks_own_detector(place, found, tmp_path):
 def test_depths_are_the_benchmarks_maps(place, found, tmp_path, capsys):
     content = detections_of("3d_spatial")
     for picture in content["pictures"].values():
-        picture["boxes"] = [[0, 0, 400, 400], [20, 20, 420, 420], [0, 0, 9, 9]]  # Half that in what is seen.
+        picture["boxes"] = [[0, 0, 9, 9], [0, 0, 400, 400], [20, 20, 420, 420]]  # Half that in what is seen.
     arguments = ("--detections", found(content))
     assert run(place, tmp_path / "out", *arguments, categories=("3d_spatial",)) == 2
     assert "10 of 10 pictures of 3d_spatial have no map of depths" in capsys.readouterr().err
