@@ -58,7 +58,8 @@ def _draw_per_picture(axes, counts: Mapping[int, int]) -> None:
     heights = np.array([counts[number] for number in numbers])
     mean = (numbers * heights).sum() / pictures
     # One caption of ten thousand words would press all others into one bar.
-    last = int(numbers[np.searchsorted(np.cumsum(heights), 0.999 * pictures)])
+    most_have = int(numbers[np.searchsorted(np.cumsum(heights), 0.95 * pictures)])
+    last = min(int(numbers[-1]), 2 * most_have + 1)
     width = -(-(last + 1) // _MAX_BINS)
     starts = np.arange(0, last + 1, width)
     shown = [heights[(numbers >= start) & (numbers < start + width)].sum() for start in starts]
@@ -68,6 +69,7 @@ def _draw_per_picture(axes, counts: Mapping[int, int]) -> None:
     axes.set_title(f"Nouns per picture{f' ({beyond:,} pictures have more)' if beyond else ''}")
     axes.set_xlabel("nouns")
     axes.set_ylabel("pictures")
+    axes.set_xlim(-0.5, starts[-1] + width - 0.5)
     axes.legend(loc="best", fontsize=9)
 
 
