@@ -12,6 +12,7 @@ so that the loop over the blocks hands each block its own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from typing import Any
@@ -126,6 +127,10 @@ class Lora:
         keys = adapter_keys if self.spec.dropout else None
         with nn.intercept_methods(_Products(name, keys, self.spec.dropout)):
             return self.model(params, tokens, t, **conditions)
+
+    def teacher(self, frozen) -> Apply:
+        """The model without its adapter, of the frozen half, called as (tokens, t, **conditions)."""
+        return functools.partial(self.model, {name: tree for name, tree in frozen.items() if name != _HELD})
 
     def rules(self) -> tuple[Rule, ...]:
         return (

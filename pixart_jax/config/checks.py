@@ -46,6 +46,7 @@ def check_config(config: ConfigDict) -> None:
         _sampler_has_its_variance,
         _prompts_are_read,
         _losses_fit,
+        _distillation_has_a_teacher,
         _metrics_have_what_they_need,
         _lora_has_a_base,
         _controlnet_has_a_base,
@@ -207,6 +208,27 @@ def _controlnet_has_a_base(config: ConfigDict, require: Require) -> None:
         "sample.prompts",
         "prompts have no control pictures; set it to '', which draws captions of the training data with theirs",
     )
+
+
+def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
+    if config.objective.kind == "denoising":
+        return
+    require(
+        bool(config.init_from) or config.data.source.strip() == "synthetic",
+        "init_from",
+        "config.objective.kind='consistency' distils weights that exist already; name them",
+    )
+    require(
+        config.adapter.kind != "controlnet", "adapter.kind", "a ControlNet is not distilled; set it to full or lora"
+    )
+    require(
+        not config.model.num_classes,
+        "model.num_classes",
+        "the teacher is guided away from the null caption; set it to 0",
+    )
+    for key, unset in (("data.prior_source", ""), ("train.snr_loss", False), ("train.min_snr_gamma", 0.0)):
+        cure = f"is for denoising, and config.objective.kind is {config.objective.kind!r}; set it to {unset!r}"
+        require(flatten(config)[key] == unset, key, cure)
 
 
 def check_batch(config: ConfigDict, num_devices: int) -> None:

@@ -27,6 +27,7 @@ from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
 from pixart_jax.models.remat import REMAT_POLICIES
+from pixart_jax.objectives.consistency import DISTANCES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES
 from pixart_jax.samplers import SAMPLERS
 
@@ -183,6 +184,16 @@ SETTINGS = {
         "text_drop_prob": Setting(0.1, SHARE),
         # Global batches of one aspect ratio each, as the reference's are; else they mix them.
         "group_buckets": Setting(False),
+    },
+    "objective": {
+        # What is descended: "denoising" predicts the noise; "consistency" distils the model of `init_from`, the frozen
+        # teacher, into one that draws in 1 to 4 steps (sampler "lcm"): all of it is trained, or a LoRA.
+        "kind": Setting("denoising", one_of("denoising", "consistency")),
+        # The teacher's w in cond + w·(cond - null); samplers call 1 + w the guidance scale.
+        "guidance": Setting(4.5, NOT_NEGATIVE),
+        # Of student and target: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d².
+        "distance": Setting("huber", one_of(*DISTANCES)),
+        "huber_c": Setting(0.001, POSITIVE),
     },
     "optimizer": {
         # "adamw" (α) or "came" (Σ, whose weight_decay is 0).

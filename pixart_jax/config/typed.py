@@ -10,6 +10,7 @@ from pixart_jax.adapters.controlnet import Controlled
 from pixart_jax.adapters.full import Full
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
+from pixart_jax.adapters.taught import Taught
 from pixart_jax.config.declaration import listed
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.devices.sharding import MeshSpec
@@ -19,6 +20,7 @@ from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.controlnet import ControlNet
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
+from pixart_jax.objectives.consistency import consistency_loss
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_adapter_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
@@ -68,7 +70,14 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
     if config.adapter.kind == "controlnet":
         controlnet = ControlNet(model, config.adapter.controlnet.num_copies)
         return Controlled(controlnet, apply_of(model), jnp.dtype(config.dtype))
+    if config.objective.kind == "consistency":
+        return Taught(apply_of(model), jnp.dtype(config.dtype))
     return Full(apply_of(model))
+
+
+def holds_weights(config: ConfigDict) -> bool:
+    """Whether a run of the config holds weights that it does not train, and so reads again when it goes on."""
+    return config.adapter.kind != "full" or config.objective.kind == "consistency"
 
 
 def lora_spec(config: ConfigDict) -> LoraSpec:
@@ -121,7 +130,17 @@ def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
 
 
 def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
-    train = config.train
+    train, objective = config.train, config.objective
+    if objective.kind == "consistency":
+        assert isinstance(adapter, Taught | Lora)  # `check_config` has seen to it.
+        return consistency_loss(
+            adapter.apply,
+            adapter.teacher,
+            linear_schedule(),
+            guidance=objective.guidance,
+            distance=objective.distance,
+            huber_c=objective.huber_c,
+        )
     if config.data.prior_source:
         return prior_preservation_loss(
             adapter.apply,

@@ -16,7 +16,7 @@ import optax
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import Birth
-from pixart_jax.config import ConfigDict, build_adapter, build_model, load_config
+from pixart_jax.config import ConfigDict, build_adapter, build_model, holds_weights, load_config
 from pixart_jax.conversion.control import Control
 from pixart_jax.conversion.describe import describe
 from pixart_jax.conversion.formats.base import Hints, ModelWeights
@@ -121,13 +121,13 @@ def open_base(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> 
       InputError: as `open_warm_start`.
     """
     init, target, kept = config.init, describe_run(config, manifest, {}), workdir / NULL_TEXT_FILE
-    is_adapter = config.adapter.kind != "full"
+    holds = holds_weights(config)
     null_text = None
     if init.null_text:
-        null_text = _given_null_text(str(kept) if is_adapter and kept.is_file() else init.null_text, target)
+        null_text = _given_null_text(str(kept) if holds and kept.is_file() else init.null_text, target)
     choices = Choices(init.reparameterize, init.unconditional, init.kv_compress, null_text, config.seed)
     start = open_warm_start(config.init_from, target, weights=init.weights, null_text="", choices=choices)
-    return dataclasses.replace(start, null_text=null_text if is_adapter else None)
+    return dataclasses.replace(start, null_text=null_text if holds else None)
 
 
 def load_run_weights(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> ModelWeights:

@@ -25,8 +25,8 @@ GROUPS = {
     "mini_stage3": (),
     "quickstart": (),
 }
-# Trained in tests/generation/test_lora_drawing.py and tests/training/test_controlnet_runs.py.
-ADAPTED = ("lora_sigma_512", "controlnet_alpha_1024", "controlnet_sigma_512")
+# Trained in tests/generation/test_lora_drawing.py, tests/training/test_controlnet_runs.py and test_distillation.py.
+ADAPTED = ("lora_sigma_512", "controlnet_alpha_1024", "controlnet_sigma_512", "lcm_alpha_1024", "lcm_sigma_512")
 # They change no program and nothing that a run does: numbers, and what only a run heeds that starts from weights, or
 # evaluates, which none of these does. Of the average's warm-up the demo runs with, and the stages without.
 INDIFFERENT = {
