@@ -1,4 +1,4 @@
-"""Latent consistency distillation (PixArt-δ): the PixArt-α of 1024 px learns to draw in a few.
+"""Latent consistency distillation (PixArt-δ): the PixArt-α of 1024 px learns to draw in few steps.
 
 Data: python -m tools.convert PixArt-alpha/PixArt-XL-2-1024-MS weights/alpha-1024
       feature shards in data/1024px, as for any training at 1024 px

@@ -1,4 +1,4 @@
-"""Latent consistency distillation (PixArt-δ): the PixArt-Σ of 512 px learns to draw in a few.
+"""Latent consistency distillation (PixArt-δ): the PixArt-Σ of 512 px learns to draw in few steps.
 
 Data: python -m tools.convert PixArt-alpha/PixArt-Sigma-XL-2-512-MS weights/sigma-512
       feature shards in data/512px, as for any training at 512 px
