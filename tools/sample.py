@@ -42,6 +42,7 @@ from pixart_jax.commands import (
 )
 from pixart_jax.conversion.formats.lora_reading import read_loras
 from pixart_jax.data.prompts import read_prompts
+from pixart_jax.data.styles import OWN_STYLES, Style, chosen, read_styles
 from pixart_jax.encoding.edges import KINDS
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -89,6 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     """Draws what is not there yet, group by group; returns how many pictures that were, and how many were asked for."""
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")
+    negative = [args.negative_prompt] * len(prompts)
+    if styles := open_styles(args):
+        pairs = [style.of(prompt, args.negative_prompt) for prompt in prompts for style in styles]
+        prompts, negative = ([pair[side] for pair in pairs] for side in (0, 1))
     given = read_given(args.image, args.mask, args.reference, strength=args.strength, keep_pixels=args.paste_back)
     check_writable(out, "--out")
     control = read_control(
@@ -112,9 +117,10 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     )
     parts = pipeline.parts
     shape = {name: getattr(args, name) for name in SHAPE}
-    asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", "negative_prompt", *SAMPLING)}
+    asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", *SAMPLING)}
     shape = given.shape(shape, pipeline.resolution) if given else shape
     asked |= control.shape(shape, pipeline) if control else shape
+    asked["negative_prompt"] = negative if styles else args.negative_prompt
     # What is wrong with a setting is said before anything is drawn.
     whole = Request(prompts, **asked)
     manner = pipeline.manner(whole)
@@ -122,7 +128,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
     about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size}
-    about |= {"seed": args.seed, "negative_prompt": args.negative_prompt}
+    about |= {"seed": args.seed}
     about |= {"sampler": manner.sampler, "num_steps": manner.num_steps}
     about |= {"guidance_scale": manner.guidance_scale} if manner.guidance == "cfg" else {"guidance": manner.guidance}
     about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
@@ -130,7 +136,8 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         about["lora"] = ", ".join(f"{lora.weights.path.name}:{lora.scale:g} ({lora.checksum})" for lora in loras)
 
     def text(place: int, number: int) -> dict[str, str]:
-        chunks = {"prompt": prompts[place], "image": number} | about | {"step": parts.step()}
+        chunks = {"prompt": prompts[place], "image": number, "negative_prompt": negative[place]} | about
+        chunks |= {"step": parts.step()}
         chunks |= control.about(place) if control else {}
         return {name: str(value) for name, value in chunks.items() if value is not None}
 
@@ -232,6 +239,16 @@ def write_sheet(path: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, str]]
         save_png(path, labelled_grid(entries, columns=round(len(entries) ** 0.5)))
 
 
+def open_styles(args: argparse.Namespace) -> list[Style]:
+    """What every prompt is drawn in, all of them; [] draws the prompts as they are."""
+    if not (args.style or args.styles):
+        if args.style_file:
+            raise InputError("--style-file: only --style and --styles heed it; add one of them, or leave it out")
+        return []
+    styles = read_styles(args.style_file or OWN_STYLES)
+    return list(styles.values()) if args.styles else chosen(styles, args.style)
+
+
 def slug(prompt: str) -> str:
     """A prompt as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
@@ -255,6 +272,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--negative-prompt", type=text_argument, help="what to move away from (default: the model's null caption)"
     )
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument(
+        "--style",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"words around the prompts: {', '.join(read_styles())}; may be given several times",
+    )
+    style.add_argument("--styles", action="store_true", help="each prompt in every style")
+    parser.add_argument("--style-file", type=path_argument, metavar="FILE.json", help="your own in place of ours")
     parser.add_argument("--num-images", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--seed", type=seed_argument, default=0, help="up to 2⁶⁴ - 1")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: %(default)s)")
