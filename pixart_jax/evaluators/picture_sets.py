@@ -165,9 +165,9 @@ class PictureReader:
                     waiting = []
             found.append(self._on_devices(waiting))
         outputs = {name: np.concatenate([part[name] for part in found]) for name in self.network.outputs}
-        for place, values in zip(read, outputs[FEATURES], strict=True):
-            if not np.isfinite(values).all():
-                raise InputError(f"{pictures.name(place)}: its features are not finite; check the weights")
+        for values in outputs.values():
+            if broken := np.flatnonzero(~np.isfinite(values).all(1)).tolist():
+                raise InputError(f"{pictures.name(read[broken[0]])}: its features are not finite; check the weights")
         return outputs, np.array(read, np.int64), np.array(skipped, np.str_)
 
     def _prepare(self, pictures: PictureSet, place: int) -> np.ndarray | str:

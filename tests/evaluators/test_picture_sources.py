@@ -1,5 +1,6 @@
 """Pictures for metrics come from wherever training reads them: lists, shards, folders."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,8 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.encoding.shard_decoder import shard_decoder
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.evaluation import Evaluation, Side
+from pixart_jax.evaluators.networks import FEATURES, LOGITS
+from pixart_jax.evaluators.picture_sets import PictureReader
 from pixart_jax.evaluators.picture_sources import open_picture_set
 from pixart_jax.evaluators.pixel_network import pixel_network
 from pixart_jax.figures.images import to_uint8
@@ -91,3 +94,15 @@ def test_figures_over_a_setting_have_a_panel_each(tmp_path):
     for setting, figures in (([1, 2], {"fid": [3]}), ([], {"fid": []}), ([1], {})):
         with pytest.raises(InputError, match="needs n values"):
             over_setting_png(tmp_path / "a.png", ("guidance scale", setting), figures)
+
+
+def test_no_output_may_be_infinite(place):
+    def apply(params, pictures):
+        sums = pictures.sum((1, 2))
+        return {FEATURES: sums, LOGITS: sums / 0}
+
+    outputs = {FEATURES: 3, LOGITS: 3}
+    network = dataclasses.replace(pixel_network(), outputs=outputs, apply=apply)
+    pictures = opened(place / "data")
+    with pytest.raises(InputError, match="not finite"):
+        PictureReader(network, batch_size=2, num_threads=1).look(pictures, range(2))
