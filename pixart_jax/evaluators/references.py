@@ -38,14 +38,27 @@ def read_statistics(path: pathlib.Path, network: FeatureNetwork) -> Reference:
     except Exception as error:  # numpy and zipfile meet damage with some five kinds of exceptions.
         raise InputError(f"{path} cannot be read: {error}; name a .npz that holds mu and sigma") from error
     mu, sigma = held.get("mu"), held.get("sigma")
-    if mu is None or sigma is None or mu.ndim != 1 or sigma.shape != (mu.size, mu.size) or mu.dtype.kind != "f":
+    if (
+        mu is None
+        or sigma is None
+        or mu.ndim != 1
+        or sigma.shape != (mu.size, mu.size)
+        or {mu.dtype.kind, sigma.dtype.kind} != {"f"}
+    ):
         raise InputError(f"{path} should hold mu [D] and sigma [D, D], as pytorch-fid and clean-fid write them")
     width = network.outputs[FEATURES]
-    if mu.size != width or not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+    if mu.size != width:
         raise InputError(
-            f"{path}: mu has {mu.size} values, where {network.name}'s {width} finite ones belong; it is of another "
-            "network"
+            f"{path}: mu has {mu.size} values, where {network.name}'s {width} belong; it is of another network"
         )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise InputError(f"{path}: mu or sigma is not finite; make it again")
+    # eigh, which the distance is made with, looks at one half alone.
+    if not np.allclose(sigma, sigma.T, rtol=1e-3, atol=1e-3 * np.abs(sigma).max()) or (sigma.diagonal() < 0).any():
+        raise InputError(f"{path}: sigma is no covariance, which is symmetric with no negative variance; make it again")
+    count = held.get("count", np.array(0))
+    if count.shape or count.dtype.kind not in "iu" or count < 0:
+        raise InputError(f"{path}: count should be the number of pictures, not {count!s:.80}; make it again")
     said = str(held.get("preprocessing", ""))
     if said not in ("", network.preprocessing):
         raise InputError(
@@ -53,7 +66,7 @@ def read_statistics(path: pathlib.Path, network: FeatureNetwork) -> Reference:
         )
     if str(held.get("network", "")) not in ("", network.sha256):
         raise InputError(f"{path} was made with other weights of {network.name} than those given; make it again")
-    statistics = Statistics(mu.astype(np.float64), sigma.astype(np.float64), int(held.get("count", 0)))
+    statistics = Statistics(mu.astype(np.float64), sigma.astype(np.float64), int(count))
     return Reference(path, statistics, str(held.get("fingerprint", "")))
 
 

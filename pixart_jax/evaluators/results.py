@@ -15,7 +15,7 @@ from pixart_jax.evaluators.networks import FeatureNetwork
 from pixart_jax.evaluators.picture_sets import PictureSet, SetFeatures
 from pixart_jax.evaluators.references import Reference
 from pixart_jax.figures.trade_off import over_setting_png, trade_off_png
-from pixart_jax.files.typed_json import read_fields
+from pixart_jax.files.typed_json import Fields, read_fields
 
 # What two results must have in common to stand side by side; see docs/evaluation.md.
 COMPARED = ("pictures.used", "reference.fingerprint", "reference.used", "kid_subset_size")
@@ -105,10 +105,13 @@ def compare(first: pathlib.Path, second: pathlib.Path) -> str:
     if keys:
         rows = [f"{key}: {_field(one, key)!r} and {_field(two, key)!r}" for key in keys]
         raise InputError(f"{first} and {second} do not compare, as they differ in\n  " + "\n  ".join(rows))
+    for result in (one, two):
+        if (drawn := result.fields("drawn", None)) is not None:
+            _check_drawn(drawn)
     return table([one, two])
 
 
-def _read_result(path: pathlib.Path) -> Result:
+def _read_result(path: pathlib.Path) -> Fields:
     fields = read_fields(path, "name a result.json of an evaluation")
     metrics, networks = fields.fields("metrics"), fields.fields("networks")
     for name in metrics:
@@ -117,11 +120,26 @@ def _read_result(path: pathlib.Path) -> Result:
         network = networks.fields(purpose)
         for key in ("name", "sha256", "preprocessing"):
             network.text(key)
+        network.flag("published", None)
     for side in (fields.fields("pictures"), fields.fields("reference")):
         side.text("path")
         side.text("fingerprint")
         side.integer("used", 0, 1 << 40)
-    return dict(fields)
+    return fields
+
+
+def _check_drawn(drawn: Fields) -> None:
+    """Of what `_drawn` says."""
+    for key in ("checkpoint", "weights", "sampler"):
+        drawn.text(key)
+    drawn.integer("step", 0, 1 << 60, None)
+    for key in ("num_steps", "height", "width", "pictures"):
+        drawn.integer(key, 0, 1 << 40)
+    prompts = drawn.fields("prompts")
+    prompts.integer("total", 0, 1 << 40)
+    prompts.integer("seed", -(1 << 64), 1 << 64)
+    for key in ("source", "sha256"):
+        prompts.text(key)
 
 
 def _field(result: Result, dotted: str) -> Any:
@@ -170,7 +188,7 @@ def _drawn(result: Result) -> str:
     """How pictures were drawn, but for the guidance scale."""
     drawn = result["drawn"]
     prompts = drawn["prompts"]
-    step = "" if drawn["step"] is None else f", step {drawn['step']}"
+    step = "" if drawn.get("step") is None else f", step {drawn['step']}"
     source = f"{drawn['pictures']} of the {prompts['total']} prompts of {prompts['source']}"
     return (
         f"Drawn by {drawn['checkpoint']} (weights {drawn['weights']}{step}) with {drawn['sampler']} in "

@@ -138,10 +138,10 @@ def test_a_killed_one_goes_on(place, result, tmp_path):
 
 def test_statistics_are_a_reference(place, result, tmp_path):
     weights = ["--inception", str(place / "weights.pth"), "--out", str(tmp_path / "real"), *SMALL]
-    assert evaluate.main([str(place / "real"), *weights, "--statistics", str(tmp_path / "real.npz")]) == 0
+    assert evaluate.main([str(place / "real"), *weights, "--statistics", str(tmp_path / "new" / "real.npz")]) == 0
     shutil.copytree(place / "out" / "features", tmp_path / "out" / "features")  # The features are there already.
     arguments = _arguments(place, tmp_path / "out")
-    arguments[2] = str(tmp_path / "real.npz")
+    arguments[2] = str(tmp_path / "new" / "real.npz")
     assert evaluate.main(arguments) == 0
     found = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert found["metrics"]["frechet_distance"] == pytest.approx(result["metrics"]["frechet_distance"], rel=1e-9)
@@ -174,6 +174,15 @@ def test_only_what_compares_is_set_side_by_side(place, result, tmp_path, capsys)
         (tmp_path / "other.json").write_text(text, encoding="utf-8")
         assert evaluate.main(["--compare", path, str(tmp_path / "other.json")]) == 2
         assert "other.json" in capsys.readouterr().err
+    for change, said in [
+        ({"drawn": {}}, "drawn.checkpoint"),
+        ({"drawn": 5}, "drawn"),
+        ({"drawn": drawn | {"prompts": {"sha256": "y"}}}, "drawn.prompts."),
+        ({"networks": {"distances": network | {"published": [1]}}}, "networks.distances.published"),
+    ]:
+        (tmp_path / "other.json").write_text(json.dumps(result | change), encoding="utf-8")
+        assert evaluate.main(["--compare", path, str(tmp_path / "other.json")]) == 2
+        assert f"other.json: {said}" in capsys.readouterr().err
 
 
 def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
@@ -184,6 +193,12 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
     np.savez(tmp_path / "narrow.npz", mu=mu[:768], sigma=sigma[:768, :768])
     np.savez(tmp_path / "half.npz", mu=mu)
     np.savez(tmp_path / "nan.npz", mu=mu * np.nan, sigma=sigma)
+    np.savez(tmp_path / "hole.npz", mu=mu, sigma=np.where(sigma, np.nan, 0))
+    np.savez(tmp_path / "lopsided.npz", mu=mu, sigma=np.triu(sigma + 1))
+    np.savez(tmp_path / "negative.npz", mu=mu, sigma=-sigma)
+    np.savez(tmp_path / "words.npz", mu=mu, sigma=np.full(sigma.shape, "x"))
+    np.savez(tmp_path / "counts.npz", mu=mu, sigma=sigma, count=[1, 2])
+    np.savez(tmp_path / "below.npz", mu=mu, sigma=sigma, count=-5)
     np.savez(tmp_path / "other.npz", mu=mu, sigma=sigma, preprocessing="pytorch-fid")
     np.savez(tmp_path / "foreign.npz", mu=mu, sigma=sigma, network="x")
     for reference, more, said in [
@@ -195,6 +210,12 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
         ("narrow.npz", [], "768 values"),
         ("half.npz", [], "should hold mu"),
         ("nan.npz", [], "finite"),
+        ("hole.npz", [], "sigma is not finite"),
+        ("lopsided.npz", [], "no covariance"),
+        ("negative.npz", [], "no covariance"),
+        ("words.npz", [], "should hold mu"),
+        ("counts.npz", [], "count should be"),
+        ("below.npz", [], "not -5"),
         ("other.npz", [], "--preprocessing pytorch-fid"),
         ("foreign.npz", [], "other weights"),
         ("good.npz", ["--batch-size", "0"], "--batch-size 0"),
@@ -208,6 +229,11 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
         assert not out.exists()
     assert evaluate.main(arguments[:5]) == 2
     assert "--reference is missing" in capsys.readouterr().err
+    (tmp_path / "folder.npz").mkdir()
+    for name, said in [("real.txt", "call it .npz"), ("folder.npz", "is a folder"), ("text.npz/x.npz", "is no folder")]:
+        assert evaluate.main([*arguments[:5], "--statistics", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+        assert not out.exists()
 
 
 def test_a_folder_begun_otherwise_is_not_gone_on_with(place, result, capsys):

@@ -142,3 +142,25 @@ def test_bad_input_is_refused_before_a_network_looks(place, tmp_path, capsys):
         assert evaluate.main([*given, "--out", str(out), *SMALL]) == 2, said
         assert said in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_sides_of_which_fewer_than_two_pictures_can_be_read_have_no_figures(place, tmp_path, capsys):
+    for name, good in (("one", 1), ("none", 0)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            source = place / "generated" / ("0.png" if i < good else "broken.png")
+            shutil.copy(source, tmp_path / name / f"{i}.png")
+    generated = str(place / "generated")
+    for number, (pictures, reference, said) in enumerate(
+        [("one", generated, "one: 1 of"), ("none", generated, "none: 0 of"), (generated, "one", "one: 1 of")]
+    ):
+        named = [
+            str(tmp_path / pictures),
+            "--reference",
+            str(tmp_path / reference),
+            "--out",
+            str(tmp_path / f"{number}"),
+        ]
+        assert evaluate.main([*named, "--metrics", "cmmd", "--clip", str(CLIP), *SMALL]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / f"{number}" / "result.json").exists()

@@ -152,6 +152,13 @@ def look(
     found = evaluation.found()
     for line in evaluation.write_skipped(found) if found else []:
         print(line)
+    for name, by_purpose in (found or {}).items():
+        for features in by_purpose.values():
+            if name != CAPTIONS and len(features.read) < 2:
+                raise InputError(
+                    f"{evaluation.sides[name].pictures.path}: {len(features.read)} of its pictures could be read, and "
+                    f"metrics are made of two or more; see {args.out / 'skipped.txt'}, and name another"
+                )
     return found
 
 
@@ -162,6 +169,7 @@ def progress(side: str, total: int) -> Callable[[int], None]:
 
 def write_reference(path: pathlib.Path, pictures: PictureSet, network: FeatureNetwork, found: SetFeatures) -> None:
     statistics = statistics_of([found.features], network.outputs[FEATURES])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_statistics(path, statistics, pictures.fingerprint, network)
     print(f"{path}: statistics of {statistics.count} pictures")
 

@@ -14,6 +14,7 @@ from pixart_jax.evaluators.clip_preprocessing import CLIP_PREPROCESSINGS, CMMD_P
 from pixart_jax.evaluators.feature_networks import NETWORKS
 from pixart_jax.evaluators.measures import OF_BOTH, OF_FEATURES, RETRIEVAL
 from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
+from pixart_jax.files import check_writable
 from pixart_jax.samplers import SAMPLERS
 
 METRICS = (*OF_FEATURES, *OF_CLIP, RETRIEVAL)
@@ -83,6 +84,11 @@ def _check_reference(args: argparse.Namespace) -> None:
             else "--statistics makes a reference of PICTURES, not of what a --checkpoint draws"
         )
     if args.statistics:
+        if not is_statistics(str(args.statistics)):
+            raise InputError(f"--statistics {args.statistics}: call it .npz, by which --reference knows it")
+        if args.statistics.is_dir():
+            raise InputError(f"--statistics {args.statistics} is a folder; name a file")
+        check_writable(args.statistics.parent, f"--statistics {args.statistics}: the folder")
         return
     wanting = sorted(set(args.metrics) & {"fid", CMMD, *OF_BOTH})
     if wanting and not args.reference:
