@@ -52,10 +52,15 @@ def draw(args: argparse.Namespace) -> None:
         raise InputError(f"--num-images {args.num_images}: draw at least one")
     if args.seed + args.num_images > 2**64:
         raise InputError(f"--seed {args.seed}: leaves fewer than {args.num_images} seeds; take a smaller one")
+    if not 0 <= args.process_index < args.process_count:
+        raise InputError(
+            f"--process-index {args.process_index} of --process-count {args.process_count}: they count from 0"
+        )
+    settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale", "batch_size")}
+    request = Request(args.prompt, **settings)
     check_writable(args.out, "--out")
     pipeline = TextToImage.from_checkpoint(args.checkpoint, text_encoder=args.text_encoder, vae=args.vae, ema=args.ema)
     wanted = [Wanted(f"{i:05d}.png", args.prompt, args.seed + i) for i in range(args.num_images)]
-    settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale", "batch_size")}
     share = range(args.process_index, len(wanted), args.process_count)
     lines, finished = ProgressLines(len(share)), 0
 
@@ -71,7 +76,7 @@ def draw(args: argparse.Namespace) -> None:
         pipeline,
         wanted,
         args.out,
-        Request(args.prompt, **settings),
+        request,
         process_index=args.process_index,
         process_count=args.process_count,
         per_group=args.batch_size,

@@ -26,7 +26,13 @@ def test_they_are_a_source_with_captions(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--num-images", "0"], "--num-images 0"), (["--seed", str(2**64 - 1), "--num-images", "2"], "--seed")],
+    [
+        (["--num-images", "0"], "--num-images 0"),
+        (["--seed", str(2**64 - 1), "--num-images", "2"], "--seed"),
+        (["--process-count", "0"], "--process-index 0 of --process-count 0"),
+        (["--process-index", "2", "--process-count", "2"], "--process-index 2 of --process-count 2"),
+        (["--batch-size", "0"], "batch_size = 0"),
+    ],
 )
 def test_what_cannot_be_is_refused_first(weights, tmp_path, capsys, arguments, said):
     given = ["--checkpoint", str(weights), "--prompt", "a dog", "--out", str(tmp_path / "dogs"), *arguments]
