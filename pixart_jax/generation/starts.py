@@ -11,6 +11,7 @@ Sources: PixArt-α's `scripts/pipeline_pixart_inpaint.py` and `pipeline_pixart_r
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +150,15 @@ def _tokens(pipeline: TextToImage, request: Request, latents: np.ndarray) -> np.
     return np.broadcast_to(one, (request.count, *one.shape[1:]))
 
 
-def check_start(pipeline: TextToImage, request: Request, strength: float) -> None:
-    """Raises InputError where a request's sampler and number of steps cannot begin at a strength."""
-    manner, start = pipeline.manner(request), check_strength(strength)
-    build_sampler(manner.sampler, _SCHEDULE, manner.num_steps, start=start)  # Raises where it leaves no step.
+def check_start(pipeline: TextToImage, request: Request, strength: float, name: str = "strength") -> None:
+    """Raises InputError, which calls it by its name, where a request's sampler and number of steps cannot begin at a
+    strength."""
+    manner, start = pipeline.manner(request), check_strength(strength, name)
+    try:
+        build_sampler(manner.sampler, _SCHEDULE, manner.num_steps, start=start)
+    except InputError as error:
+        # Samplers know it as their start.
+        raise InputError(re.sub(r"\bstart\b", name, str(error))) from error
 
 
 def check_strength(strength: float, name: str = "strength") -> float:

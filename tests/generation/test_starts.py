@@ -140,11 +140,11 @@ def test_strength_says_how_far_from_the_picture(seen):
         for strength in (0.1, 0.5, 1.0)
     ]
     assert far[0] < far[1] < far[2]
-    with pytest.raises(InputError, match=r"start = 0.05: leaves none of 10 steps"):
+    with pytest.raises(InputError, match=r"^strength = 0.05: leaves none of 10 steps"):
         image_to_image(pipeline, request, latents, 0.05)
     with pytest.raises(InputError, match=r"strength = 0: must lie in \(0, 1\]"):
         image_to_image(pipeline, request, latents, 0)
-    with pytest.raises(InputError, match=r"num_steps = 10: a consistency model .* at most 6; set start to at least"):
+    with pytest.raises(InputError, match=r"num_steps = 10: a consistency model .* at most 6; set strength to at least"):
         image_to_image(pipeline, dataclasses.replace(request, sampler="lcm"), latents, 0.13)
 
 
