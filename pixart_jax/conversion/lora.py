@@ -71,7 +71,7 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
       loras: adapters, each with what its scales are multiplied by.
 
     Raises:
-      InputError: one of them is of another model.
+      InputError: one of them is of another model; or, when an array is read, float32 cannot hold it with them.
     """
     if not loras:
         return weights
@@ -97,6 +97,9 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
                 for lora, strength in loras:
                     if name in lora.layers:
                         _merge_into(block, base, lora.layers[name], strength * lora.scale(name))
+        if not np.isfinite(array).all():
+            names = " and ".join(f"{lora.path}:{strength:g}" for lora, strength in loras)
+            raise InputError(f"{path} is too large for float32 with {names} in it; take a smaller scale")
         return array
 
     added = " + ".join(
@@ -109,8 +112,9 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
 def _merge_into(kernel: np.ndarray, base: np.ndarray, layer: LoraLayer, scale: float) -> None:
     """Changes a kernel f32[inputs, outputs] in place; `base` is what it was before any adapter, as DoRA's norm is of
     that and one adapter, see `adapters.lora.magnitude_ratio`."""
-    added = np.float32(scale) * (layer.a @ layer.b)
-    kernel += added
+    with np.errstate(over="ignore", invalid="ignore"):  # The caller looks for it.
+        added = np.float32(scale) * (layer.a @ layer.b)
+        kernel += added
     if layer.magnitude is not None:
         norm = np.sqrt(np.square((base + added).astype(np.float64)).sum(0))
         kernel *= np.divide(layer.magnitude, norm, out=np.ones_like(norm), where=norm > 0).astype(np.float32)

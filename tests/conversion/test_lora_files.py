@@ -233,5 +233,13 @@ def test_scales_of_options(tmp_path):
     assert split_scale(f"{tmp_path}/b.safetensors:0.5") == (tmp_path / "b.safetensors", 0.5)
     assert split_scale(str(file)) == (file, 1.0)
     assert split_scale("style") == (split_scale("style:1")[0], 1.0)
-    with pytest.raises(InputError, match="finite"):
-        split_scale("style:inf")
+    for slip in ("inf", "nan", "1e300"):
+        with pytest.raises(InputError, match=f"style:{slip}: the scale of an adapter must be a finite number"):
+            split_scale(f"style:{slip}")
+
+
+def test_nothing_infinite_is_merged():
+    path = "blocks_0/mlp/fc2/kernel"
+    merged = merge(base(), [(read_lora(LORA / "peft_lora"), 1e39)])
+    with pytest.raises(InputError, match=rf"{path} is too large for float32 with .*peft_lora:1e\+39 in it"):
+        merged.read(path)

@@ -34,6 +34,7 @@ _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # More than any layer has inputs.
 _MAX_RANK = 1 << 16
 _MAX_ALPHA = 1e6
+_MAX_SCALE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def split_scale(text: str) -> tuple[pathlib.Path, float]:
     """FILE and SCALE of "FILE:SCALE"; 1 where there is none. What exists is a file, whatever its name.
 
     Raises:
-      InputError: the scale is not finite.
+      InputError: the scale is not finite, or so large that it must be a slip.
     """
     path, colon, number = text.rpartition(":")
     try:
@@ -111,8 +112,10 @@ def split_scale(text: str) -> tuple[pathlib.Path, float]:
         return pathlib.Path(text), 1.0
     if not colon or pathlib.Path(text).exists():
         return pathlib.Path(text), 1.0
-    if not math.isfinite(scale):
-        raise InputError(f"{text}: the scale of an adapter must be a finite number")
+    if not math.isfinite(scale) or abs(scale) > _MAX_SCALE:
+        raise InputError(
+            f"{text}: the scale of an adapter must be a finite number, from -{_MAX_SCALE:g} to {_MAX_SCALE:g}"
+        )
     return pathlib.Path(path), scale
 
 
