@@ -207,7 +207,9 @@ class ProgressLines:
 
     def __call__(self, tally: Tally) -> None:
         now = time.perf_counter()
-        line = f"{self._prefix}{tally.items}/{tally.total_items} items, {tally.skipped} skipped"
+        line = f"{self._prefix}{tally.items}/{tally.total_items} items"
+        if tally.skipped is not None:
+            line += f", {tally.skipped} skipped"
         if self._first is None:  # Compilation, and what an earlier run has done, would spoil the rate.
             self._first = now, tally.items
         elif now > self._first[0]:

@@ -82,6 +82,13 @@ class Captioner:
             self._processor = transformers.AutoProcessor.from_pretrained(where)
         self._form = self._form_of(model, config.model_type)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device != "auto":
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError) as error:  # The latter where PyTorch has no CUDA.
+                raise InputError(
+                    f"--device {device}: {str(error).splitlines()[0]}; leave it out to take what there is"
+                ) from error
         self.dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
         with _named_errors(model):
             self._model, loaded = transformers.AutoModelForImageTextToText.from_pretrained(

@@ -95,13 +95,13 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """How far this process is: units and items done and to be done, and items skipped."""
+    """How far this process is: units and items done and to be done, and items skipped; None where that is not known."""
 
     units: int
     total_units: int
     items: int
     total_items: int
-    skipped: int
+    skipped: int | None
 
 
 def work_through(

@@ -124,6 +124,7 @@ def test_what_is_written_is_read_by_extraction(captioned, weights, tmp_path):
         (["--request= "], "--request is empty"),
         (["--batch-size=0"], "--batch-size must be at least 1"),
         (["--process-index=3"], "--process-index must be from 0 to 0"),
+        (["--device", "nonsense"], "--device nonsense: "),
     ],
 )
 def test_what_is_refused(photos, model, tmp_path, capsys, more, words):

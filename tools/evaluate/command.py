@@ -164,7 +164,7 @@ def look(
 
 def progress(side: str, total: int) -> Callable[[int], None]:
     lines = ProgressLines(f"{side}: ")
-    return lambda done: lines(Tally(0, 0, done, total, 0))
+    return lambda done: lines(Tally(0, 0, done, total, None))
 
 
 def write_reference(path: pathlib.Path, pictures: PictureSet, network: FeatureNetwork, found: SetFeatures) -> None:

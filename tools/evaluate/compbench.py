@@ -115,7 +115,7 @@ def drawing_progress(name: str) -> Progress:
 
     def report(stage: str, done: int, total: int) -> None:
         if stage == "drawn":
-            lines(Tally(0, 0, done, total, 0))
+            lines(Tally(0, 0, done, total, None))
         else:
             stages(stage, done, total)
 
@@ -147,7 +147,7 @@ def score(args: argparse.Namespace, parts: Sequence[Part], relations: Relations 
 def progress(part: Part, args: argparse.Namespace) -> Callable[[int], None]:
     lines = ProgressLines(f"{part.pictures.category}, {part.score}: ")
     share = part.share(args.pictures_per_unit, args.process_index, args.process_count)
-    return lambda done: lines(Tally(0, 0, done, share, 0))
+    return lambda done: lines(Tally(0, 0, done, share, None))
 
 
 def write_text(args: argparse.Namespace, name: str, text: str) -> None:
