@@ -238,6 +238,11 @@ def test_scales_of_options(tmp_path):
             split_scale(f"style:{slip}")
 
 
+def test_an_alpha_without_an_adapter_is_refused():
+    with pytest.raises(InputError, match="--alpha 8: nothing heeds it, as there is no adapter"):
+        read_loras([], 8.0)
+
+
 def test_nothing_infinite_is_merged():
     path = "blocks_0/mlp/fc2/kernel"
     merged = merge(base(), [(read_lora(LORA / "peft_lora"), 1e39)])

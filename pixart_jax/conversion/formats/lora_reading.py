@@ -95,7 +95,8 @@ def read_loras(texts: Iterable[str], alpha: float | None) -> list[tuple[LoraWeig
     pairs = [split_scale(text) for text in texts]
     loras = [(read_lora(path, alpha=alpha), scale) for path, scale in pairs]
     if alpha is not None and not any(lora.alpha_was_asked for lora, _ in loras):
-        raise InputError(f"--alpha {alpha:g}: nothing heeds it, as every adapter tells its own; leave it out")
+        why = "every adapter tells its own" if loras else "there is no adapter"
+        raise InputError(f"--alpha {alpha:g}: nothing heeds it, as {why}; leave it out")
     return loras
 
 
