@@ -96,7 +96,7 @@ class Given:
 
     def latents(self, pipeline: TextToImage, request: Request) -> np.ndarray:
         """What `begin` takes: of the picture, on the request's canvas."""
-        check_start(pipeline, request, self.strength)
+        check_start(pipeline, request, self.strength, "--strength")
         canvas = request.canvas(pipeline.resolution)
         picture = reference_canvas(self.picture, canvas) if self.is_reference else self.picture
         return latents_of(pipeline, request, picture)
@@ -169,7 +169,7 @@ def read_mask(path: pathlib.Path, option: str, picture: np.ndarray) -> np.ndarra
     """A mask file bool[H, W] for a picture uint8[H, W, 3]: True where it is white, from half the brightness on.
 
     Raises:
-      InputError: it cannot be read, is of another size than the picture, or all black.
+      InputError: it cannot be read, is of another size than the picture, or has no white.
     """
     levels = read_picture(path, option)
     if levels.shape != picture.shape:
@@ -180,7 +180,8 @@ def read_mask(path: pathlib.Path, option: str, picture: np.ndarray) -> np.ndarra
     # Of grey exactly its level; of colours their brightness (ITU-R 601-2).
     mask = levels @ np.array([299, 587, 114]) >= 127500
     if not mask.any():
-        raise InputError(f"{option} {path} is all black, so that nothing would be drawn anew; make that white")
+        seen = f"dark, {levels.max()} of 255 at most" if levels.any() else "all black"
+        raise InputError(f"{option} {path} is {seen}, so that nothing would be drawn anew; make that white")
     return mask
 
 

@@ -57,6 +57,10 @@ def test_white_begins_at_half_the_brightness(tmp_path):
     Image.fromarray(levels).save(tmp_path / "mask.png")
     found = read_mask(tmp_path / "mask.png", "--mask", np.zeros((1, 4, 3), np.uint8))
     np.testing.assert_array_equal(found, [[False, False, True, True]])
+    # A mask of zeros and ones is black to the eye, and its owner thinks it is not.
+    Image.fromarray(levels // 255).save(tmp_path / "ones.png")
+    with pytest.raises(InputError, match=r"ones\.png is dark, 1 of 255 at most, so that nothing would be drawn anew"):
+        read_mask(tmp_path / "ones.png", "--mask", np.zeros((1, 4, 3), np.uint8))
 
 
 def test_without_a_mask_the_picture_is_near_and_with_one_it_is_drawn_anew(files):
