@@ -105,6 +105,9 @@ def convert_adapter(args: argparse.Namespace) -> str:
         raise InputError(
             f"--to {args.to} writes the adapter alone, and heeds none of the other options; leave them out"
         )
+    if args.to == "diffusers-lora" and args.target.suffix != ".safetensors":
+        # Nobody would read it again: what a file of weights is, its name says.
+        raise InputError(f"--to diffusers-lora writes one file: call it {args.target}.safetensors")
     if is_run:
         lora, arrays = load_run_lora(args.source, ema=args.ema is not False)
         print(f"{args.source}: a training run, {arrays.name}")

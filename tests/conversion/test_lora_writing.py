@@ -16,6 +16,7 @@ from pixart_jax.conversion.formats.lora_reading import METADATA, read_lora
 from pixart_jax.conversion.formats.lora_writing import write_diffusers_lora, write_peft
 from pixart_jax.conversion.lora import adapter_arrays
 from pixart_jax.conversion.names.lora import WEIGHT_FILES
+from tools import convert
 
 CASES = ["lora", "dora", "rslora", "pattern"]
 
@@ -69,3 +70,11 @@ def test_scales_of_several_kinds_are_told(tmp_path):
     with safetensors.safe_open(tmp_path / "style.safetensors", "numpy") as opened:
         told = json.loads(opened.metadata()[METADATA])
     assert told["transformer.rank_pattern"] == {names[1]: 5} and told["transformer.lora_alpha"] == 3
+
+
+def test_a_file_that_would_not_be_read_again_is_not_written(tmp_path, capsys):
+    command = [str(LORA / "peft_lora"), str(tmp_path / "style"), "--to", "diffusers-lora"]
+    assert convert.main(command) == 2
+    assert "style.safetensors" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+    assert convert.main([command[0], f"{command[1]}.safetensors", *command[2:]]) == 0
+    assert read_lora(tmp_path / "style.safetensors").layers
