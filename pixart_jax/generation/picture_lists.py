@@ -28,6 +28,7 @@ from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import NOISE, Progress, Request
+from pixart_jax.generation.starts import check_start
 from pixart_jax.rng import check_seed
 
 # In the folder of the pictures: what they are drawn with, and the prompt of each.
@@ -95,6 +96,7 @@ class PictureList:
             raise InputError("a list of pictures has one of each prompt, from pure noise of its seed")
         if not isinstance(request.negative_prompt, str | None):
             raise InputError("a list of pictures has one negative prompt for all")
+        check_start(pipeline, request, 1.0)
         wanted = tuple(wanted)
         return cls(pipeline, wanted, folder, request, recipe_of(pipeline, wanted, request), max(1, per_group))
 

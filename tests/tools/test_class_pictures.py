@@ -32,6 +32,7 @@ def test_they_are_a_source_with_captions(weights, tmp_path, capsys):
         (["--process-count", "0"], "--process-index 0 of --process-count 0"),
         (["--process-index", "2", "--process-count", "2"], "--process-index 2 of --process-count 2"),
         (["--batch-size", "0"], "batch_size = 0"),
+        (["--sampler", "dmd", "--num-steps", "2"], "dmd draws in 1 step"),
     ],
 )
 def test_what_cannot_be_is_refused_first(weights, tmp_path, capsys, arguments, said):
