@@ -41,7 +41,9 @@ def read_captions(root: pathlib.Path, files: Sequence[str], path: pathlib.Path |
     found = [_beside(root / name) for name in files] if path is None else _listed(path, files)
     if missing := [printable(name) for name, caption in zip(files, found, strict=True) if not caption]:
         names = ", ".join(missing[:_LISTED]) + (", ..." if len(missing) > _LISTED else "")
-        where = f"{path} should name it" if path else "a .txt of its name should lie beside it, or --captions name it"
+        where = "a .txt of its name should lie beside it, or --captions name it"
+        if path:
+            where = f"{path} should name it, with a caption that is more than white space"
         raise InputError(f"{root}: {len(missing)} of {len(files)} pictures have no caption: {names}; {where}")
     return [caption or "" for caption in found]
 

@@ -236,6 +236,14 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
         assert not out.exists()
 
 
+@pytest.mark.parametrize(("side", "what"), [("generated", "PICTURES"), ("real", "--reference")])
+def test_nothing_is_written_among_the_pictures(place, side, what, capsys):
+    before = sorted((place / side).rglob("*"))
+    assert evaluate.main(_arguments(place, place / side)) == 2
+    assert f"is the folder of {what}" in capsys.readouterr().err
+    assert sorted((place / side).rglob("*")) == before
+
+
 def test_a_folder_begun_otherwise_is_not_gone_on_with(place, result, capsys):
     assert evaluate.main(_arguments(place, place / "out", "--preprocessing", "pytorch-fid")) == 2
     assert "other preprocessing" in capsys.readouterr().err

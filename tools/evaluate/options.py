@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 from collections.abc import Sequence
 
 from pixart_jax.commands import command, path_argument, seed_argument, text_argument, with_commands
@@ -41,6 +42,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("name PICTURES to measure, or a --checkpoint that draws them, one of the two")
     if not args.out:
         raise InputError("--out is missing: a folder for the result and the features")
+    for what, given in (("PICTURES", args.pictures), ("--reference", args.reference)):
+        if given and pathlib.Path(given).is_dir() and pathlib.Path(given).resolve() == args.out.resolve():
+            raise InputError(
+                f"--out {args.out} is the folder of {what}, and what is written would be among them; name another"
+            )
     if args.inception and args.network != NETWORKS[0]:
         raise InputError(f"--inception names FID-Inception's weights: name those of {args.network} by --weights")
     if not (args.weights or args.inception) and (args.statistics or set(args.metrics) & set(OF_FEATURES)):
