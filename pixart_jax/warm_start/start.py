@@ -126,7 +126,14 @@ def open_base(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> 
     if init.null_text:
         null_text = _given_null_text(str(kept) if holds and kept.is_file() else init.null_text, target)
     choices = Choices(init.reparameterize, init.unconditional, init.kv_compress, null_text, config.seed)
-    start = open_warm_start(config.init_from, target, weights=init.weights, null_text="", choices=choices)
+    try:
+        start = open_warm_start(config.init_from, target, weights=init.weights, null_text="", choices=choices)
+    except InputError as error:
+        if not holds:
+            raise
+        raise InputError(
+            f"{error}\nWhat is trained here is laid over these weights, which no checkpoint holds"
+        ) from error
     return dataclasses.replace(start, null_text=null_text if holds else None)
 
 

@@ -120,6 +120,11 @@ def test_a_run_goes_on_bit_identical_and_not_beside_other_weights(folder, tmp_pa
     for item in ("params", "ema_params", "opt_state"):
         assert found[0].recorded_checksums(4, item) == found[1].recorded_checksums(4, item)
     assert read_metrics(tmp_path / "run")[-1] == read_metrics(folder / "run")[-1]
+    # Weights that are gone are to be put back: no checkpoint holds them.
+    (folder / "base").rename(folder / "away")
+    with pytest.raises(InputError, match=r"no such file or folder(.|\n)*laid over these weights, which no checkpoint"):
+        TextToImage.from_checkpoint(tmp_path / "run")
+    (folder / "away").rename(folder / "base")
     # Drawn with other weights than it was trained beside, it would draw something else without a word.
     recorded = json.loads((tmp_path / "run" / "config.json").read_text())
     recorded["init_from"] = str(folder / "run")
