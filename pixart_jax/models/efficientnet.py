@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixart_jax.models.batch_norm import FrozenBatchNorm
+
 # Height and width of what the network was trained on; it takes others.
 INPUT_SIZE = 224
 NUM_FEATURES = 1280
 NUM_CLASSES = 1000
-
-_EPSILON = 1e-3
 
 # Features must be those of every other implementation, whatever an accelerator does with float32 products by default.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -58,19 +58,6 @@ class Features(NamedTuple):
     logits: jax.Array
 
 
-class _FrozenBatchNorm(nn.Module):
-    """Batch normalisation by the statistics that were kept at the end of training, which are parameters here."""
-
-    @nn.compact
-    def __call__(self, x):
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.param("mean", nn.initializers.zeros, shape)
-        var = self.param("var", nn.initializers.ones, shape)
-        return (x - mean) * (jax.lax.rsqrt(var + _EPSILON) * scale) + bias
-
-
 def _pointwise(features: int, name: str) -> nn.Dense:
     return nn.Dense(features, use_bias=False, precision=_EXACT, name=name)
 
@@ -108,10 +95,10 @@ class _Block(nn.Module):
         stage, y = self.stage, x
         if stage.expansion > 1:
             y = _pointwise(x.shape[-1] * stage.expansion, "expand_conv")(y)
-            y = nn.relu6(_FrozenBatchNorm(name="bn0")(y))
+            y = nn.relu6(FrozenBatchNorm(name="bn0")(y))
         y = _Depthwise(stage.kernel, self.stride, name="depthwise_conv")(y)
-        y = nn.relu6(_FrozenBatchNorm(name="bn1")(y))
-        y = _FrozenBatchNorm(name="bn2")(_pointwise(stage.width, "project_conv")(y))
+        y = nn.relu6(FrozenBatchNorm(name="bn1")(y))
+        y = FrozenBatchNorm(name="bn2")(_pointwise(stage.width, "project_conv")(y))
         return x + y if x.shape == y.shape else y
 
 
@@ -126,12 +113,12 @@ class EfficientNetLite(nn.Module):
     @nn.compact
     def __call__(self, x) -> Features:
         x = nn.Conv(_STEM_WIDTH, (3, 3), 2, "SAME", use_bias=False, precision=_EXACT, name="conv_stem")(x)
-        x = nn.relu6(_FrozenBatchNorm(name="bn0")(x))
+        x = nn.relu6(FrozenBatchNorm(name="bn0")(x))
         number = 0
         for stage in self.stages:
             for repeat in range(stage.repeats):
                 x = _Block(stage, stage.stride if repeat == 0 else 1, name=f"blocks_{number}")(x)
                 number += 1
-        x = nn.relu6(_FrozenBatchNorm(name="bn1")(_pointwise(NUM_FEATURES, "conv_head")(x)))
+        x = nn.relu6(FrozenBatchNorm(name="bn1")(_pointwise(NUM_FEATURES, "conv_head")(x)))
         pooled = jnp.mean(x, (1, 2))
         return Features(pooled, nn.Dense(NUM_CLASSES, precision=_EXACT, name="fc")(pooled))

@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pixart_jax.models.batch_norm import FrozenBatchNorm
+
 # Height and width of what the network takes.
 INPUT_SIZE = 299
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008
-
-_EPSILON = 1e-3
 
 # Features must be those of every other implementation, whatever an accelerator does with float32 products by default.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -45,19 +45,6 @@ class Features(NamedTuple):
     logits: jax.Array
 
 
-class _FrozenBatchNorm(nn.Module):
-    """Batch normalisation by the statistics that were kept at the end of training, which are parameters here."""
-
-    @nn.compact
-    def __call__(self, x):
-        shape = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.param("mean", nn.initializers.zeros, shape)
-        var = self.param("var", nn.initializers.ones, shape)
-        return (x - mean) * (jax.lax.rsqrt(var + _EPSILON) * scale) + bias
-
-
 class _Unit(nn.Module):
     """Convolution without bias, normalisation, ReLU."""
 
@@ -70,7 +57,7 @@ class _Unit(nn.Module):
     def __call__(self, x):
         pads = [(pad, pad) for pad in self.padding]
         x = nn.Conv(self.features, self.kernel, self.stride, pads, use_bias=False, precision=_EXACT, name="conv")(x)
-        return nn.relu(_FrozenBatchNorm(name="bn")(x))
+        return nn.relu(FrozenBatchNorm(name="bn")(x))
 
 
 def _across(features: int, name: str) -> _Unit:

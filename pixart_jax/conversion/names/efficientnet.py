@@ -6,22 +6,16 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.names.rules import COPY, Rule, convert, linear
+from pixart_jax.conversion.names.rules import Rule, batch_norm, convert, linear
 from pixart_jax.conversion.names.vae import CONV_KERNEL, DENSE_KERNEL
-
-
-def _norms(source: str, target: str) -> list[Rule]:
-    names = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-    return [(rf"{source}\.{theirs}", f"{target}/{ours}", COPY) for theirs, ours in names]
-
 
 _RULES: list[Rule] = [
     (r"_conv_stem\.weight", "conv_stem/kernel", CONV_KERNEL),
     (r"_conv_head\.weight", "conv_head/kernel", DENSE_KERNEL),
-    *_norms(r"_(bn\d)", r"\1"),
+    *batch_norm(r"_(bn\d)", r"\1"),
     (r"_blocks\.(\d+)\._depthwise_conv\.weight", r"blocks_\1/depthwise_conv/kernel", CONV_KERNEL),
     (r"_blocks\.(\d+)\._(expand_conv|project_conv)\.weight", r"blocks_\1/\2/kernel", DENSE_KERNEL),
-    *_norms(r"_blocks\.(\d+)\._(bn\d)", r"blocks_\1/\2"),
+    *batch_norm(r"_blocks\.(\d+)\._(bn\d)", r"blocks_\1/\2"),
     *linear("_fc", "fc"),
 ]
 

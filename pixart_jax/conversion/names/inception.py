@@ -6,14 +6,15 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from pixart_jax.conversion.names.rules import COPY, TRANSPOSE, Rule, convert
+from pixart_jax.conversion.names.rules import COPY, TRANSPOSE, Rule, batch_norm, convert
 from pixart_jax.conversion.names.vae import CONV_KERNEL
 
 
 def _unit_rules(unit: str, target: str) -> list[Rule]:
-    names = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
-    norms: list[Rule] = [(rf"{unit}\.bn\.{theirs}", f"{target}/bn/{ours}", COPY) for theirs, ours in names]
-    return [(rf"{unit}\.conv\.weight", f"{target}/conv/kernel", CONV_KERNEL), *norms]
+    return [
+        (rf"{unit}\.conv\.weight", f"{target}/conv/kernel", CONV_KERNEL),
+        *batch_norm(rf"{unit}\.bn", f"{target}/bn"),
+    ]
 
 
 _RULES: list[Rule] = [

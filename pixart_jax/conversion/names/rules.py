@@ -66,6 +66,12 @@ def linear(source: str, target: str) -> list[TwoWayRule]:
     return [(rf"{source}\.weight", f"{target}/kernel", TRANSPOSE), (rf"{source}\.bias", f"{target}/bias", COPY)]
 
 
+def batch_norm(source: str, target: str) -> list[TwoWayRule]:
+    """Of a BatchNorm with the statistics that it keeps."""
+    names = (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var"))
+    return [(rf"{source}\.{theirs}", f"{target}/{ours}", COPY) for theirs, ours in names]
+
+
 def fused_linear(sources: Iterable[str], target: str) -> list[TwoWayRule]:
     """Of Linears of one size that are one Dense of ours, side by side."""
     sources = list(sources)
