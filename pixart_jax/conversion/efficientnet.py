@@ -5,8 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from pixart_jax.conversion.classifiers import load_classifier
-from pixart_jax.conversion.names.efficientnet import convert_efficientnet
+from pixart_jax.conversion.names.efficientnet import RULES
+from pixart_jax.conversion.names.rules import BATCH_COUNTS
+from pixart_jax.conversion.picture_networks import load_picture_network
 from pixart_jax.models.efficientnet import INPUT_SIZE, EfficientNetLite
 
 
@@ -22,4 +23,4 @@ def load_efficientnet(path: pathlib.Path) -> Any:
     Raises:
       InputError: the file is damaged, or another network's.
     """
-    return load_classifier(path, EfficientNetLite(), INPUT_SIZE, convert_efficientnet)
+    return load_picture_network(path, EfficientNetLite(), INPUT_SIZE, RULES, dropped=BATCH_COUNTS)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from pixart_jax.conversion.classifiers import load_classifier
-from pixart_jax.conversion.names.inception import convert_inception
+from pixart_jax.conversion.names.inception import RULES
+from pixart_jax.conversion.names.rules import BATCH_COUNTS
+from pixart_jax.conversion.picture_networks import load_picture_network
 from pixart_jax.models.inception import INPUT_SIZE, FidInception
 
 
@@ -22,4 +23,4 @@ def load_inception(path: pathlib.Path) -> Any:
     Raises:
       InputError: the file is damaged, or another network's.
     """
-    return load_classifier(path, FidInception(), INPUT_SIZE, convert_inception)
+    return load_picture_network(path, FidInception(), INPUT_SIZE, RULES, dropped=BATCH_COUNTS)

@@ -90,8 +90,7 @@ def consistency_step(
     guided = guide(lambda x, t, conditions: teacher(x, t, **conditions), whole, null, 1.0 + guidance)
     eps, _ = guided(x_t, start)
     x0 = gaussian.predict_x0(schedule, x_t, start, eps)
-    at_end = (gaussian.at(table, index, x_t) for table in (tables.alpha_end, tables.sigma_end))
-    alpha, sigma = at_end
+    alpha, sigma = (gaussian.at(table, index, x_t) for table in (tables.alpha_end, tables.sigma_end))
     x_prev = jax.lax.stop_gradient(alpha * x0 + sigma * eps)
 
     eps = target(x_prev, end, **whole).eps

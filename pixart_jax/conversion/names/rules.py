@@ -72,6 +72,10 @@ def batch_norm(source: str, target: str) -> list[TwoWayRule]:
     return [(rf"{source}\.{theirs}", f"{target}/{ours}", COPY) for theirs, ours in names]
 
 
+# Of a BatchNorm: how many batches there were in training, an integer that nothing at inference asks for.
+BATCH_COUNTS = r".*\.num_batches_tracked"
+
+
 def fused_linear(sources: Iterable[str], target: str) -> list[TwoWayRule]:
     """Of Linears of one size that are one Dense of ours, side by side."""
     sources = list(sources)
@@ -90,6 +94,16 @@ def norm(source: str, target: str) -> list[TwoWayRule]:
 def other_names(rules: Sequence[Rule]) -> list[Rule]:
     """The same rules, which then only convert to ours: for names that files have had and that we do not write."""
     return [(source, target, getattr(layout, "ours", layout)) for source, target, layout in rules]
+
+
+def convert_flat(
+    state_dict: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    expected: Mapping[str, tuple[int, ...]],
+    dropped: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """`convert` of a network without stacks of equal blocks, f32 arrays."""
+    return convert(state_dict, rules, "(?!)", [], {}, expected, dropped=dropped)
 
 
 def convert(
