@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from forked import processes
+from watching import files_below
 
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pipeline import make_iterator
@@ -209,7 +210,7 @@ def test_killed_or_shared_between_processes_it_ends_with_the_same_bytes(wide, tm
 
     process = processes.Process(target=run, args=(2, *arguments(wide, tmp_path / "killed")))
     process.start()
-    while not list(tmp_path.glob(".killed.incomplete/units/*")) and process.is_alive():
+    while not files_below(tmp_path / ".killed.incomplete/units") and process.is_alive():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -16,6 +16,7 @@ from classifier_weights import write_efficientnet
 from inception_weights import draw_weights
 from owners import held_elsewhere
 from PIL import Image
+from watching import files_below
 
 from pixart_jax.evaluators.feature_networks import frechet_name, kernel_name, open_network
 from tools.evaluate import command as evaluate
@@ -123,7 +124,7 @@ def test_a_share_has_one_owner(place, index, count, held, tmp_path, capsys):
 def test_a_killed_one_goes_on(place, result, tmp_path):
     command = [sys.executable, "-m", "tools.evaluate", *_arguments(place, tmp_path / "out", *CHEAP)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not list(tmp_path.glob("out/features/pictures/*/*.npz")) and process.poll() is None:
+    while not files_below(tmp_path / "out/features/pictures", ".npz") and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -14,6 +14,7 @@ from golden_cases import GOLDEN
 from PIL import Image
 from tiny_run import simulated, tiny_config
 from tiny_words import CAPTIONS, write_words_data
+from watching import files_below
 
 from pixart_jax.data.prompt_lists import captions_of_shards, seed_of
 from pixart_jax.data.shards.feature_shards import ShardReader
@@ -118,7 +119,7 @@ def test_killed_ones_go_on(place, out, tmp_path):
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     for wanted in (1, 4):
         process = subprocess.Popen(command, cwd=ROOT, env=simulated(1), **quiet)
-        while len(pictures(tmp_path)) < wanted and process.poll() is None:
+        while len(files_below(tmp_path / "pictures", ".png")) < wanted and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
