@@ -8,6 +8,7 @@ built; a text encoder has its tokenizer in `tokenizer/` below.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -243,6 +244,7 @@ def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtyp
     return KINDS[kind].build(config, path / "config.json", dtype)
 
 
+@functools.lru_cache(maxsize=16)  # Asked for twice by whoever opens an encoder, and tracing one takes a second.
 def _shapes(kind: str, model: nn.Module):
     """Shapes of the parameters, nested; allocates nothing."""
     inputs = KINDS[kind].inputs(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax
@@ -52,13 +53,17 @@ def with_shardings(shapes, mesh: Mesh, rules: Sequence[Rule] = ()):
 
 def abstract_params(model: PixArt, mesh: Mesh):
     """Shapes, dtypes and shardings of the parameters, as jax.ShapeDtypeStruct; allocates nothing."""
-    return with_shardings(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)), mesh)
+    return with_shardings(_shapes(model), mesh)
 
 
 def parameter_shapes(model: PixArt) -> dict[str, tuple[int, ...]]:
     """'/'-joined path to shape of each parameter; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+    return {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(_shapes(model), sep="/").items()}
+
+
+@functools.lru_cache(maxsize=16)  # Many ask, and tracing a model takes a second.
+def _shapes(model: PixArt):
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def kernels_as(dtype, abstract):
