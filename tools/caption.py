@@ -32,7 +32,8 @@ from pixart_jax.files.typed_json import parse
 from pixart_jax.files.unit_work import SKIPPED_FILE, work_through
 from pixart_jax.training.metrics import format_duration
 
-from .extract_features import ProgressLines, weights_of
+from .extract_features import weights_of
+from .shares import add_share, check_counts, check_share, share_of
 
 
 @tool(GOES_ON)
@@ -46,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finished = work_through(
             open_units(args),
             args.out,
-            process_index=args.process_index,
-            process_count=args.process_count,
-            report=ProgressLines(f"process {args.process_index + 1}/{args.process_count}: "),
+            **share_of(args),
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -111,9 +110,8 @@ def summary(out: pathlib.Path) -> str:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Before the model is opened, which takes minutes."""
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
-    for name in (
+    check_share(args)
+    counts = (
         "items_per_unit",
         "batch_size",
         "num_threads",
@@ -121,9 +119,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         "picture_side",
         "min_side",
         "max_pixels",
-    ):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    )
+    check_counts(args, counts)
     if not 0 <= args.old_caption_weight < 1:
         raise InputError(f"--old-caption-weight must be at least 0 and below 1, not {args.old_caption_weight}")
     if args.without_caption and args.request is not None:
@@ -182,10 +179,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--items-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
     )
 
-    share = parser.add_argument_group("sharing the work", "every process runs the same command but for its index")
-    share.add_argument("--process-index", type=int, default=0)
-    share.add_argument("--process-count", type=int, default=1)
-    share.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
+    add_share(parser).add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
     return parser.parse_args(argv)
 
 

@@ -32,6 +32,7 @@ from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
 
 from .sample import ProgressLines
+from .shares import add_share, check_share
 
 
 @tool(GOES_ON)
@@ -52,10 +53,7 @@ def draw(args: argparse.Namespace) -> None:
         raise InputError(f"--num-images {args.num_images}: draw at least one")
     if args.seed + args.num_images > 2**64:
         raise InputError(f"--seed {args.seed}: leaves fewer than {args.num_images} seeds; take a smaller one")
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(
-            f"--process-index {args.process_index} of --process-count {args.process_count}: they count from 0"
-        )
+    check_share(args)
     settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale", "batch_size")}
     request = Request(args.prompt, **settings)
     check_writable(args.out, "--out")
@@ -107,8 +105,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, help="(default: the checkpoint's)")
     parser.add_argument("--guidance-scale", type=float, help="(default: the checkpoint's)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: %(default)s)")
-    parser.add_argument("--process-index", type=int, default=0)
-    parser.add_argument("--process-count", type=int, default=1)
+    add_share(parser)
     return parser.parse_args(argv)
 
 

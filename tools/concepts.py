@@ -30,7 +30,8 @@ from pixart_jax.errors import InputError
 from pixart_jax.files.unit_work import work_through
 from pixart_jax.training.metrics import format_duration
 
-from .extract_features import ProgressLines, weights_of
+from .extract_features import weights_of
+from .shares import add_share, check_counts, check_share, share_of
 
 
 @tool(GOES_ON)
@@ -71,9 +72,7 @@ def count(args: argparse.Namespace, out: pathlib.Path) -> bool:
     finished = work_through(
         units,
         out,
-        process_index=args.process_index,
-        process_count=args.process_count,
-        report=ProgressLines(f"process {args.process_index + 1}/{args.process_count}: "),
+        **share_of(args),
     )
     if finished:
         print((out / "result.md").read_text(encoding="utf-8"), end="")
@@ -92,13 +91,10 @@ def open_captions(args: argparse.Namespace) -> tuple[Captions, dict[str, Any]]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
+    check_share(args)
     if args.process_count > 1 and not args.out:
         raise InputError("--process-count: processes share their work in a folder; name it by --out")
-    for name in ("items_per_unit", "num_threads", "caption"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    check_counts(args, ("items_per_unit", "num_threads", "caption"))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -123,9 +119,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--items-per-unit", type=int, default=10_000, help="what a kill can cost at most (default: %(default)s)"
     )
-    parser.add_argument("--process-index", type=int, default=0)
-    parser.add_argument("--process-count", type=int, default=1)
-    parser.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read")
+    add_share(parser).add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read")
     return parser.parse_args(argv)
 
 

@@ -40,8 +40,10 @@ from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mes
 from pixart_jax.encoding.reference import ReferenceUnits
 from pixart_jax.encoding.skipped import skipped_reasons
 from pixart_jax.errors import InputError
-from pixart_jax.files.unit_work import SKIPPED_FILE, Tally
+from pixart_jax.files.unit_work import SKIPPED_FILE
 from pixart_jax.training.metrics import format_duration
+
+from .shares import add_share, check_counts, check_share, share_of
 
 # Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them
 # to do where features exist, and the other way round.
@@ -59,19 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
     begin = time.perf_counter()
     try:
-        if not 0 <= args.process_index < args.process_count:
-            raise InputError(f"--process-index must be from 0 to {args.process_count - 1}, not {args.process_index}")
-        for name in ("items_per_shard", "batch_size", "num_threads"):
-            if getattr(args, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+        check_share(args)
+        check_counts(args, ("items_per_shard", "batch_size", "num_threads"))
         units = open_reference(args) if args.reference_text or args.reference_latents else open_pictures_of(args)
-        finished = extract(
-            units,
-            args.out,
-            process_index=args.process_index,
-            process_count=args.process_count,
-            report=ProgressLines(f"process {args.process_index + 1}/{args.process_count}: "),
-        )
+        finished = extract(units, args.out, **share_of(args))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -198,26 +191,6 @@ def captions_of(args: argparse.Namespace) -> tuple[str, int]:
     return stored.caption_cleaning, stored.model.max_text_tokens
 
 
-class ProgressLines:
-    """Prints, unit by unit, how fast it goes and when it will be done."""
-
-    def __init__(self, prefix: str):
-        self._prefix = prefix
-        self._first: tuple[float, int] | None = None
-
-    def __call__(self, tally: Tally) -> None:
-        now = time.perf_counter()
-        line = f"{self._prefix}{tally.items}/{tally.total_items} items"
-        if tally.skipped is not None:
-            line += f", {tally.skipped} skipped"
-        if self._first is None:  # Compilation, and what an earlier run has done, would spoil the rate.
-            self._first = now, tally.items
-        elif now > self._first[0]:
-            rate = (tally.items - self._first[1]) / (now - self._first[0])
-            line += f", {rate:.1f}/s, {format_duration((tally.total_items - tally.items) / rate)} to go"
-        print(line, file=sys.stderr, flush=True)
-
-
 def summary(out: pathlib.Path) -> str:
     """What the sets hold, and what was skipped for which reason."""
     lines = []
@@ -298,10 +271,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--items-per-shard", type=int, default=1024, help="what a kill can cost at most (default: %(default)s)"
     )
 
-    share = parser.add_argument_group("sharing the work", "every process runs the same command but for its index")
-    share.add_argument("--process-index", type=int, default=0)
-    share.add_argument("--process-count", type=int, default=1)
-    share.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
+    add_share(parser).add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
     return parser
 
 

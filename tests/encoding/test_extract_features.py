@@ -218,7 +218,7 @@ def test_class_labels_for_the_first_stage(photos, weights, tmp_path):
         (["--source", "nowhere"], "no source of pictures"),
         (["--checkpoint", "nowhere"], "nowhere/vae/config.json"),
         (["--labels"], "has no class labels"),
-        (["--process-index=2"], "--process-index must be from 0 to 0"),
+        (["--process-index=2"], "--process-index 2 of --process-count 1"),
         (["--caption-weights=prompt"], "must be FIELD=NUMBER"),
     ],
 )

@@ -123,7 +123,7 @@ def test_what_is_written_is_read_by_extraction(captioned, weights, tmp_path):
         (["--without-caption", "--request=Why?"], "--without-caption is for the paper's request"),
         (["--request= "], "--request is empty"),
         (["--batch-size=0"], "--batch-size must be at least 1"),
-        (["--process-index=3"], "--process-index must be from 0 to 0"),
+        (["--process-index=3"], "--process-index 3 of --process-count 1"),
         (["--device", "nonsense"], "--device nonsense: "),
     ],
 )

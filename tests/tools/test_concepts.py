@@ -119,7 +119,7 @@ def test_feature_shards(tmp_path, capsys, capitals):
     ("more", "words"),
     [
         (["--process-count=2"], "name it by --out"),
-        (["--process-index=1"], "from 0 to 0"),
+        (["--process-index=1"], "--process-index 1 of --process-count 1"),
         (["--caption=0"], "--caption must be at least 1"),
         (["--caption-weights=prompt"], "must be FIELD=NUMBER"),
     ],

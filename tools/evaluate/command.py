@@ -40,9 +40,10 @@ from pixart_jax.evaluators.references import Reference, read_statistics, write_s
 from pixart_jax.evaluators.results import about_reference, about_set, compare, make_result, table, write_curve
 from pixart_jax.files import check_writable
 from pixart_jax.files.locks import hold_share
+from pixart_jax.files.unit_work import Tally
 from pixart_jax.generation.drawn_pictures import DrawnPictures
 
-from ..extract_features import ProgressLines, Tally
+from ..shares import ProgressLines
 from . import clip, compbench
 from .drawing import Prompts, open_drawings, read_prompts
 from .options import is_statistics, parse_arguments

@@ -29,11 +29,12 @@ from pixart_jax.evaluators.compbench.sources import Networks, open_parts
 from pixart_jax.evaluators.compbench.suite import Part, Relations, finish
 from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.files.locks import hold_share
+from pixart_jax.files.unit_work import Tally
 from pixart_jax.generation.picture_lists import Wanted, draw_list
 from pixart_jax.generation.request import Progress, Request
 from pixart_jax.samplers import SAMPLERS
 
-from ..extract_features import ProgressLines, Tally
+from ..shares import ProgressLines
 from .drawing import DrawingLines, open_pipeline
 from .options import add_model_options, add_work_options
 

@@ -18,6 +18,8 @@ from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
 from pixart_jax.files import check_writable
 from pixart_jax.samplers import SAMPLERS
 
+from ..shares import add_share, check_share
+
 METRICS = (*OF_FEATURES, *OF_CLIP, RETRIEVAL)
 # Options that only pictures to be drawn have, by their names in the parsed arguments.
 OF_DRAWING = (
@@ -56,8 +58,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     _check_clip(args)
     _check_drawing(args)
     _check_reference(args)
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(f"--process-index {args.process_index} of --process-count {args.process_count}: count from 0")
+    check_share(args)
     for name in ("batch_size", "draw_batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
         if getattr(args, name) < 1 + (name == "kid_subset_size"):
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
@@ -229,8 +230,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         "--pictures-per-unit", type=int, default=256, help="what a kill can cost at most (default: %(default)s)"
     )
     work.add_argument("--num-threads", type=int, default=os.cpu_count() or 1, help="that read and decode")
-    work.add_argument("--process-index", type=int, default=0)
-    work.add_argument("--process-count", type=int, default=1)
+    add_share(parser)
 
 
 def source_argument(text: str) -> str:
