@@ -26,7 +26,6 @@ import warnings
 import zlib
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, PngImagePlugin
 
@@ -40,22 +39,18 @@ from pixart_jax.commands import (
     tool,
     with_commands,
 )
-from pixart_jax.conversion.formats.lora_reading import read_loras
 from pixart_jax.data.prompts import read_prompts
 from pixart_jax.data.styles import OWN_STYLES, Style, chosen, read_styles
-from pixart_jax.encoding.edges import KINDS
-from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import enlarged, labelled_grid, save_png
 from pixart_jax.files import check_writable, open_regular
-from pixart_jax.generation.controlled import read_control
 from pixart_jax.generation.given import read_given
-from pixart_jax.generation.lora import LoraFile
-from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.training.metrics import format_duration
+
+from .drawing_options import add_control_options, add_model_options, open_pipeline, read_adapters
 
 # Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
 # encoder, model and autoencoder take turns on the device.
@@ -96,25 +91,9 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
         prompts, negative = ([pair[side] for pair in pairs] for side in (0, 1))
     given = read_given(args.image, args.mask, args.reference, strength=args.strength, keep_pixels=args.paste_back)
     check_writable(out, "--out")
-    control = read_control(
-        args.controlnet,
-        args.control,
-        len(prompts),
-        kind=args.control_kind,
-        scale=args.control_scale,
-        hed=args.hed,
-    )
-    loras = [LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)]
-    pipeline = TextToImage.from_checkpoint(
-        args.checkpoint,
-        ema=args.ema,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-        keep_loaded=args.keep_loaded,
-        tile_size=args.tile_size,
-        adapters=[*(control.adapters if control else []), *loras],
-    )
+    adapters = read_adapters(args, len(prompts))
+    control = adapters.control
+    pipeline = open_pipeline(args, adapters)
     parts = pipeline.parts
     shape = {name: getattr(args, name) for name in SHAPE}
     asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", *SAMPLING)}
@@ -130,10 +109,10 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     about = {"checkpoint": args.checkpoint.absolute().name, "ema": args.ema, "size": canvas.size}
     about |= {"seed": args.seed}
     about |= {"sampler": manner.sampler, "num_steps": manner.num_steps}
-    about |= {"guidance_scale": manner.guidance_scale} if manner.guidance == "cfg" else {"guidance": manner.guidance}
+    about |= {"guidance": manner.guidance} if manner.guidance != "cfg" else {}
+    about |= {"guidance_scale": manner.guidance_scale} if manner.guidance != "none" else {}
     about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
-    if loras:
-        about["lora"] = ", ".join(f"{lora.weights.path.name}:{lora.scale:g} ({lora.checksum})" for lora in loras)
+    about |= adapters.about()
 
     def text(place: int, number: int) -> dict[str, str]:
         chunks = {"prompt": prompts[place], "image": number, "negative_prompt": negative[place]} | about
@@ -320,57 +299,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="draw the right half of a canvas whose left half this is",
     )
 
-    control = parser.add_argument_group("control", "pictures that follow another one's edges")
-    control.add_argument(
-        "--controlnet",
-        type=path_argument,
-        metavar="PATH",
-        help="for the checkpoint's model: PixArt's .pth, diffusers' research project's folder, a model with one in it, "
-        "or the workdir of a run that trained one",
-    )
-    control.add_argument(
-        "--control",
-        type=path_argument,
-        nargs="+",
-        default=[],
-        metavar="PICTURE",
-        help="what to follow: one for all prompts, or one for each; says the aspect ratio where nothing else does",
-    )
-    control.add_argument("--control-kind", choices=KINDS, help="what is made of it: edges by HED or Canny, or nothing")
-    control.add_argument("--control-scale", type=float, help="its brightness, 0 to 1 (default: 1)")
-    control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
-
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="of a training run, the averaged weights (the default), or the raw ones",
-    )
-    models.add_argument(
-        "--lora",
-        metavar="FILE[:SCALE]",
-        action="append",
-        default=[],
-        help="a LoRA or DoRA in any format, and how much of it (default: 1); may be given several times",
-    )
-    models.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
-    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
-    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
-    models.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
-    )
-    models.add_argument(
-        "--keep-loaded",
-        action="store_true",
-        help="keep text encoder, model and autoencoder in device memory together: faster over many prompts",
-    )
-    models.add_argument(
-        "--tile-size",
-        type=int,
-        default=TILE_SIZE,
-        help="latent cells along a side up to which pictures are decoded at once, 8 pixels each (default: %(default)s)",
-    )
+    add_control_options(parser)
+    add_model_options(parser)
     return parser.parse_args(argv)
 
 

@@ -57,16 +57,25 @@ class ControlGiven:
             raise InputError(
                 f"--control needs a ControlNet, and {pipeline.parts.name} trains none; name one (--controlnet)"
             )
-        if any(asked[name] is not None for name in _SHAPE):
+        if any(asked.get(name) is not None for name in _SHAPE):
             return asked
-        return asked | {"aspect_ratio": nearest(self.pictures, asked["size"] or pipeline.resolution)}
+        return asked | {"aspect_ratio": nearest(self.pictures, asked.get("size") or pipeline.resolution)}
 
     def about(self, prompt: int) -> dict[str, Any]:
         """What is to be told of it beside a picture of the prompt of that number."""
-        picture = self._of([prompt])[0]
+        return self._about(self._of([prompt]))
+
+    def about_all(self) -> dict[str, Any]:
+        """The same of all of them together."""
+        return self._about(self.pictures)
+
+    def _about(self, pictures: Sequence[np.ndarray]) -> dict[str, Any]:
         told: dict[str, Any] = {"control_kind": self.kind, "control_scale": self.scale}
         told |= {} if self.path is None else {"controlnet": f"{self.path.absolute().name} ({self._mark})"}
-        return told | {"control": hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).hexdigest()[:16]}
+        digest = hashlib.sha256()
+        for picture in pictures:
+            digest.update(str(picture.shape).encode() + picture.tobytes())
+        return told | {"control": digest.hexdigest()[:16]}
 
     @functools.cached_property
     def _mark(self) -> str:

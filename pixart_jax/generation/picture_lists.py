@@ -26,6 +26,7 @@ from pixart_jax.figures.images import save_png
 from pixart_jax.files import check_writable, open_regular, write_atomically
 from pixart_jax.files.locks import hold_share
 from pixart_jax.files.typed_json import read_fields
+from pixart_jax.generation.controlled import ControlGiven
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import NOISE, Progress, Request
 from pixart_jax.generation.starts import check_start
@@ -66,6 +67,7 @@ class PictureList:
       request: the settings of every picture; its prompts and seed are not heeded.
       recipe: what the folder is of, as `recipe.json` says it.
       per_group: pictures in a group.
+      control: what they follow, picture by picture, or None.
     """
 
     pipeline: TextToImage
@@ -74,6 +76,7 @@ class PictureList:
     request: Request
     recipe: Mapping[str, Any]
     per_group: int
+    control: ControlGiven | None = None
 
     @classmethod
     def open(
@@ -84,8 +87,13 @@ class PictureList:
         request: Request,
         *,
         per_group: int = GROUP,
+        control: ControlGiven | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> PictureList:
         """Finds out what is wrong before anything is drawn or written, and reads the weights once for their checksum.
+
+        Args:
+          about: what else the recipe is to say, for people.
 
         Raises:
           InputError: no pictures; a name that is none below the folder, or twice there; a prompt or a seed that is
@@ -98,7 +106,10 @@ class PictureList:
             raise InputError("a list of pictures has one negative prompt for all")
         check_start(pipeline, request, 1.0)
         wanted = tuple(wanted)
-        return cls(pipeline, wanted, folder, request, recipe_of(pipeline, wanted, request), max(1, per_group))
+        recipe = recipe_of(pipeline, wanted, request) | dict(about or {})
+        if control:
+            recipe |= control.about_all()
+        return cls(pipeline, wanted, folder, request, recipe, max(1, per_group), control)
 
     def at_guidance(self, scale: float | None, folder: pathlib.Path) -> PictureList:
         """The same list, with the same noise, of another guidance scale, None the pipeline's, in another folder."""
@@ -163,9 +174,12 @@ class PictureList:
         if not missing:
             return
         group = self.group(number)
+        places = range(number * self.per_group, number * self.per_group + len(group))
         request = dataclasses.replace(
             self.request, prompts=[one.prompt for one in group], seed=[one.seed for one in group]
         )
+        if self.control:
+            request = self.control.under(self.pipeline, request, places)
         for one, picture in zip(group, self.pipeline.draw_each(request, progress), strict=True):
             if one in missing:
                 save_png(self.folder / one.name, picture, self.text(one))
@@ -185,6 +199,7 @@ def draw_list(
     process_index: int = 0,
     process_count: int = 1,
     per_group: int = GROUP,
+    about: Mapping[str, Any] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
     """Draws what is not there yet of this process's share of a list: every `process_count`-th group.
@@ -194,6 +209,7 @@ def draw_list(
     Args:
       folder: made if it is not there.
       request: a template: its prompts and seed are replaced.
+      about: see `PictureList.open`.
       progress: told what is being done of a group and how far it is, and after each group, as "drawn", how many
         pictures of the share are there, of how many.
 
@@ -202,7 +218,7 @@ def draw_list(
     """
     if not 0 <= process_index < process_count:
         raise InputError(f"process {process_index} of {process_count}: they are counted from 0")
-    pictures = PictureList.open(pipeline, wanted, folder, request, per_group=per_group)
+    pictures = PictureList.open(pipeline, wanted, folder, request, per_group=per_group, about=about)
     locks = folder / ".locks"
     check_writable(locks, "the folder of pictures")
     locks.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,20 @@
 """Pictures are drawn after control pictures: each prompt after its own, of their size, and by one command."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from golden_cases import GOLDEN
 from PIL import Image
 from skimage import data
 
 from pixart_jax.conversion.control import Control
 from pixart_jax.conversion.controlnet_files import write_controlnet
 from pixart_jax.conversion.stored import StoredParams, read_stored_model
+from pixart_jax.data.prompt_lists import seed_of
 from pixart_jax.encoding.edges import CannyEdges, open_edges
 from pixart_jax.errors import InputError
 from pixart_jax.generation.control import ControlNetFile, control_condition
@@ -19,6 +22,7 @@ from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.models.controlnet import copy_blocks
 from tools import sample
+from tools.evaluate import command as evaluate
 
 PROMPTS = ["a red cat on a mat", "the small blue fox"]
 SETTINGS = {"num_steps": 2, "seed": 3, "guidance_scale": 3.0}
@@ -133,3 +137,32 @@ def test_a_command_draws(weights, folder, pictures, tmp_path, capsys):
     alone = [*plain, "--control", str(tmp_path / "cat.png"), "--control-kind=none"]
     refused("trains none; name one (--controlnet)", *alone)
     refused("holds no ControlNet", *plain, *arguments[10:], "--controlnet", str(tmp_path), "--control-kind=canny")
+
+
+def test_an_evaluation_draws_each_prompt_after_its_own_picture(weights, folder, pictures, pipeline, tmp_path, capsys):
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, picture in zip(files, pictures, strict=True):
+        Image.fromarray(picture).save(file)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    arguments = ["--checkpoint", str(weights), "--prompts", str(tmp_path / "prompts.txt"), "--num-steps", "2"]
+    arguments += ["--metrics", "clip_score", "--clip", str(GOLDEN / "extras" / "clip"), "--aspect-ratio", "1:1"]
+    arguments += ["--guidance-scale", "3", "--pictures-per-unit", "1", "--draw-batch-size", "1", "--num-threads", "1"]
+    control = ["--controlnet", str(folder / "edges"), "--control", *map(str, files), "--control-kind", "canny"]
+    assert evaluate.main([*arguments, *control, "--out", str(tmp_path / "out")]) == 0
+    drawn = tmp_path / "out" / "pictures" / "guidance-3"
+    recipe = json.loads((drawn / "recipe.json").read_text())
+    assert recipe["control_kind"] == "canny" and recipe["controlnet"].startswith("edges (")
+    for i, prompt in enumerate(PROMPTS):
+        expected = draw(pipeline, [prompt], [pictures[i]], batch_size=1, aspect_ratio="1:1", seed=seed_of(0, i))
+        assert np.abs(np.asarray(Image.open(drawn / f"{i:06d}.png")).astype(int) - expected[0]).max() <= 1
+    # With the other one's picture it is another folder's.
+    control[3:5] = control[4:2:-1]
+    capsys.readouterr()
+    assert evaluate.main([*arguments, *control, "--out", str(tmp_path / "out")]) == 2
+    assert "begun with other" in capsys.readouterr().err
+    for given, said in [
+        (["--control", str(files[0]), "--control-kind", "none"], "trains none; name one (--controlnet)"),
+        ([*control[:5], str(files[0]), *control[5:]], "3 pictures for 2 prompts"),
+    ]:
+        assert evaluate.main([*arguments, *given, "--out", str(tmp_path / "no")]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "no").exists()

@@ -34,9 +34,10 @@ from pixart_jax.generation.picture_lists import Wanted, draw_list
 from pixart_jax.generation.request import Progress, Request
 from pixart_jax.samplers import SAMPLERS
 
+from ..drawing_options import add_model_options, open_pipeline, read_adapters
 from ..shares import ProgressLines
-from .drawing import DrawingLines, open_pipeline
-from .options import add_model_options, add_work_options
+from .drawing import DrawingLines
+from .options import add_work_options
 
 
 def arguments_of(argv: Sequence[str]) -> list[str] | None:
@@ -84,7 +85,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def draw(args: argparse.Namespace, pictures: Mapping[str, Pictures]) -> None:
     """This process's share of the pictures, a category after the other."""
-    pipeline = open_pipeline(args)
+    adapters = read_adapters(args, 1)
+    pipeline = open_pipeline(args, adapters)
     request = Request(
         "",
         sampler=args.sampler,
@@ -106,6 +108,7 @@ def draw(args: argparse.Namespace, pictures: Mapping[str, Pictures]) -> None:
             process_index=args.process_index,
             process_count=args.process_count,
             per_group=args.pictures_per_unit,
+            about=adapters.about(),
             progress=drawing_progress(name),
         )
 

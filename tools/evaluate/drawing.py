@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from pixart_jax.data.prompt_lists import captions_of_shards, chosen, prompts_hash, read_prompt_list, seed_of
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.errors import InputError
 from pixart_jax.generation.drawn_pictures import DrawnPictures
 from pixart_jax.generation.picture_lists import PictureList, Wanted
-from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
+
+from ..drawing_options import open_pipeline, read_adapters
 
 
 class Prompts:
@@ -63,35 +63,34 @@ def open_drawings(args: argparse.Namespace, prompts: Prompts) -> Mapping[str, Dr
     settings: dict[str, Any] = {
         name: getattr(args, name) for name in ("negative_prompt", "sampler", "num_steps", "size", "aspect_ratio")
     }
+    adapters = read_adapters(args, len(prompts.texts))
     # What is wrong with a setting is said before a model is opened.
     requests = [Request("", guidance_scale=scale, batch_size=args.draw_batch_size, **settings) for scale in scales]
     if len({request.guidance_scale for request in requests}) < len(requests):
         raise InputError(f"--guidance-scale {' '.join(map(str, scales))}: name each once")
-    pipeline = open_pipeline(args)
+    pipeline = open_pipeline(args, adapters)
+    if adapters.control:
+        settings = adapters.control.shape(settings, pipeline)
+        requests = [dataclasses.replace(request, aspect_ratio=settings["aspect_ratio"]) for request in requests]
     canvas = requests[0].canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)
-    first = PictureList.open(pipeline, prompts.wanted(), args.out, requests[0], per_group=args.pictures_per_unit)
+    first = PictureList.open(
+        pipeline,
+        prompts.wanted(),
+        args.out,
+        requests[0],
+        per_group=args.pictures_per_unit,
+        control=adapters.control,
+        about=adapters.about(),
+    )
     found = {}
     for request in requests:
         manner = pipeline.manner(request)
-        name = f"guidance-{manner.guidance_scale:.10g}" if manner.guidance == "cfg" else f"guidance-{manner.guidance}"
+        name = f"guidance-{manner.guidance_scale:.10g}" if manner.guidance != "none" else "guidance-none"
         drawing = first.at_guidance(request.guidance_scale, args.out / "pictures" / name)
         found[name] = DrawnPictures(drawing, args.keep_pictures, DrawingLines(name))
     return found
-
-
-def open_pipeline(args: argparse.Namespace) -> TextToImage:
-    """What draws, with the options of `add_model_options`; raises InputError if there is no such model."""
-    return TextToImage.from_checkpoint(
-        args.checkpoint,
-        ema=args.ema,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-        keep_loaded=args.keep_loaded,
-        tile_size=args.tile_size,
-    )
 
 
 class DrawingLines:

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Sequence
 
 from pixart_jax.commands import command, path_argument, seed_argument, text_argument, with_commands
-from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.clip_figures import CLIP_SCORE, CMMD, OF_CLIP
 from pixart_jax.evaluators.clip_preprocessing import CLIP_PREPROCESSINGS, CMMD_PREPROCESSINGS
@@ -18,14 +17,14 @@ from pixart_jax.evaluators.preprocessing import PREPROCESSINGS
 from pixart_jax.files import check_writable
 from pixart_jax.samplers import SAMPLERS
 
+from ..drawing_options import OF_CONTROL, OF_MODELS, add_control_options, add_model_options
 from ..shares import add_share, check_share
 
 METRICS = (*OF_FEATURES, *OF_CLIP, RETRIEVAL)
 # Options that only pictures to be drawn have, by their names in the parsed arguments.
 OF_DRAWING = (
     "prompts", "prompts_from", "num_pictures", "negative_prompt", "seed", "size", "aspect_ratio", "sampler",
-    "num_steps", "guidance_scale", "draw_batch_size", "keep_pictures", "ema", "text_encoder", "dtype", "keep_loaded",
-    "tile_size",
+    "num_steps", "guidance_scale", "draw_batch_size", "keep_pictures", *OF_CONTROL, *(set(OF_MODELS) - {"vae"}),
 )  # fmt: skip
 
 
@@ -199,27 +198,10 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
         help="in OUT/pictures, or remove each once it has been looked at",
     )
 
+    add_control_options(parser)
     add_model_options(parser)
     add_work_options(parser)
     return parser
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How what draws is opened; see `drawing.open_pipeline`."""
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="of a training run, the averaged weights (the default), or the raw ones",
-    )
-    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: the checkpoint's)")
-    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: the checkpoint's)")
-    models.add_argument("--dtype", choices=("float32", "bfloat16"), help="of drawing (default: bfloat16 but on a CPU)")
-    models.add_argument(
-        "--keep-loaded", action="store_true", help="keep all that draws in device memory: faster, if there is room"
-    )
-    models.add_argument("--tile-size", type=int, default=TILE_SIZE, help="as of tools.sample (default: %(default)s)")
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,143 @@
+"""Options that every command has which draws: how the model is opened, and what is laid over it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from pixart_jax.commands import path_argument
+from pixart_jax.conversion.formats.lora_reading import read_loras
+from pixart_jax.encoding.edges import KINDS
+from pixart_jax.encoding.pretrained import TILE_SIZE
+from pixart_jax.errors import InputError
+from pixart_jax.generation.adaptation import AdapterFile
+from pixart_jax.generation.controlled import ControlGiven, read_control
+from pixart_jax.generation.lora import LoraFile
+from pixart_jax.generation.pipeline import TextToImage
+
+# Their names in the parsed arguments.
+OF_MODELS = ("ema", "lora", "alpha", "text_encoder", "vae", "dtype", "keep_loaded", "tile_size")
+OF_CONTROL = ("controlnet", "control", "control_kind", "control_scale", "hed")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How what draws is opened; see `open_pipeline`."""
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of a training run, the averaged weights (the default), or the raw ones",
+    )
+    models.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        default=[],
+        help="a LoRA or DoRA in any format, and how much of it (default: 1); may be given several times",
+    )
+    models.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
+    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: the checkpoint's)")
+    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: the checkpoint's)")
+    models.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
+    )
+    models.add_argument(
+        "--keep-loaded",
+        action="store_true",
+        help="keep text encoder, model and autoencoder in device memory together: faster over many prompts",
+    )
+    models.add_argument(
+        "--tile-size",
+        type=int,
+        default=TILE_SIZE,
+        help="latent cells along a side up to which pictures are decoded at once, 8 pixels each (default: %(default)s)",
+    )
+
+
+def add_control_options(parser: argparse.ArgumentParser) -> None:
+    """What pictures follow; see `read_adapters`."""
+    control = parser.add_argument_group("control", "pictures that follow another one's edges")
+    control.add_argument(
+        "--controlnet",
+        type=path_argument,
+        metavar="PATH",
+        help="for the checkpoint's model: PixArt's .pth, diffusers' research project's folder, a model with one in it, "
+        "or the workdir of a run that trained one",
+    )
+    control.add_argument(
+        "--control",
+        type=path_argument,
+        nargs="+",
+        default=[],
+        metavar="PICTURE",
+        help="what to follow: one for all prompts, or one for each; says the aspect ratio where nothing else does",
+    )
+    control.add_argument("--control-kind", choices=KINDS, help="what is made of it: edges by HED or Canny, or nothing")
+    control.add_argument("--control-scale", type=float, help="its brightness, 0 to 1 (default: 1)")
+    control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapters:
+    """What a command lays over a model.
+
+    Attributes:
+      loras: in their order.
+      control: what pictures follow, or None.
+    """
+
+    loras: Sequence[LoraFile]
+    control: ControlGiven | None = None
+
+    @property
+    def files(self) -> list[AdapterFile]:
+        """For `TextToImage.from_checkpoint`."""
+        return [*(self.control.adapters if self.control else []), *self.loras]
+
+    def about(self) -> dict[str, Any]:
+        """What is to be told of the LoRAs beside a picture."""
+        if not self.loras:
+            return {}
+        return {"lora": ", ".join(f"{lora.weights.path.name}:{lora.scale:g} ({lora.checksum})" for lora in self.loras)}
+
+
+def read_adapters(args: argparse.Namespace, num_prompts: int) -> Adapters:
+    """What is given by `add_model_options` and `add_control_options`; without the latter there is no control.
+
+    Raises:
+      InputError: options that do not go together, or a file that cannot be read.
+    """
+    control = None
+    if hasattr(args, "control"):
+        control = read_control(
+            args.controlnet,
+            args.control,
+            num_prompts,
+            kind=args.control_kind,
+            scale=args.control_scale,
+            hed=args.hed,
+        )
+    return Adapters([LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)], control)
+
+
+def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
+    """What draws; raises InputError if there is no such model, or an adapter is another model's."""
+    pipeline = TextToImage.from_checkpoint(
+        args.checkpoint,
+        ema=args.ema,
+        text_encoder=args.text_encoder,
+        vae=args.vae,
+        dtype=args.dtype and jnp.dtype(args.dtype),
+        keep_loaded=args.keep_loaded,
+        tile_size=args.tile_size,
+        adapters=adapters.files,
+    )
+    if pipeline.parts.needs and not adapters.control:
+        name, cure = next(iter(pipeline.parts.needs.items()))
+        raise InputError(f"the condition {name} is missing: {cure}")
+    return pipeline
