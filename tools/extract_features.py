@@ -237,7 +237,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--control",
         choices=CONTROLS,
         default="none",
-        help="edges of the picture by Canny or HED, or a picture given in --control-dir (default: %(default)s)",
+        help="edges of the picture by Canny or HED, or a picture given by the source, or in --control-dir (default: "
+        "%(default)s)",
     )
     control.add_argument("--control-dir", metavar="DIR", help="control pictures of the pictures' own names and sizes")
     control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")

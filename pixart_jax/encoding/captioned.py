@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
@@ -18,9 +19,10 @@ from PIL import Image
 from pixart_jax.data.decoding import BadImage, decode
 from pixart_jax.data.pictures import BadItem, Pictures, Words
 from pixart_jax.data.pictures.base import LEAST_WEIGHT, path_text
+from pixart_jax.data.pictures.controls import MARK, NamesControls
 from pixart_jax.encoding.captioner import Answer
 from pixart_jax.encoding.pictures import MAX_RATIO, bounded_map
-from pixart_jax.encoding.tar_shards import write_tar
+from pixart_jax.encoding.tar_shards import TarItem, write_tar
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.files.unit_work import Skipped, Written
@@ -54,12 +56,14 @@ class Asked(Protocol):
 
 
 class Prepared(NamedTuple):
-    """A picture that is to be captioned; `data` is its file where the source has none of its own."""
+    """A picture that is to be captioned; `data` and `control` are its file and its control picture's where the source
+    has none of its own."""
 
     place: int
     words: Words
     image: Image.Image
     data: bytes | None
+    control: bytes | None
 
 
 class CaptionedPictures:
@@ -101,6 +105,7 @@ class CaptionedPictures:
         num_threads: int = 8,
     ):
         self._pictures, self._captioner, self._out = pictures, captioner, out
+        self._named = pictures if isinstance(pictures, NamesControls) and pictures.num_controls else None
         self._request, self._old_weight = request, old_caption_weight
         self._batch_size, self._picture_side, self._num_threads = batch_size, picture_side, num_threads
         self._limits = {"min_side": min_side, "max_pixels": max_pixels}
@@ -125,7 +130,7 @@ class CaptionedPictures:
 
     def make(self, number: int, items: range, work: pathlib.Path) -> tuple[Mapping[str, Any], list[Skipped]]:
         records: list[dict] = []
-        copies: list[bytes] = []
+        copies: list[tuple[bytes, bytes | None]] = []
         odd: list[dict] = []
         skipped: list[Skipped] = []
         for batch in self._batches(items, skipped):
@@ -140,12 +145,17 @@ class CaptionedPictures:
                     odd.append(said | {"kept": bool(captions)})
                 if captions:
                     records.append(self._record(item, captions))
-                    copies += [] if item.data is None else [item.data]
+                    copies += [] if item.data is None else [(item.data, item.control)]
         tar = work / "tars" / _tar_name(number)
         tar.unlink(missing_ok=True)  # Of a unit that is made again.
         if copies:
-            names = [f"{record['place']:09d}" for record in records]
-            write_tar(tar, zip(names, copies, records, strict=True))
+            write_tar(
+                tar,
+                (
+                    TarItem(f"{record['place']:09d}", picture, record, control)
+                    for record, (picture, control) in zip(records, copies, strict=True)
+                ),
+            )
         return {"records": len(records), "list": [] if copies else records, "odd": odd}, skipped
 
     def assemble(self, made: Written, work: pathlib.Path) -> pathlib.Path:
@@ -205,7 +215,13 @@ class CaptionedPictures:
         if scale < 1:
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
             image = image.resize(size, Image.Resampling.BICUBIC)
-        return Prepared(index, words, image, data if file is None else None)
+        return Prepared(index, words, image, *((data, self._control(index)) if file is None else (None, None)))
+
+    def _control(self, index: int) -> bytes | None:
+        """The encoded control picture that the source names; None where it names none, or it cannot be read."""
+        with contextlib.suppress(BadItem):
+            return self._named.control(index) if self._named else None
+        return None
 
     def _words(self, index: int) -> Words:
         try:
@@ -240,7 +256,11 @@ class CaptionedPictures:
         file = self._pictures.file(item.place)
         if file is None:
             return record | {"key": item.words.key, "place": item.place}
-        return {"path": _relative(file, os.fsencode(self._out))} | record
+        out = os.fsencode(self._out)
+        with contextlib.suppress(BadItem):
+            if self._named and (control := self._named.control_file(item.place)) is not None:
+                record[MARK] = _relative(control, out)
+        return {"path": _relative(file, out)} | record
 
 
 def _relative(file: bytes, folder: bytes) -> str:

@@ -23,7 +23,7 @@ def open_control(
 
     Args:
       kind: one of `manifest.CONTROLS`.
-      folder: see `ControlledPictures`.
+      folder: see `ControlledPictures`; None where the source names them.
       hed: HED's weights.
       options: what the user calls kind, folder and hed, for errors.
 
@@ -31,16 +31,16 @@ def open_control(
       InputError: options that do not go together, no such folder, or other weights.
     """
     of_kind, of_folder, of_hed = options
-    if (folder is not None) != (kind == "given"):
-        what = (
-            f"needs the folder of the control pictures ({of_folder})"
-            if kind == "given"
-            else f"does not heed {of_folder}"
-        )
-        raise InputError(f"{of_kind}={kind} {what}")
+    if folder is not None and kind != "given":
+        raise InputError(f"{of_kind}={kind} does not heed {of_folder}")
     if kind == "none":
         if hed is not None:
             raise InputError(f"{of_hed} is for {of_kind}=hed; leave it out")
         return pictures, None
     make = open_edges("none" if kind == "given" else kind, None if hed is None else pathlib.Path(hed), option=of_hed)
-    return pictures if folder is None else ControlledPictures(pictures, folder), make
+    if kind != "given":
+        return pictures, make
+    try:
+        return ControlledPictures(pictures, folder), make
+    except InputError as error:
+        raise InputError(f"{of_kind}=given: {error} ({of_folder})") from error

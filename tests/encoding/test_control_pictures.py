@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from picture_cases import fill, tar
 from PIL import Image, ImageOps
 from skimage import data
 
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.canny import canny
 from pixart_jax.data.decoding import fit
-from pixart_jax.data.pictures import open_pictures
+from pixart_jax.data.pictures import BadItem, open_pictures
 from pixart_jax.data.pictures.controls import ControlledPictures
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.encoding.pretrained import Autoencoder, local_mesh
+from pixart_jax.encoding.tar_shards import TarItem, write_tar
+from pixart_jax.errors import InputError
 from tools import extract_features
 
 
@@ -75,7 +78,7 @@ def test_given(photos, weights, tmp_path, capsys):
     wanted = expected(weights, lambda pixels: 255 - pixels, photos / "photos/cat.jpg")
     assert np.corrcoef(reader[0].control_mean.ravel(), wanted.ravel())[0, 1] > 0.99  # But for the JPEG's loss.
     for options, message in (
-        (["--control=given"], "--control=given needs the folder of the control pictures (--control-dir)"),
+        (["--control=given"], "names no control pictures: a list does it"),
         (["--control=canny", "--control-dir=x"], "--control=canny does not heed --control-dir"),
         (["--control=hed"], "HED's edges need its weights"),
         (["--hed=x"], "--hed is for --control=hed"),
@@ -98,3 +101,68 @@ def test_a_change_of_a_control_picture_is_seen(photos, tmp_path):
     (tmp_path / "cat.png").write_bytes(b"12")
     after = ControlledPictures(pictures, tmp_path)
     assert after.digest(range(2)) != same and after.fingerprint() != before.fingerprint()
+
+
+def outcomes(pictures):
+    """The control picture of every item, or why there is none."""
+    found = {}
+    for index in range(len(pictures)):
+        try:
+            item = pictures[index]
+            found[item.key] = item.control
+        except BadItem as error:
+            found[error.key] = error.reason, error.message
+    return found
+
+
+def test_a_list_names_them(photos, tmp_path):
+    records = [
+        {"path": "a.jpg", "text": "a", "control": "edges/a.png"},
+        {"path": "b.jpg", "text": "b"},
+        {"path": "c.jpg", "text": "c", "control": "edges/none.png"},
+        {"path": "d.jpg", "text": "d", "control": 3},
+        {"path": "e.jpg", "text": "e", "control": "."},
+    ]
+    files = {f"{name}.jpg": name for name in "abcde"} | {"edges/a.png": "of a"}
+    fill(tmp_path, files | {"list.jsonl": "\n".join(map(json.dumps, records))})
+    pictures = open_pictures(str(tmp_path / "list.jsonl"))
+    found = outcomes(ControlledPictures(pictures, None))
+    assert found["a.jpg"] == b"of a"
+    assert found["b.jpg"] == ("control-missing", "its source names no control picture of it")
+    assert found["c.jpg"][0] == "control-missing" and str(tmp_path / "edges/none.png") in found["c.jpg"][1]
+    assert found["d.jpg"] == ("bad-record", "control must name a file, not 3")
+    assert found["e.jpg"][0] == "unreadable" and "its control picture" in found["e.jpg"][1]
+    # Who wants none is not kept from anything by them.
+    assert [pictures[i].data for i in range(5)] == [name.encode() for name in "abcde"]
+    with pytest.raises(InputError, match="names no control pictures"):
+        ControlledPictures(open_pictures(str(photos / "photos")), None)
+
+
+def test_a_tar_names_them(tmp_path):
+    files = {"a.jpg": "a", "a.txt": "a", "a.control.png": "of a", "b.jpg": "b", "b.txt": "b", "b.seg.png": "s"}
+    files |= {"c.v1.jpg": "c1", "c.v2.jpg": "c2", "c.txt": "c", "c.v1.control.webp": "of c1"}
+    # Alone it is a picture like any other.
+    files |= {"d.control.png": "d", "d.txt": "d"}
+    (tmp_path / "with.tar").write_bytes(tar(files))
+    without = {name: content for name, content in files.items() if not name.startswith(("a.control", "c.v1.control"))}
+    (tmp_path / "without.tar").write_bytes(tar(without))
+    pictures = open_pictures(str(tmp_path / "with.tar"))
+    found = outcomes(ControlledPictures(pictures, None))
+    missing = "control-missing", "its source names no control picture of it"
+    assert found == {"a": b"of a", "b": missing, "c.v1": b"of c1", "c.v2": missing, "d.control": missing}
+    assert pictures.others == {"another view of a picture": 1} and pictures.num_controls == 2
+    assert open_pictures(str(tmp_path / "without.tar")).num_controls == 0
+    # What moved within the tar is seen.
+    files["a.control.png"] = "of  a"
+    (tmp_path / "other.tar").write_bytes(tar(files))
+    first, second = (
+        ControlledPictures(open_pictures(str(tmp_path / name)), None) for name in ("with.tar", "other.tar")
+    )
+    assert first.digest(range(1)) != second.digest(range(1))
+
+
+def test_a_tar_that_captioning_wrote_has_them(photos, tmp_path):
+    picture, control = ((photos / path).read_bytes() for path in ("photos/cat.jpg", "negatives/cat.png"))
+    write_tar(tmp_path / "a.tar", [TarItem("0", picture, {"text": "a cat"}, control), TarItem("1", picture, {})])
+    pictures = ControlledPictures(open_pictures(str(tmp_path / "a.tar")), None)
+    assert (pictures[0].data, pictures[0].control) == (picture, control) and len(pictures) == 2

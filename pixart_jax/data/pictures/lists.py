@@ -21,6 +21,7 @@ from pixart_jax.data.pictures.base import (
     shown,
     weighed,
 )
+from pixart_jax.data.pictures.controls import MARK
 from pixart_jax.data.pictures.json_records import JsonRecords, checked_weights, is_label, record_captions, record_label
 
 
@@ -28,9 +29,10 @@ class ListPictures:
     """The pictures of a .json or .jsonl list, in its order.
 
     Fields of a record: `path`; captions in `prompt`, `sharegpt4v`, `caption`, `text`, or else in `captions`, a list of
-    texts or of {"text", "weight"}; `label`, a whole number. Others are not read: height and width are the picture's.
-    The key is the path as written; where a path comes again, "#2", "#3" ... is appended. Paths may be absolute and may
-    lead out of the list's folder: a list reads whatever its reader may read, as long as it is a picture.
+    texts or of {"text", "weight"}; `label`, a whole number; `control`, its control picture's path (see `controls`).
+    Others are not read: height and width are the picture's. The key is the path as written; where a path comes again,
+    "#2", "#3" ... is appended. Paths may be absolute and may lead out of the list's folder: a list reads whatever its
+    reader may read, as long as it is a picture.
 
     Opening parses the list once, ten seconds for a million records, and keeps 16 bytes of each.
 
@@ -51,9 +53,11 @@ class ListPictures:
         seen: dict[str, int] = {}
         self._suffixes: dict[int, str] = {}
         num_classes = 0
+        self.num_controls = 0
 
         def visit(index: int, record: Mapping) -> None:
             nonlocal num_classes
+            self.num_controls += record.get(MARK) is not None
             if is_label(record.get("label")):
                 num_classes = max(num_classes, record["label"] + 1)
             name = record.get("path")
@@ -98,6 +102,33 @@ class ListPictures:
         """See `Pictures.file`."""
         _, path, key = self._record(checked_index(index, len(self)))
         return self._on_disk(path, key)
+
+    def control(self, index: SupportsIndex) -> bytes | None:
+        """See `controls.NamesControls`."""
+        file = self.control_file(index)
+        if file is None:
+            return None
+        _, _, key = self._record(checked_index(index, len(self)))
+        try:
+            return read_file(file, key)
+        except BadItem as error:
+            reason = "control-missing" if error.reason == "missing-file" else error.reason
+            raise BadItem(key, reason, f"its control picture: {error.message}") from error
+
+    def control_file(self, index: SupportsIndex) -> bytes | None:
+        """See `controls.NamesControls`."""
+        record, _, key = self._record(checked_index(index, len(self)))
+        path = record.get(MARK)
+        if path is None:
+            return None
+        if not isinstance(path, str) or not path:
+            raise BadItem(key, "bad-record", f"{MARK} must name a file, not {shown(path)}")
+        return self._on_disk(path, key)
+
+    def controls_digest(self, items: range) -> str:
+        """See `controls.NamesControls`: the records name them, and their sizes are not heeded, as the pictures' are
+        not."""
+        return ""
 
     def _record(self, index: int) -> tuple[dict, str, str]:
         """(record, its path, key) of an item."""

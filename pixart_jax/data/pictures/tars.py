@@ -30,6 +30,7 @@ from pixart_jax.data.pictures.base import (
     printable,
     weighed,
 )
+from pixart_jax.data.pictures.controls import EXTENSIONS, MARK
 from pixart_jax.data.pictures.json_records import checked_weights, record_captions
 from pixart_jax.data.pictures.tar_headers import DamagedTar, Member, members
 from pixart_jax.errors import InputError
@@ -62,6 +63,9 @@ class TarPictures:
     its own (img.v1.txt). Else it is another view (0.seg.png beside 0.jpg), which nobody reads. What such an item has
     not itself it takes from its key: img.txt.
 
+    The control picture of img.jpg is img.control.png (or .jpg, .jpeg, .webp), that of img.v1.jpg img.v1.control.png;
+    see `controls`. They are no items.
+
     Opening reads the headers alone, and .cls: half a minute for a million pictures of three members each, once the file
     system has read the headers. Of a tar that is cut short or damaged the members before that place are used, and one
     more item, whose key is the tar's name, is BadItem "truncated-tar". So is a tar without its end mark.
@@ -83,12 +87,17 @@ class TarPictures:
         self._keys: list[str] = []
         self.others: collections.Counter[str] = collections.Counter()
         entries, sizes = [], []
+        # Beside the entries, whose bytes are what a set that was begun knows this source by.
+        controls: list[_Place] = []
         for number, tar in enumerate(self._tars):
-            keys, rows = self._index(number, tar)
+            keys, rows, own = self._index(number, tar)
             self._keys += keys
+            controls += own
             entries.append(np.array(rows, _ENTRY))
             sizes.append(os.path.getsize(tar))
         self._entries = np.concatenate(entries)
+        self._controls = np.array(controls, np.int64).reshape(-1, 2)
+        self.num_controls = int((self._controls[:, 0] >= 0).sum())
         if not (self._entries["kind"] != _DAMAGE).any():
             problem = next(iter(self._damage.values()), f"no files in {len(self._tars)} tar(s)")
             raise InputError(f"{pattern}: {problem}; name tars that hold pictures")
@@ -126,6 +135,24 @@ class TarPictures:
     def file(self, index: SupportsIndex) -> None:
         """See `Pictures.file`."""
         return None
+
+    def control(self, index: SupportsIndex) -> bytes | None:
+        """See `controls.NamesControls`."""
+        _, tar, key, _ = self._usable(index)
+        offset, size = map(int, self._controls[checked_index(index, len(self))])
+        if offset < 0:
+            return None
+        check_size(size, key, MOST_PICTURE_BYTES)
+        with self._open(tar, key) as file:
+            return _read(file, offset, size)
+
+    def control_file(self, index: SupportsIndex) -> None:
+        """See `controls.NamesControls`."""
+        return None
+
+    def controls_digest(self, items: range) -> str:
+        """See `controls.NamesControls`: of their places."""
+        return hashlib.sha256(self._controls[items.start : items.stop].tobytes()).hexdigest()
 
     def _usable(self, index: SupportsIndex) -> tuple[np.void, str, str, int | None]:
         """(entry, tar, key, label) of an item whose headers are as they should be."""
@@ -170,9 +197,9 @@ class TarPictures:
     def __repr__(self) -> str:
         return f"TarPictures({self._pattern!r})"
 
-    def _index(self, number: int, tar: str) -> tuple[list[str], list[tuple]]:
+    def _index(self, number: int, tar: str) -> tuple[list[str], list[tuple], list[_Place]]:
         groups: dict[str, dict[str, _Place]] = {}
-        keys, rows = [], []
+        keys, rows, controls = [], [], []
         try:
             with open_regular(tar) as file:
                 descriptor = file.fileno()
@@ -187,6 +214,7 @@ class TarPictures:
                         label = _label(descriptor, of["cls"]) if "cls" in of else _NO_LABEL
                         keys.append(name)
                         rows.append((number, *image, *captions, kind, label))
+                        controls.append(_control(name.removeprefix(key).removeprefix("."), group))
         except InputError as error:
             raise InputError(f"{tar}: {error}") from error
         except OSError as error:
@@ -194,7 +222,8 @@ class TarPictures:
         if number in self._damage:
             keys.append(printable(path_text(os.path.basename(tar))))
             rows.append((number, -1, 0, *_NOWHERE * len(_CAPTIONS), _DAMAGE, _NO_LABEL))
-        return keys, rows
+            controls.append(_NOWHERE)
+        return keys, rows, controls
 
     def _add(self, member: Member, groups: dict[str, dict[str, _Place]]) -> None:
         folder, slash, name = printable(member.name).removeprefix("./").rpartition("/")
@@ -213,6 +242,8 @@ class TarPictures:
     ) -> Iterator[tuple[str, int, _Place, dict[str, _Place]]]:
         """(key, kind, place of the picture, places of what goes with it) of a WebDataset key; see the class."""
         images = [ending for ending in group if is_image(f"x.{ending}")]
+        stems = {ending.rpartition(".")[0] for ending in images}
+        images = [ending for ending in images if _followed_by(ending) not in stems]
         plain = [ending for ending in images if "." not in ending]
         if not images:  # By their first bytes: those of other extensions, or of none.
             unknown = [e for e in group if extension(f"x.{e}") not in NO_PICTURES]
@@ -274,6 +305,19 @@ class TarPictures:
         if not isinstance(record, dict):
             raise BadItem(key, "bad-record", f"its .json is no object but {type(record).__name__}")
         return record_captions(record, self._weights, key)
+
+
+def _followed_by(ending: str) -> str | None:
+    """The stem of the ending of the picture whose control picture a member would be; None of what can be none."""
+    stem, _, kind = ending.rpartition(".")
+    head, _, mark = stem.rpartition(".")
+    return head if mark == MARK and f".{kind}" in EXTENSIONS else None
+
+
+def _control(stem: str, group: Mapping[str, _Place]) -> _Place:
+    """Where the control picture is of the picture whose ending has this stem."""
+    head = f"{stem}.{MARK}" if stem else MARK
+    return next((group[f"{head}{kind}"] for kind in EXTENSIONS if f"{head}{kind}" in group), _NOWHERE)
 
 
 def expand(pattern: str) -> Iterator[str]:
