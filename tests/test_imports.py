@@ -19,7 +19,7 @@ FLOORS = [
     ["commands", "errors", "files", "rng", "tokens"],
     ["devices", "cluster", "diffusion", "optimizers", "figures"],
     ["samplers", "models"],
-    ["data", "config", "checkpoints", "objectives", "adapters"],
+    ["data", "config", "checkpoints", "objectives", "adapters", "shortcuts"],
     ["conversion"],
     ["warm_start", "encoding", "evaluators"],
     ["training", "generation"],
@@ -27,8 +27,9 @@ FLOORS = [
 ]
 # What runs where only jax, flax, optax, einops and numpy are installed: packages, and single modules of others.
 CORE = [
-    "models", "diffusion", "samplers", "objectives", "adapters", "optimizers", "devices", "config", "errors", "tokens",
-    "rng", "files", "checkpoints.state", "checkpoints.checksums", "training.step", "training.flops", "training.program",
+    "models", "diffusion", "samplers", "objectives", "adapters", "shortcuts", "optimizers", "devices", "config",
+    "errors", "tokens", "rng", "files", "checkpoints.state", "checkpoints.checksums", "training.step", "training.flops",
+    "training.program",
 ]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 

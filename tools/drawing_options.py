@@ -18,9 +18,21 @@ from pixart_jax.generation.adaptation import AdapterFile
 from pixart_jax.generation.controlled import ControlGiven, read_control
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.shortcuts.eight_bits import MODES
 
 # Their names in the parsed arguments.
-OF_MODELS = ("ema", "lora", "alpha", "text_encoder", "vae", "dtype", "keep_loaded", "tile_size")
+OF_MODELS = (
+    "ema",
+    "lora",
+    "alpha",
+    "text_encoder",
+    "vae",
+    "dtype",
+    "int8",
+    "int8_text_encoder",
+    "keep_loaded",
+    "tile_size",
+)
 OF_CONTROL = ("controlnet", "control", "control_kind", "control_scale", "hed")
 
 
@@ -46,6 +58,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
     )
+    models.add_argument(
+        "--int8",
+        choices=("auto", *MODES),
+        help="the model's linear layers in int8: their weights, their products too, or what is fastest on this device",
+    )
+    models.add_argument("--int8-text-encoder", action="store_true", help="hold T5's weights in int8")
     models.add_argument(
         "--keep-loaded",
         action="store_true",
@@ -135,6 +153,8 @@ def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
         dtype=args.dtype and jnp.dtype(args.dtype),
         keep_loaded=args.keep_loaded,
         tile_size=args.tile_size,
+        int8=args.int8,
+        int8_text_encoder=args.int8_text_encoder,
         adapters=adapters.files,
     )
     if pipeline.parts.needs and not adapters.control:

@@ -48,6 +48,7 @@ from pixart_jax.generation.given import read_given
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.samplers.program import GUIDANCES
+from pixart_jax.shortcuts.reuse import PRESETS
 from pixart_jax.training.metrics import format_duration
 
 from .drawing_options import add_control_options, add_model_options, open_pipeline, read_adapters
@@ -60,7 +61,7 @@ SHEET_PICTURES, SHEET_PIXELS = 64, 384
 # What says how large pictures are.
 SHAPE = ("size", "aspect_ratio", "height", "width")
 # How they are drawn, where the model is not to say it.
-SAMPLING = ("sampler", "num_steps", "guidance", "guidance_scale")
+SAMPLING = ("sampler", "num_steps", "guidance", "guidance_scale", "guidance_interval", "reuse")
 
 
 @tool(GOES_ON)
@@ -111,6 +112,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     about |= {"sampler": manner.sampler, "num_steps": manner.num_steps}
     about |= {"guidance": manner.guidance} if manner.guidance != "cfg" else {}
     about |= {"guidance_scale": manner.guidance_scale} if manner.guidance != "none" else {}
+    about |= {name: getattr(manner, name) or None for name in ("guidance_interval", "reuse")} | {"int8": args.int8}
     about |= {"height": canvas.height, "width": canvas.width} | (given.about() if given else {})
     about |= adapters.about()
 
@@ -279,6 +281,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--guidance",
         choices=GUIDANCES,
         help="none takes half the time, for models that need none (default: the model's)",
+    )
+    sampling.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guide only from timestep LOW to HIGH of 0 to 1000; other steps take half the time (default: all)",
+    )
+    sampling.add_argument(
+        "--reuse",
+        choices=PRESETS,
+        help="so many times fewer FLOPs: what blocks changed at an earlier step is used again (default: nothing is)",
     )
 
     start = parser.add_argument_group("from a picture", "where no size is named, the picture's shape is drawn")

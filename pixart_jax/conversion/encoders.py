@@ -12,7 +12,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -33,6 +33,7 @@ from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import kernels_as
 from pixart_jax.models.t5 import T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
+from pixart_jax.shortcuts.eight_bits import is_eight_bit
 
 # What that part of a pipeline is called, there and here.
 TOKENIZER = "tokenizer"
@@ -199,7 +200,7 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def restore_text_encoder(
-    directory: str | pathlib.Path, mesh: Mesh, *, dtype: Dtype = jnp.float32
+    directory: str | pathlib.Path, mesh: Mesh, *, dtype: Dtype = jnp.float32, int8: bool = False
 ) -> tuple[T5Encoder, Any]:
     """A text encoder that `write_encoder` wrote.
 
@@ -208,6 +209,7 @@ def restore_text_encoder(
       mesh: over which `sharding.tree_shardings` spreads the parameters.
       dtype: of matrix products. Kernels come in bfloat16 if that is bfloat16, or if they are stored so; the rest as it
         is stored.
+      int8: kernels come as int8 and a scale for each output, for `shortcuts.eight_bits.in_eight_bits`.
 
     Returns:
       (module, parameters as jax arrays).
@@ -215,15 +217,15 @@ def restore_text_encoder(
     Raises:
       InputError: there is none, it is damaged, or its config.json is another model's.
     """
-    return _restore(pathlib.Path(directory), "text_encoder", mesh, dtype)
+    return _restore(pathlib.Path(directory), "text_encoder", mesh, dtype, is_eight_bit if int8 else lambda name: False)
 
 
 def restore_vae(directory: str | pathlib.Path, mesh: Mesh, *, dtype: Dtype = jnp.float32) -> tuple[AutoencoderKL, Any]:
     """An image autoencoder that `write_encoder` wrote, its parameters as they are stored; else as the text encoder."""
-    return _restore(pathlib.Path(directory), "vae", mesh, dtype)
+    return _restore(pathlib.Path(directory), "vae", mesh, dtype, lambda name: False)
 
 
-def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
+def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype, is_eight_bit: Callable[[str], bool]):
     model = _build(kind, read_json(directory / "config.json"), directory, dtype)
     shapes = _shapes(kind, model)
     path = (directory / "params").absolute()
@@ -237,7 +239,7 @@ def _restore(directory: pathlib.Path, kind: str, mesh: Mesh, dtype: Dtype):
     )
     if KINDS[kind].may_be_bfloat16 and jnp.dtype(dtype) == jnp.bfloat16:
         abstract = kernels_as(dtype, abstract)
-    return model, restore_tree(path, abstract)
+    return model, restore_tree(path, abstract, is_eight_bit=is_eight_bit)
 
 
 def _build(kind: str, config: Mapping[str, Any], path: pathlib.Path, dtype: Dtype) -> nn.Module:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -27,6 +27,7 @@ from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.samplers.program import GUIDANCES
+from pixart_jax.shortcuts.eight_bits import quantize_flat
 from pixart_jax.tokens import DOWNSAMPLE
 
 FORMAT_VERSION = 1
@@ -260,10 +261,14 @@ def restore_params(directory: str | pathlib.Path, abstract: Any):
     return restore_tree(path, abstract)
 
 
-def restore_tree(path: pathlib.Path, abstract: Any):
+def restore_tree(path: pathlib.Path, abstract: Any, *, is_eight_bit: Callable[[str], bool] = lambda name: False):
     """A tree of jax arrays like `abstract`, read a few at a time: the host needs little more than one of them.
 
     Each is held against its checksum as it is stored, and becomes what `abstract` wants after that.
+
+    Args:
+      is_eight_bit: of a '/'-joined path, whether the array becomes int8, see `shortcuts.eight_bits`, and its scale
+        stands beside it. One after the other: together, before they are, they may not fit the device.
 
     Raises:
       InputError: they are damaged.
@@ -271,12 +276,15 @@ def restore_tree(path: pathlib.Path, abstract: Any):
     flat, stored = flax.traverse_util.flatten_dict(abstract, sep="/"), stored_leaves(path)
     recorded = read_checksums(path)
     found: dict[str, jax.Array] = {}
-    for names in _groups(flat, stored, recorded):
+    for names in _groups(flat, stored, recorded, is_eight_bit):
         as_stored = {name: stored[name].dtype if recorded else flat[name].dtype for name in names}
         arrays = _restore_some(path, {name: _with_dtype(flat[name], as_stored[name]) for name in names})
         for name in recorded.keys() & arrays.keys():
             check_array(path, name, device_checksum(arrays[name]), recorded)
-        found |= {name: _converted(array, flat[name]) for name, array in arrays.items()}
+        if is_eight_bit(names[0]):
+            found |= quantize_flat(arrays)
+        else:
+            found |= {name: _converted(array, flat[name]) for name, array in arrays.items()}
     return flax.traverse_util.unflatten_dict(found, sep="/")
 
 
@@ -301,10 +309,14 @@ def _restore_some(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, 
     return flax.traverse_util.flatten_dict(restored, sep="/")
 
 
-def _groups(flat: Mapping[str, Any], stored: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[list[str]]:
+def _groups(
+    flat: Mapping[str, Any], stored: Mapping[str, Any], recorded: Mapping[str, Any], is_eight_bit: Callable[[str], bool]
+) -> list[list[str]]:
     """Paths that are restored together: all that stay as they are; of the others each alone, so that no two of them are
     on the devices in both their dtypes."""
-    same = [name for name in flat if not recorded or flat[name].dtype == stored[name].dtype]
+    same = [
+        name for name in flat if not is_eight_bit(name) and (not recorded or flat[name].dtype == stored[name].dtype)
+    ]
     return ([same] if same else []) + [[name] for name in flat if name not in set(same)]
 
 

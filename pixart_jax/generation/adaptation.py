@@ -41,19 +41,24 @@ class AdapterFile(Protocol):
 
 
 def adapted(
-    model: Apply, weights: Callable[[], Params], adaptations: Sequence[Adaptation]
-) -> tuple[Apply, Callable[[], Params]]:
-    """A model and what gives its parameters, with adapters laid over it, one after the other."""
+    over: Callable[[Apply], Apply], weights: Callable[[], Params], adaptations: Sequence[Adaptation]
+) -> tuple[Callable[[Apply], Apply], Callable[[], Params]]:
+    """`Parts.over` and `Parts.weights`, with adapters laid over them, one after the other."""
     if not adaptations:
-        return model, weights
+        return over, weights
 
-    def apply(params: Parameters, tokens, t, **conditions):
-        called = model
-        for adaptation, trained in zip(adaptations, params.trained, strict=True):
-            called = _with(adaptation.adapt(called), trained)
-        return called(params.frozen, tokens, t, **conditions)
+    def laid_over(model: Apply) -> Apply:
+        below = over(model)
 
-    return apply, lambda: Parameters([adaptation.load() for adaptation in adaptations], weights())
+        def apply(params: Parameters, tokens, t, **conditions):
+            called = below
+            for adaptation, trained in zip(adaptations, params.trained, strict=True):
+                called = _with(adaptation.adapt(called), trained)
+            return called(params.frozen, tokens, t, **conditions)
+
+        return apply
+
+    return laid_over, lambda: Parameters([adaptation.load() for adaptation in adaptations], weights())
 
 
 def _with(adapter: Adapter, trained: Params) -> Apply:

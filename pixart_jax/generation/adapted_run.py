@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any, cast
 
 import optax
 from jax.sharding import Mesh
@@ -27,8 +29,8 @@ def open_adapted_run(
     checkpoints: Checkpoints,
     *,
     ema: bool,
-) -> tuple[Apply, Callable[[], Parameters]]:
-    """What is called for a prediction, and what reads its parameters.
+) -> tuple[Callable[[Apply], Apply], Callable[[], Parameters]]:
+    """What the adapter makes of a callable of the model's parameters, and what reads both halves of them.
 
     Args:
       config, manifest, checkpoints: of the run.
@@ -48,4 +50,7 @@ def open_adapted_run(
         check_frozen(workdir, config, checkpoints, checkpoints.require_step(), birth.frozen_checksum(frozen))
         return Parameters(trained, frozen)
 
-    return bind(adapter), read
+    def over(model: Apply) -> Apply:
+        return bind(dataclasses.replace(cast(Any, adapter), model=model))
+
+    return over, read

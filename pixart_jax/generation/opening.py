@@ -27,7 +27,7 @@ from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.run_encoders import encoders_of_run
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
-from pixart_jax.models.params import abstract_params, apply_of, kernels_as
+from pixart_jax.models.params import abstract_params, kernels_as
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import guidance_of
 from pixart_jax.tokens import same_latent_scale
@@ -42,6 +42,7 @@ def open_parts(
     dtype: Dtype,
     keep_loaded: bool,
     tile_size: int,
+    int8_text_encoder: bool,
 ) -> Parts:
     """What a TextToImage is made of; arguments and errors are those of `TextToImage.from_checkpoint`."""
     mesh = make_mesh(devices=jax.local_devices())
@@ -66,9 +67,16 @@ def open_parts(
         kind: pathlib.Path(folder or directory / ENCODERS)
         for kind, folder in (("text_encoder", text_encoder), ("vae", vae))
     }
+    if int8_text_encoder and not text_encoder:
+        raise InputError(f"{directory}: its text encoder is no T5, and has no int8; leave out --int8-text-encoder")
     if text_encoder:
         encoder = T5TextEncoder(
-            text_encoder, max_tokens=model.max_text_tokens, mesh=local_mesh(), dtype=dtype, keep=keep_loaded
+            text_encoder,
+            max_tokens=model.max_text_tokens,
+            mesh=local_mesh(),
+            dtype=dtype,
+            keep=keep_loaded,
+            int8=int8_text_encoder,
         )
         fields["encode_text"] = encoder.encode
         if encoder.dim != model.text_dim:
@@ -130,7 +138,6 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
     model = stored.model.clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     return {
         "model": model,
-        "apply": apply_of(model),
         "weights": LazyParams(lambda: restore_params(directory, abstract), keep=keep),
         "position_base": stored.position_base,
         "position_scale": stored.position_scale,
@@ -172,10 +179,9 @@ def open_run(
     checkpoints.require_step()
     read: Callable[[], Params]
     if config.adapter.kind == "full":
-        fields["apply"] = apply_of(model)
         read = functools.partial(checkpoints.restore_params, kernels_as(dtype, abstract_params(model, mesh)), ema=ema)
     else:
-        fields["apply"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
+        fields["over"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
         fields["needs"] = CONTROL_NEEDS if config.adapter.kind == "controlnet" else {}
 
     fields |= {

@@ -15,6 +15,11 @@ from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE
 
 
+def as_it_is(apply: Apply) -> Apply:
+    """Where nothing is to be put in a model's place."""
+    return apply
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
     """A model, its text encoder and its autoencoder, with what is known of how they draw.
@@ -22,7 +27,10 @@ class Parts:
     Attributes:
       name: what was opened, for people.
       model: the denoiser's architecture.
-      apply, weights: what is called for a prediction, and what gives its parameters on `mesh`.
+      weights: what gives the parameters on `mesh`.
+      over: what adapters make of a callable of the model's parameters, `params.apply_of(model)` first of all.
+      wrap: takes what is called for a prediction, and gives what is called in its place.
+      text_once: keys and values of the text are computed once per picture, where no adapter needs more of it.
       mesh: devices that pictures are spread over; their number rounds batches up.
       position_base, position_scale: see `tokens.grid_positions`.
       latent_scale: what latents were multiplied by in training.
@@ -40,7 +48,6 @@ class Parts:
 
     name: str
     model: PixArt
-    apply: Apply
     weights: Callable[[], Params]
     mesh: jax.sharding.Mesh
     position_base: int
@@ -55,6 +62,9 @@ class Parts:
     num_steps: int = 20
     guidance_scale: float = 4.5
     guidance: str = "cfg"
+    over: Callable[[Apply], Apply] = as_it_is
+    wrap: Callable[[Apply], Apply] = as_it_is
+    text_once: bool = True
     encoders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -31,9 +31,10 @@ from pixart_jax.figures.images import to_uint8
 from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
+from pixart_jax.generation.denoiser import check_reuse, denoiser_of, eight_bit_parts
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
-from pixart_jax.generation.parts import Parts
+from pixart_jax.generation.parts import Parts, as_it_is
 from pixart_jax.generation.request import Manner, Progress, Request
 from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
@@ -95,7 +96,10 @@ class TextToImage:
         keep_loaded: bool = False,
         tile_size: int = TILE_SIZE,
         adapters: Sequence[Adaptation | AdapterFile | str | pathlib.Path] = (),
-        wrap: Callable[[Apply], Apply] = lambda apply: apply,
+        wrap: Callable[[Apply], Apply] = as_it_is,
+        text_once: bool = True,
+        int8: str | None = None,
+        int8_text_encoder: bool = False,
     ) -> TextToImage:
         """Opens what `tools.convert` wrote, or a training run.
 
@@ -109,7 +113,11 @@ class TextToImage:
           tile_size: latent cells along a side of the square up to which pictures are decoded at once; at least 4.
           adapters: laid over the model, one after the other. A path, or FILE:SCALE, is a LoRA of any format
             (`generation.lora.LoraFile`); a ControlNet (`generation.control.ControlNetFile`) comes before the others.
-          wrap: takes the adapted model, and gives what is called in its place: to cache, to quantise, to watch.
+          wrap: takes the adapted model, and gives what is called in its place: to quantise, to watch.
+          text_once: compute keys and values of the text once per picture and hold them, not at every step. The picture
+            is the same, up to rounding. Under a ControlNet, whose copies need the text itself, it is not done.
+          int8: one of `shortcuts.eight_bits.MODES`, or "auto", the fastest on this device; None computes as trained.
+          int8_text_encoder: hold T5's kernels in int8.
 
         Raises:
           InputError: not a model with captions, no checkpoint yet, an encoder is missing, or the parts do not belong
@@ -125,11 +133,13 @@ class TextToImage:
             dtype=dtype,
             keep_loaded=keep_loaded,
             tile_size=whole_number("tile_size", tile_size, 4),
+            int8_text_encoder=int8_text_encoder,
         )
         laid = [_adaptation(adapter, parts) for adapter in adapters]
-        apply, weights = adapted(parts.apply, parts.weights, laid)
-        needs = {name: cure for each in laid for name, cure in each.needs.items()}
-        return cls(dataclasses.replace(parts, apply=wrap(apply), weights=weights, needs={**parts.needs, **needs}))
+        over, weights = adapted(parts.over, parts.weights, laid)
+        needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
+        parts = dataclasses.replace(parts, over=over, wrap=wrap, weights=weights, needs=needs, text_once=text_once)
+        return cls(parts if int8 is None else eight_bit_parts(parts, int8))
 
     def __call__(
         self,
@@ -144,7 +154,8 @@ class TextToImage:
           prompts: a caption or a list of them.
           progress: told what is being done and how far it is.
           settings: the other attributes of `Request`: negative_prompt, num_images, seed, sampler, num_steps,
-            guidance_scale, guidance, size, aspect_ratio, height, width, noise, start, batch_size, conditions.
+            guidance_scale, guidance, guidance_interval, reuse, size, aspect_ratio, height, width, noise, start,
+            batch_size, conditions.
 
         Returns, raises: as `draw`.
         """
@@ -175,7 +186,9 @@ class TextToImage:
         """As `draw`, but yields uint8[height, width, 3], each picture as soon as it is decoded."""
         manner = self.manner(request)
         parts, canvas, count = self.parts, request.canvas(self.parts.resolution), request.count
-        sample_fn = self._sample_fn(manner.sampler, manner.num_steps, request.start.start, manner.guidance)
+        sample_fn = self._sample_fn(
+            manner.sampler, manner.num_steps, request.start.start, manner.guidance, manner.reuse
+        )
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
         token_dim = parts.model.patch_size**2 * parts.model.latent_channels
@@ -193,6 +206,7 @@ class TextToImage:
             seed=request.seeds,
             indices=request.noise_indices,
             guidance_scale=manner.guidance_scale,
+            guidance_interval=manner.guidance_interval,
             batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,
             noise=noise,
             start_tokens=request.start.tokens,
@@ -219,12 +233,20 @@ class TextToImage:
         parts = self.parts
         sampler = request.sampler or parts.sampler
         few = FEW_STEPS.get(sampler) if sampler != parts.sampler else None
-        guidance = guidance_of(sampler) if few else parts.guidance
+        usual = guidance_of(sampler) if few else parts.guidance
+        guidance = request.guidance or ("cfg" if request.guidance_scale is not None else usual)
+        if request.guidance_interval is not None and guidance == "none":
+            raise InputError("guidance_interval: these pictures are drawn without guidance; leave it out")
+        num_steps = request.num_steps or few or parts.num_steps
+        if request.reuse is not None:
+            check_reuse(parts, request.reuse, sampler, num_steps, request.guidance_interval is not None)
         return Manner(
             sampler,
-            request.num_steps or few or parts.num_steps,
-            request.guidance or ("cfg" if request.guidance_scale is not None else guidance),
+            num_steps,
+            guidance,
             parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+            request.guidance_interval,
+            request.reuse,
         )
 
     @property
@@ -319,7 +341,8 @@ class TextToImage:
         return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.parts.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
-    def _sample_fn(self, sampler: str, num_steps: int, start: float, guidance: str) -> SampleFn:
+    def _sample_fn(self, sampler: str, num_steps: int, start: float, guidance: str, reuse: str | None) -> SampleFn:
         schedule = linear_schedule()
         built = build_sampler(sampler, schedule, num_steps, start=start)
-        return make_sample_fn(self.parts.apply, schedule, built, guidance=guidance)
+        apply, prepare = denoiser_of(self.parts, reuse)
+        return make_sample_fn(apply, schedule, built, guidance=guidance, prepare=prepare)

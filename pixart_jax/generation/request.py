@@ -10,7 +10,7 @@ import numpy as np
 
 from pixart_jax.errors import InputError
 from pixart_jax.generation.canvas import Canvas, choose_canvas
-from pixart_jax.generation.values import captions, finite_array, real_number, whole_number
+from pixart_jax.generation.values import captions, finite_array, interval, real_number, whole_number
 from pixart_jax.rng import check_seed
 from pixart_jax.samplers.steps import Correct
 
@@ -49,6 +49,8 @@ class Manner:
     num_steps: int
     guidance: str
     guidance_scale: float
+    guidance_interval: tuple[float, float] | None = None
+    reuse: str | None = None
 
 
 # The least of each attribute of a `Request` that is a whole number.
@@ -68,6 +70,10 @@ class Request:
       num_images: of each prompt; n = len(prompts)·num_images in all, those of one prompt side by side.
       seed: up to 2⁶⁴ - 1: one for all prompts, or one of each.
       guidance: one of `samplers.program.GUIDANCES`.
+      guidance_interval: (low, high), timesteps of the model in [0, 1000]: only steps that begin from low to high are
+        guided, the others take half the work (Kynkäänniemi et al. 2024); None guides all.
+      reuse: key of `shortcuts.reuse.PRESETS`: how many times fewer FLOPs a picture takes, by using again what blocks
+        changed at an earlier step; None computes every step.
       size, aspect_ratio, height, width: see `choose_canvas`.
       noise: f32[n, h, w, C] instead of the seed's.
       start: see `Start`.
@@ -88,6 +94,8 @@ class Request:
     num_steps: int | None = None
     guidance_scale: float | None = None
     guidance: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    reuse: str | None = None
     size: int | None = None
     aspect_ratio: str | float | Sequence[float] | None = None
     height: int | None = None
@@ -111,9 +119,11 @@ class Request:
                 given[field.name] = None if value is None else whole_number(field.name, value, low)
         if self.guidance_scale is not None:
             given["guidance_scale"] = real_number("guidance_scale", self.guidance_scale)
+        if self.guidance_interval is not None:
+            given["guidance_interval"] = interval("guidance_interval", self.guidance_interval)
         if self.noise is not None:
             given["noise"] = finite_array("noise", self.noise)
-        for name in ("sampler", "guidance"):
+        for name in ("sampler", "guidance", "reuse"):
             if not isinstance(getattr(self, name), str | None):
                 raise InputError(f"{name} = {getattr(self, name)!r}: must be a name")
         given["start"] = NOISE if self.start is None else self.start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,17 @@ def real_number(name: str, value: Any) -> float:
     if not abs(value) <= float(np.finfo(np.float32).max):
         raise InputError(f"{name} = {value}: must be a finite number that float32 can hold")
     return float(value)
+
+
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """A pair of timesteps of the model, the lower one first."""
+    pair = [*value] if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes) else []
+    if len(pair) != 2:
+        raise InputError(f"{name} = {value!r:.80}: must be two timesteps, such as (200, 800)")
+    low, high = (real_number(name, end) for end in pair)
+    if not 0 <= low <= high <= 1000:
+        raise InputError(f"{name} = {low:g} to {high:g}: must lie in [0, 1000], the lower timestep first")
+    return low, high
 
 
 def finite_array(name: str, value: Any) -> np.ndarray:

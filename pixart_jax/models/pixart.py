@@ -275,10 +275,14 @@ class PixArt(nn.Module):
             residuals = None if block_residuals is None else block_residuals[first : first + length]
             x, _ = self.blocks[str(first)](x, residuals, cond)
 
+        return self.predict(x, cond)
+
+    def predict(self, x, cond: BlockConditions) -> ModelOutput:
+        """What the blocks leave, [B, N, D], as a prediction."""
         out = self.final_layer(x, cond.t).astype(jnp.float32)
         parts = 2 if self.learn_sigma else 1
         out = out.reshape(*out.shape[:2], self.patch_size**2, parts * self.latent_channels)
-        eps, *v = (part.reshape(tokens.shape) for part in jnp.split(out, parts, axis=-1))
+        eps, *v = (part.reshape(*out.shape[:2], -1) for part in jnp.split(out, parts, axis=-1))
         return ModelOutput(eps, v[0] if v else None)
 
     def embed_tokens(self, tokens, positions):

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.samplers.steps import Denoiser
+from pixart_jax.samplers.steps import Denoiser, Stateful, stateful
 
 
-def guide(model: Callable, conditions: Mapping, null: Mapping | None, guidance_scale) -> Denoiser:
+def guide(
+    model: Callable,
+    conditions: Mapping,
+    null: Mapping | None,
+    guidance_scale,
+    *,
+    prepare: Callable[[Mapping], Mapping] = lambda conditions: conditions,
+    interval=None,
+) -> Denoiser:
     """eps = null + scale·(conditional - null) over every eps channel; the variance is the conditional one.
 
     The reference's IDDPM guides three of four channels by mistake; nothing here does.
 
     Args:
-      model: (x, t, conditions) -> (eps, v); called once per step with the null and the conditional batch side by side.
+      model: (x, t, conditions) -> (eps, v), or `Stateful`; called once per step with the null and the conditional batch
+        side by side.
       conditions: arrays of leading axis B.
       null: those of them that differ in the null branch, e.g. `null_branch(conditions)`; None switches guidance off.
       guidance_scale: float or traced f32[]: one program serves all scales.
+      prepare: what the model is given in place of a batch's conditions, made once for all steps.
+      interval: f32[2] or None: timesteps from the first to the second are guided, others see the conditional batch
+        alone, which is half the work (Kynkäänniemi et al. 2024, arXiv:2404.07724). Traced: one program serves all. The
+        model then hands nothing on.
     """
+    inner = stateful(model)
     if null is None:
-        return lambda x, t: model(x, t, conditions)
-    both = {name: _pairs(null.get(name, value), value) for name, value in conditions.items()}
+        own = prepare(conditions)
+        return Stateful(lambda x, t, state: inner.call(x, t, own, state), inner.begin)
+    both = prepare({name: _pairs(null.get(name, value), value) for name, value in conditions.items()})
+
+    def guided(x, t, state):
+        (eps, v), state = inner.call(_pairs(x, x), _pairs(t, t), both, state)
+        null, cond = _unpaired(eps)
+        return (null + guidance_scale * (cond - null), None if v is None else _unpaired(v)[1]), state
+
+    if interval is None:
+        return Stateful(guided, lambda x: inner.begin(_pairs(x, x)))
+    alone = prepare(conditions)
 
     def denoise(x, t):
-        eps, v = model(_pairs(x, x), _pairs(t, t), both)
-        null, cond = _unpaired(eps)
-        return null + guidance_scale * (cond - null), None if v is None else _unpaired(v)[1]
+        inside = (interval[0] <= t[0]) & (t[0] <= interval[1])
+        return jax.lax.cond(inside, lambda: guided(x, t, ())[0], lambda: tuple(inner.call(x, t, alone, ())[0]))
 
     return denoise
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pixart_jax.diffusion import gaussian
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults
+from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults, stateful
 
 
 def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
@@ -47,9 +47,11 @@ def sample_iddpm(
         jnp.asarray(np.append(timesteps[1:], -1), jnp.float32),
     )
 
-    def body(x, row):
-        step, index, t, next_t = row
-        eps, v = denoise(x, jnp.full(x.shape[:1], t))
+    model = stateful(denoise)
+
+    def body(carry, row):
+        (x, state), (step, index, t, next_t) = carry, row
+        (eps, v), state = model.call(x, jnp.full(x.shape[:1], t), state)
         mean, log_variance = gaussian.p_mean_log_variance(schedule, x, jnp.full(x.shape[:1], index, jnp.int32), eps, v)
         noise = jnp.where(index > 0, noise_fn(step), 0.0)
         x = mean + jnp.exp(0.5 * log_variance) * noise
@@ -58,6 +60,7 @@ def sample_iddpm(
             # Its noise is numbered behind that of all steps: none is used twice.
             x = correct(x, next_t, noise_fn(schedule.num_steps + step))
             values.append(x)
-        return x, faults(*values)
+        return (x, state), faults(*values)
 
-    return jax.lax.scan(body, x, rows)
+    (x, _), found = jax.lax.scan(body, (x, model.begin(x)), rows)
+    return x, found

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults
+from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults, stateful
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,11 +91,11 @@ def sample_multistep(
     """Runs the table's rows from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
     steps = table.rows() | {"step": np.arange(table.num_rows), "next_t": np.append(table.t[1:], -1)}
     rows = {name: jnp.asarray(value, jnp.int32 if name == "step" else jnp.float32) for name, value in steps.items()}
-    stochastic = table.from_noise.any()
+    stochastic, model = table.from_noise.any(), stateful(denoise)
 
     def body(carry, row):
-        x, past = carry
-        eps = denoise(x, jnp.full(x.shape[:1], row["t"]))[0]
+        x, past, state = carry
+        (eps, _), state = model.call(x, jnp.full(x.shape[:1], row["t"]), state)
         predictions = ((x - row["sigma"] * eps) / row["alpha"], *past)
         x = row["from_x"] * x
         for lag, x0 in enumerate(predictions):
@@ -107,8 +107,8 @@ def sample_multistep(
             # Its noise is numbered behind that of all steps: none is used twice.
             x = correct(x, row["next_t"], noise_fn(row["step"] + (table.num_rows if stochastic else 0)))
             values.append(x)
-        return (x, predictions[:-1]), faults(*values)
+        return (x, predictions[:-1], state), faults(*values)
 
     nothing = (jnp.zeros_like(x),) * (table.from_x0.shape[1] - 1)
-    (x, _), found = jax.lax.scan(body, (x, nothing), rows)
+    (x, _, _), found = jax.lax.scan(body, (x, nothing, model.begin(x)), rows)
     return x, found

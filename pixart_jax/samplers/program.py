@@ -17,20 +17,33 @@ from pixart_jax.rng import seed_words, stream_key
 from pixart_jax.samplers.blame import first_fault
 from pixart_jax.samplers.guidance import guide
 from pixart_jax.samplers.iddpm import per_sample_noise
-from pixart_jax.samplers.steps import Apply, Correct, Sampler
+from pixart_jax.samplers.steps import Apply, Correct, Sampler, Stateful, stateful
 
 Conditions = Mapping[str, np.ndarray]
 
+# (params, conditions of a batch) -> what the model is given in their place.
+Prepare = Callable[[Any, Mapping], Mapping]
+
 # (params, noise f32[B, N, p·p·C], key of each picture's later noise [B], conditions, null conditions, guidance_scale,
-# start tokens f32[B, N, p·p·C] or None, correct or None) -> (tokens f32[B, N, p·p·C], `steps.faults` of each of S steps
-# i32[B, S])
+# start tokens f32[B, N, p·p·C] or None, correct or None, guidance interval f32[2] or None, see `guidance.guide`) ->
+# (tokens f32[B, N, p·p·C], `steps.faults` of each of S steps i32[B, S])
 SampleFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 GUIDANCES = ("cfg", "none")
 
 
+def as_they_are(params: Any, conditions: Mapping) -> Mapping:
+    """The `Prepare` that leaves the conditions alone."""
+    return conditions
+
+
 def make_sample_fn(
-    apply: Apply, schedule: DiffusionSchedule, sampler: Sampler, *, guidance: str = "cfg"
+    apply: Apply | Stateful,
+    schedule: DiffusionSchedule,
+    sampler: Sampler,
+    *,
+    guidance: str = "cfg",
+    prepare: Prepare = as_they_are,
 ) -> jax.stages.Wrapped:
     """The sampling program, a `SampleFn`: one compilation per batch shape serves all prompts, seeds, guidance scales
     and aspect ratios.
@@ -41,21 +54,34 @@ def make_sample_fn(
     `jax.tree_util.Partial` over arrays of leading axis B.
 
     Args:
+      apply: the model; a `Stateful` one's `call` takes (params, tokens, t, what it is handed, **conditions).
+      prepare: what the model is given in place of a batch's conditions, once for all steps.
       guidance: one of GUIDANCES. "cfg" calls the model with both branches; "none" with the conditions alone, which is
         half the work, and ignores null conditions and scale.
     """
     if guidance not in GUIDANCES:
         raise InputError(f"guidance = {guidance!r}: must be one of {', '.join(GUIDANCES)}")
 
-    def sample(params, noise, keys, conditions, null, guidance_scale, start_tokens=None, correct=None):
-        def denoise(x, t, conditions):
-            return apply(params, x, t, **conditions)
+    called = stateful(apply)
+
+    def sample(
+        params, noise, keys, conditions, null, guidance_scale, start_tokens=None, correct=None, guidance_interval=None
+    ):
+        def denoise(x, t, conditions, state):
+            return called.call(params, x, t, state, **conditions)
 
         x = noise
         if start_tokens is not None:
             alpha, sigma = noise_level(schedule, sampler.first_t)
             x = alpha * start_tokens + sigma * noise
-        denoiser = guide(denoise, conditions, null if guidance == "cfg" else None, guidance_scale)
+        denoiser = guide(
+            Stateful(denoise, called.begin),
+            conditions,
+            null if guidance == "cfg" else None,
+            guidance_scale,
+            prepare=functools.partial(prepare, params),
+            interval=guidance_interval,
+        )
         tokens, found = sampler.run(denoiser, x, per_sample_noise(keys, noise.shape[1:]), correct)
         return tokens, found.T
 
@@ -99,6 +125,7 @@ def sample_in_batches(
     noise: np.ndarray | None = None,
     start_tokens: np.ndarray | None = None,
     correct: Correct | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     place: Callable[[Any], Any] = lambda batch: batch,
     fetch: Callable[[jax.Array], np.ndarray] = jax.device_get,
     progress: Callable[[int], None] = lambda done: None,
@@ -112,6 +139,7 @@ def sample_in_batches(
       indices: i[n], which noise of its seed each picture starts from.
       noise: f32[n, N, p·p·C] instead of the seeds'.
       start_tokens, correct: see `make_sample_fn`; f32[n, N, p·p·C], and arrays of leading axis n.
+      guidance_interval: timesteps from the first to the second are guided; None guides all.
       place: puts the arrays of a batch on devices.
       fetch: brings a batch's tokens back.
       progress: told after each batch how many of the n are drawn.
@@ -126,13 +154,14 @@ def sample_in_batches(
     indices = np.asarray(indices, np.int32)
     words = words_of(seed)
     rows = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1).reshape(-1, batch_size)
+    interval = None if guidance_interval is None else np.asarray(guidance_interval, np.float32)
     parts = []
     for row in rows:
         x, keys = draw_noise(words if words.ndim == 1 else words[row], indices[row], shape)
         x = x if noise is None else noise[row]
         x, keys, given, *rest = place((x, keys, *_rows((conditions, null, start_tokens, correct), row)))
         # Fetched batch by batch: what waits on the device would otherwise grow with their number.
-        tokens, found = sample_fn(params, x, keys, given, rest[0], guidance_scale, *rest[1:])
+        tokens, found = sample_fn(params, x, keys, given, rest[0], guidance_scale, *rest[1:], interval)
         parts.append(fetch(tokens))
         if not np.isfinite(parts[-1][np.arange(shape[0]) < conditions["num_tokens"][row][:, None]]).all():
             branches = _rows(dict(conditions), row), _rows(dict(null), row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,30 @@ Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 # (params, tokens [B, N, p·p·C], t f32[B], **conditions) -> (eps, v): a model, with whatever tree holds its parameters.
 Apply = Callable[..., tuple[jax.Array, jax.Array | None]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stateful:
+    """A denoiser, or whatever one is made from, that hands something on from one of its calls to the next.
+
+    Attributes:
+      call: takes what the last call handed on as its last argument, and returns (result, what it hands on).
+      begin: x [B, ...] -> what the first call is handed.
+    """
+
+    call: Callable
+    begin: Callable[[jax.Array], Any]
+
+    def __call__(self, x, t):
+        return self.call(x, t, self.begin(x))[0]
+
+
+def stateful(function: Callable) -> Stateful:
+    """The function, as one that may hand on something."""
+    if isinstance(function, Stateful):
+        return function
+    return Stateful(lambda *args, **kwargs: (function(*args[:-1], **kwargs), args[-1]), lambda x: ())
+
 
 # Step counter i32[] -> standard normal noise of x's shape.
 NoiseFn = Callable[[jax.Array], jax.Array]

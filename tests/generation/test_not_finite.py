@@ -63,7 +63,7 @@ def test_the_first_step_is_named(parts, sampler):
 
         return call
 
-    broken = dataclasses.replace(parts, apply=wrap(parts.apply))
+    broken = dataclasses.replace(parts, wrap=wrap)
     steps = {"dpm-solver": "3 of 4", "ddim": "2 of 4", "iddpm": "3 of 4"}
     refused(broken, f"step {steps[sampler]}: the model's prediction .*weights and text are finite", sampler=sampler)
 

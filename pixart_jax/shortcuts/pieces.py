@@ -1,0 +1,69 @@
+"""The denoiser's forward pass in pieces: what comes before the blocks, any run of blocks, what comes after them.
+
+A whole pass is one loop over the blocks; shortcuts leave some of them out, or hand them what they would compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pixart_jax.models.layers import HeadsDense
+from pixart_jax.models.pixart import Block, BlockConditions, ModelOutput, PixArt
+
+# What takes the place of the weights of keys and values of the text, in a block that is handed these.
+KEYS_VALUES = "keys_values"
+
+
+def begin(model: PixArt, params, tokens, t, *, positions, text=None, **conditions) -> tuple[jax.Array, BlockConditions]:
+    """The blocks' input [B, N, D], and what they are conditioned on; arguments as those of `PixArt`.
+
+    Args:
+      text: None leaves the caption out, for blocks that are handed keys and values.
+    """
+    bound = model.bind({"params": params})
+    text = jnp.zeros((len(tokens), 0, model.text_dim), model.dtype) if text is None else text
+    return bound.embed_tokens(tokens, positions), bound.embed_conditions(t, text=text, **conditions)
+
+
+def run_blocks(
+    model: PixArt, params, x, cond: BlockConditions, *, first: int = 0, stop: int | None = None, memory=None
+) -> jax.Array:
+    """Blocks `first` to `stop` of x [B, N, D].
+
+    Args:
+      memory: keys and values of the text, see `text_once.remember_text`; None computes them of `cond.text`.
+    """
+    stop = model.depth if stop is None else stop
+    for start, length, ratio in model.segments():
+        name, block = f"blocks_{start}", Block(**model.block_fields(ratio))
+        stack: Any = params[name]
+        if memory is not None:
+            # Without its weights, what adapters would do to the product is not done again.
+            stack = {**stack, "cross_attn": {**stack["cross_attn"], "kv_linear": {KEYS_VALUES: memory[name]}}}
+
+        def step(x, index, block=block, stack=stack):
+            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
+            return block.apply({"params": own}, x, None, cond)
+
+        low, high = max(first - start, 0), min(stop - start, length)
+        if low < high:
+            with nn.intercept_methods(_hand_over):
+                x, _ = jax.lax.scan(step, x, jnp.arange(low, high), unroll=min(model.scan_unroll, high - low))
+    return x
+
+
+def predict(model: PixArt, params, x, cond: BlockConditions) -> ModelOutput:
+    """What the last block leaves, as a prediction."""
+    found: ModelOutput = model.bind({"params": params}).predict(x, cond)
+    return found
+
+
+def _hand_over(call, args, kwargs, context):
+    module = context.module
+    if isinstance(module, HeadsDense) and module.has_variable("params", KEYS_VALUES):
+        return module.get_variable("params", KEYS_VALUES)
+    return call(*args, **kwargs)
