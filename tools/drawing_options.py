@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,13 @@ from pixart_jax.generation.controlled import ControlGiven, read_control
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.shortcuts.eight_bits import MODES
+
+# Attributes of a `Request` that are options, in an error that is about one.
+_SETTINGS = (
+    "num_images", "num_steps", "guidance_scale", "guidance", "size", "aspect_ratio", "height", "width", "batch_size",
+    "sampler", "seed",
+)  # fmt: skip
+_OF_REQUEST = re.compile(rf"(?<![\w.-])({'|'.join(_SETTINGS)}) = ")
 
 # Their names in the parsed arguments.
 OF_MODELS = (
@@ -143,6 +152,19 @@ def read_adapters(args: argparse.Namespace, num_prompts: int) -> Adapters:
     return Adapters([LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)], control)
 
 
+def as_typed(error: InputError, **renamed: str) -> str:
+    """An error's text in which what a request calls `num_steps` is called --num-steps, as it was typed.
+
+    Args:
+      renamed: options of other names, by the attribute: batch_size="draw_batch_size".
+    """
+
+    def option(match: re.Match[str]) -> str:
+        return f"--{renamed.get(match[1], match[1]).replace('_', '-')} = "
+
+    return _OF_REQUEST.sub(option, str(error))
+
+
 def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
     """What draws; raises InputError if there is no such model, or an adapter is another model's."""
     pipeline = TextToImage.from_checkpoint(
@@ -157,6 +179,13 @@ def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
         int8_text_encoder=args.int8_text_encoder,
         adapters=adapters.files,
     )
+    for lora in adapters.loras:
+        if few := lora.weights.few_steps:
+            print(
+                f"{lora.weights.path} was distilled to few steps: unless you say otherwise, drawn with the sampler "
+                f"{few.sampler} in {few.num_steps} steps, without guidance",
+                file=sys.stderr,
+            )
     if pipeline.parts.needs and not adapters.control:
         name, cure = next(iter(pipeline.parts.needs.items()))
         raise InputError(f"the condition {name} is missing: {cure}")

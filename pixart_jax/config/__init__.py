@@ -15,11 +15,13 @@ from pixart_jax.config.typed import (
     build_objective,
     eval_metrics,
     eval_timesteps,
+    guidance_of_config,
     holds_weights,
     lora_spec,
     mesh_spec,
     optimizer_spec,
     position_base,
+    takes_guidance,
 )
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "eval_timesteps",
     "find_config",
     "flatten",
+    "guidance_of_config",
     "holds_weights",
     "load_config",
     "lora_spec",
@@ -47,5 +50,6 @@ __all__ = [
     "position_base",
     "read_config_file",
     "require_setting",
+    "takes_guidance",
     "unknown_key_error",
 ]

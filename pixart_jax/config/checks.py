@@ -211,7 +211,11 @@ def _controlnet_has_a_base(config: ConfigDict, require: Require) -> None:
 
 
 def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
+    low, high = config.objective.guidance, config.objective.guidance_to
+    cure = f"must be more than config.objective.guidance, {low:g}, from which it is drawn; or 0, to keep to that"
+    require(not high or high > low, "objective.guidance_to", cure)
     if config.objective.kind == "denoising":
+        require(not high, "objective.guidance_to", "is for config.objective.kind='consistency'; set it to 0")
         return
     require(
         bool(config.init_from) or config.data.source.strip() == "synthetic",

@@ -191,6 +191,9 @@ SETTINGS = {
         "kind": Setting("denoising", one_of("denoising", "consistency")),
         # The teacher's w in cond + w·(cond - null); samplers call 1 + w the guidance scale.
         "guidance": Setting(4.5, NOT_NEGATIVE),
+        # Unless 0: w is drawn from `guidance` to this, and the student takes it as an input, so that its pictures have
+        # any guidance scale from 1 + `guidance` to 1 + this (tools.sample --guidance-scale) at the price of none.
+        "guidance_to": Setting(0.0, NOT_NEGATIVE),
         # Of student and target: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d².
         "distance": Setting("huber", one_of(*DISTANCES)),
         "huber_c": Setting(0.001, POSITIVE),

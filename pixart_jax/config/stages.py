@@ -73,3 +73,34 @@ def sigma_config(resolution):
     config.optimizer.update({"name": "came", "weight_decay": 0.0})
     config.sample.sampler = "dpm-solver"
     return config
+
+
+def lcm_config(family, resolution):
+    """Latent consistency distillation of the released model of a family, "alpha" or "sigma".
+
+    Guidance, distance, rates and the average's decay are the reference's; batch and number of steps ours.
+    """
+    config = {"alpha": alpha_config, "sigma": sigma_config}[family](resolution)
+    weights = f"weights/{family}-{resolution}"
+    config.init_from = weights
+    if family == "alpha":
+        config.model.micro_condition = resolution == 1024
+        config.optimizer.update({"learning_rate": 2e-5, "weight_decay": 0.0})
+    else:
+        config.init.null_text = f"{weights}/text_encoder"
+        config.optimizer.learning_rate = 1e-5
+    config.objective.kind = "consistency"
+    config.data.update({"source": f"data/{resolution}px", "batch_size": 32})
+    config.optimizer.update({"lr_scaling": "none", "warmup_steps": 0})
+    config.train.update({"num_steps": 2000, "ema_decay": 0.95, "log_every": 10, "checkpoint_every": 250})
+    config.sample.update({"sampler": "lcm", "num_steps": 4, "every": 250})
+    return config
+
+
+def lcm_lora_config(family, resolution):
+    """The same, learnt by a LoRA: rank 32, alpha 8 and its layers are the reference's, and so is AdamW's eps."""
+    config = lcm_config(family, resolution)
+    config.adapter.kind = "lora"
+    config.adapter.lora.update({"rank": 32, "alpha": 8.0, "init": "gaussian"})
+    config.optimizer.update({"name": "adamw", "learning_rate": 1e-4, "weight_decay": 0.0, "eps": 1e-8})
+    return config

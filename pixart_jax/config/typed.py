@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.adapters.controlnet import Controlled
 from pixart_jax.adapters.full import Full
+from pixart_jax.adapters.guided import Guided
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.adapters.taught import Taught
@@ -26,6 +27,8 @@ from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_ada
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec
 from pixart_jax.optimizers.came import CameSpec
+from pixart_jax.samplers import guidance_of
+from pixart_jax.samplers.program import EMBEDDED
 from pixart_jax.tokens import DOWNSAMPLE
 
 
@@ -66,13 +69,28 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
 def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
     """What of the model a config trains."""
     if config.adapter.kind == "lora":
-        return Lora(apply_of(model), lora_spec(config), jnp.dtype(config.dtype))
+        return _guided(config, model, Lora(apply_of(model), lora_spec(config), jnp.dtype(config.dtype)))
     if config.adapter.kind == "controlnet":
         controlnet = ControlNet(model, config.adapter.controlnet.num_copies)
         return Controlled(controlnet, apply_of(model), jnp.dtype(config.dtype))
     if config.objective.kind == "consistency":
-        return Taught(apply_of(model), jnp.dtype(config.dtype))
+        return _guided(config, model, Taught(apply_of(model), jnp.dtype(config.dtype)))
     return Full(apply_of(model))
+
+
+def _guided(config: ConfigDict, model: PixArt, student: Taught | Lora) -> Adapter:
+    """The student, taking the guidance as an input if it is to."""
+    return Guided(student, model.hidden_size, config.objective.guidance) if takes_guidance(config) else student
+
+
+def takes_guidance(config: ConfigDict) -> bool:
+    """Whether the model takes the guidance as an input: drawn with `samplers.program.EMBEDDED`."""
+    return config.objective.kind == "consistency" and config.objective.guidance_to > 0
+
+
+def guidance_of_config(config: ConfigDict) -> str:
+    """What its pictures are drawn with, see `samplers.program.make_sample_fn`."""
+    return EMBEDDED if takes_guidance(config) else guidance_of(config.sample.sampler)
 
 
 def holds_weights(config: ConfigDict) -> bool:
@@ -132,12 +150,13 @@ def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
 def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
     train, objective = config.train, config.objective
     if objective.kind == "consistency":
-        assert isinstance(adapter, Taught | Lora)  # `check_config` has seen to it.
+        assert isinstance(adapter, Taught | Lora | Guided)  # `check_config` has seen to it.
         return consistency_loss(
             adapter.apply,
             adapter.teacher,
             linear_schedule(),
             guidance=objective.guidance,
+            guidance_to=objective.guidance_to,
             distance=objective.distance,
             huber_c=objective.huber_c,
         )

@@ -13,6 +13,7 @@ from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes
+from pixart_jax.samplers import guidance_of
 
 
 def adapter_arrays(lora: LoraWeights, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
@@ -68,7 +69,8 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
     """A model with adapters in its weights, one after the other.
 
     Args:
-      loras: adapters, each with what its scales are multiplied by.
+      loras: adapters, each with what its scales are multiplied by. One that was distilled to few steps says how the
+        model is drawn with.
 
     Raises:
       InputError: one of them is of another model; or, when an array is read, float32 cannot hold it with them.
@@ -106,6 +108,10 @@ def merge(weights: ModelWeights, loras: Sequence[tuple[LoraWeights, float]]) -> 
         [weights.stored.provenance.get("source", "?"), *(f"{lora.path.name}:{by:g}" for lora, by in loras)]
     )
     stored = dataclasses.replace(weights.stored, provenance=weights.stored.provenance | {"source": added})
+    for few in (lora.few_steps for lora, _ in loras):
+        if few:
+            drawn = {**few._asdict(), "guidance": guidance_of(few.sampler)}
+            stored = dataclasses.replace(stored, **drawn)
     return dataclasses.replace(weights, stored=stored, read=read)
 
 

@@ -21,11 +21,12 @@ from pixart_jax.config import (
     load_config,
     lora_spec,
     position_base,
+    takes_guidance,
 )
 from pixart_jax.conversion.control import Control, control_shapes
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
-from pixart_jax.conversion.formats.lora import LoraWeights
+from pixart_jax.conversion.formats.lora import FewSteps, LoraWeights
 from pixart_jax.conversion.lora import lora_of_arrays
 from pixart_jax.conversion.stored import StoredArrays, StoredModel
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
@@ -46,11 +47,21 @@ def load_run(workdir: pathlib.Path, *, ema: bool, step: int | None = None) -> Mo
       InputError: there is none, or it is damaged, be it when an array is read; says what else the run has.
     """
     config = load_config(workdir)
+    _refuse_guided(workdir, config)
     model = build_model(config)
     arrays = open_arrays_of_run(workdir, parameter_shapes(model), ema=ema, step=step)
     provenance = {"source": workdir.name, "format": "run", "weights": arrays.name}
     stored = describe_run(config, read_manifest(workdir / ENCODERS, may_be_empty=True), provenance)
     return ModelWeights(stored, list(arrays.paths), arrays.read)
+
+
+def _refuse_guided(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Raises InputError for a student of `adapters.guided`, which no other format has a place for."""
+    if takes_guidance(config):
+        raise InputError(
+            f"{workdir} has learnt to take the guidance as an input (config.objective.guidance_to), and only a run's "
+            "workdir holds that; draw from it, or distil with a fixed guidance"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +124,13 @@ def load_run_lora(workdir: pathlib.Path, *, ema: bool, step: int | None = None) 
     config = load_config(workdir)
     if config.adapter.kind != "lora":
         raise InputError(f"{workdir}: the run trains no LoRA, but everything (config.adapter.kind)")
+    _refuse_guided(workdir, config)
     spec, shapes = lora_spec(config), parameter_shapes(build_model(config))
     arrays = open_arrays_of_run(workdir, trained_shapes(config), ema=ema, step=step)
     found = {path: arrays.read(path) for path in arrays.paths}
-    whose = LoraWeights(workdir, {}, spec.rslora, config.init_from, architecture(config)["patch_size"])
+    own = config.sample
+    few_steps = FewSteps(own.sampler, own.num_steps) if own.sampler in FEW_STEPS else None
+    whose = LoraWeights(workdir, {}, spec.rslora, config.init_from, architecture(config)["patch_size"], few_steps)
     return lora_of_arrays(found, shapes, spec.of, whose), arrays
 
 

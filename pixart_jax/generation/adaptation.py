@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
@@ -26,11 +26,13 @@ class Adaptation:
       adapt: the adapter of a model, or of one that is adapted already; its frozen half is the model's parameters.
       load: its trained half, on the devices. Another one of the same shapes compiles nothing anew.
       needs: conditions that it takes beside the model's, by name: what an error says of one that a request lacks.
+      manner: by name, what of the model's own way of drawing it changes: sampler, num_steps, guidance.
     """
 
     adapt: Callable[[Apply], Adapter]
     load: Callable[[], Params]
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    manner: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class AdapterFile(Protocol):

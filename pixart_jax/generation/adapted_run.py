@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Parameters, bind
+from pixart_jax.adapters.guided import Guided
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.checkpoints.state import Birth
 from pixart_jax.config import ConfigDict, build_adapter
@@ -42,15 +43,20 @@ def open_adapted_run(
     """
     adapter = build_adapter(config, model)
     birth = Birth(model, adapter, optax.identity(), mesh, config.seed)
-    base = open_base(config, manifest, workdir) if config.init_from else None
+    wanted = config.init_from and config.adapter.kind != "full"
+    base = open_base(config, manifest, workdir) if wanted else None
 
     def read() -> Parameters:
         trained = checkpoints.restore_params(birth.shapes[0].params, ema=ema)
+        if config.adapter.kind == "full":
+            return Parameters(trained, {})  # A student, which draws without its teacher.
         frozen = birth.frozen(base.load() if base else None)
         check_frozen(workdir, config, checkpoints, checkpoints.require_step(), birth.frozen_checksum(frozen))
         return Parameters(trained, frozen)
 
     def over(model: Apply) -> Apply:
+        if isinstance(adapter, Guided):
+            return bind(adapter.over(model))
         return bind(dataclasses.replace(cast(Any, adapter), model=model))
 
     return over, read

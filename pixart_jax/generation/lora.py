@@ -21,6 +21,7 @@ from pixart_jax.devices.sharding import replicated
 from pixart_jax.generation.adaptation import Adaptation
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers import guidance_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,4 +76,5 @@ class LoraFile:
             }
             return jax.device_put(flax.traverse_util.unflatten_dict(scaled, sep="/"), sharding)
 
-        return Adaptation(Lora, load)
+        few = self.weights.few_steps
+        return Adaptation(Lora, load, manner=few._asdict() | {"guidance": guidance_of(few.sampler)} if few else {})

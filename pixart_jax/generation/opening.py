@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -12,10 +12,10 @@ import numpy as np
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model, load_config, position_base
+from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.decoding import to_float
-from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
+from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, Manifest, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
@@ -29,7 +29,6 @@ from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.params import abstract_params, kernels_as
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.samplers import guidance_of
 from pixart_jax.tokens import same_latent_scale
 
 
@@ -48,9 +47,11 @@ def open_parts(
     mesh = make_mesh(devices=jax.local_devices())
     if (directory / "model.json").exists():
         fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
-        text_encoder, vae = text_encoder or directory / "text_encoder", vae or directory / "vae"
-        for part, option in ((text_encoder, "text_encoder"), (vae, "vae")):
-            if not pathlib.Path(part).is_dir():
+        found, own = _beside(directory, {"text_encoder": text_encoder, "vae": vae})
+        fields |= own
+        text_encoder, vae = found["text_encoder"], found["vae"]
+        for option, part in found.items():
+            if part and not pathlib.Path(part).is_dir():
                 raise InputError(
                     f"{part} does not exist: the weights came without it; convert one with tools.convert and name "
                     f"its directory (--{option.replace('_', '-')})"
@@ -99,6 +100,32 @@ def open_parts(
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
     return Parts(name=str(directory), mesh=mesh, **fields)
+
+
+def _beside(directory: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where the encoders of a converted model are, by kind, and fields of `Parts` of those that a run kept; None in
+    place of the folders of these."""
+    kept: list[str] = []
+    encoders = directory / ENCODERS
+    if (encoders / MANIFEST_FILE).exists():
+        manifest = read_manifest(encoders, may_be_empty=True)
+        own = {"text_encoder": manifest.text_encoder == "words", "vae": manifest.autoencoder == "linear"}
+        kept = [kind for kind, is_own in own.items() if is_own and not given[kind] and not (directory / kind).is_dir()]
+    found = {kind: None if kind in kept else given[kind] or directory / kind for kind in given}
+    return found, _kept_encoders(encoders, manifest, kept) if kept else {}
+
+
+def _kept_encoders(encoders: pathlib.Path, manifest: Manifest, kinds: Iterable[str]) -> dict[str, Any]:
+    """Fields of `Parts` from the files of a data set's own encoders."""
+    fields: dict[str, Any] = {}
+    if "text_encoder" in kinds:
+        text_encoder = load_text_encoder(encoders, manifest)
+        fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
+    if "vae" in kinds:
+        autoencoder = load_autoencoder(encoders, manifest)
+        fields["decode_latents"] = lambda latents: iter(autoencoder.decode(latents))
+        fields["encode_pictures"] = lambda pictures: _certain(autoencoder.encode(to_float(pictures)))
+    return fields
 
 
 def _certain(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -167,18 +194,12 @@ def open_run(
     encoders = workdir / ENCODERS
     manifest = read_manifest(encoders, may_be_empty=True)
     found = given if model.num_classes else encoders_of_run(workdir, config, manifest, given)
-    fields: dict[str, Any] = {}
-    if not found["text_encoder"] and not model.num_classes:
-        text_encoder = load_text_encoder(encoders, manifest)
-        fields["encode_text"] = lambda captions, progress: text_encoder.encode(captions)
-    if not found["vae"]:
-        autoencoder = load_autoencoder(encoders, manifest)
-        fields["decode_latents"] = lambda latents: iter(autoencoder.decode(latents))
-        fields["encode_pictures"] = lambda pictures: _certain(autoencoder.encode(to_float(pictures)))
+    own = [kind for kind in found if not found[kind] and not (kind == "text_encoder" and model.num_classes)]
+    fields = _kept_encoders(encoders, manifest, own)
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.require_step()
     read: Callable[[], Params]
-    if config.adapter.kind == "full":
+    if config.adapter.kind == "full" and not takes_guidance(config):
         read = functools.partial(checkpoints.restore_params, kernels_as(dtype, abstract_params(model, mesh)), ema=ema)
     else:
         fields["over"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
@@ -196,6 +217,6 @@ def open_run(
         "sampler": config.sample.sampler,
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,
-        "guidance": guidance_of(config.sample.sampler),
+        "guidance": guidance_of_config(config),
     }
     return fields, found

@@ -40,7 +40,7 @@ from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler, guidance_of
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import SampleFn, draw_noise, make_sample_fn, sample_in_batches, words_of
+from pixart_jax.samplers.program import EMBEDDED, SampleFn, draw_noise, make_sample_fn, sample_in_batches, words_of
 from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
@@ -112,7 +112,8 @@ class TextToImage:
             and gone after, so that the largest alone decides how much memory is needed.
           tile_size: latent cells along a side of the square up to which pictures are decoded at once; at least 4.
           adapters: laid over the model, one after the other. A path, or FILE:SCALE, is a LoRA of any format
-            (`generation.lora.LoraFile`); a ControlNet (`generation.control.ControlNetFile`) comes before the others.
+            (`generation.lora.LoraFile`), and one that was distilled to few steps says sampler, steps and guidance; a
+            ControlNet (`generation.control.ControlNetFile`) comes before the others.
           wrap: takes the adapted model, and gives what is called in its place: to quantise, to watch.
           text_once: compute keys and values of the text once per picture and hold them, not at every step. The picture
             is the same, up to rounding. Under a ControlNet, whose copies need the text itself, it is not done.
@@ -138,7 +139,10 @@ class TextToImage:
         laid = [_adaptation(adapter, parts) for adapter in adapters]
         over, weights = adapted(parts.over, parts.weights, laid)
         needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
-        parts = dataclasses.replace(parts, over=over, wrap=wrap, weights=weights, needs=needs, text_once=text_once)
+        manner = {name: value for each in laid for name, value in each.manner.items()}
+        parts = dataclasses.replace(
+            parts, over=over, wrap=wrap, weights=weights, needs=needs, text_once=text_once, **manner
+        )
         return cls(parts if int8 is None else eight_bit_parts(parts, int8))
 
     def __call__(
@@ -234,8 +238,16 @@ class TextToImage:
         sampler = request.sampler or parts.sampler
         few = FEW_STEPS.get(sampler) if sampler != parts.sampler else None
         usual = guidance_of(sampler) if few else parts.guidance
-        guidance = request.guidance or ("cfg" if request.guidance_scale is not None else usual)
-        if request.guidance_interval is not None and guidance == "none":
+        if parts.guidance == EMBEDDED:
+            if request.guidance:
+                raise InputError(
+                    f"guidance = {request.guidance!r}: {parts.name} takes the guidance scale as an input, in one call; "
+                    "leave it out, and set guidance_scale"
+                )
+            guidance = EMBEDDED
+        else:
+            guidance = request.guidance or ("cfg" if request.guidance_scale is not None else usual)
+        if request.guidance_interval is not None and guidance != "cfg":
             raise InputError("guidance_interval: these pictures are drawn without guidance; leave it out")
         num_steps = request.num_steps or few or parts.num_steps
         if request.reuse is not None:

@@ -77,7 +77,7 @@ def consistency_step(
       x_t: f32[B, N, F], noised to timestep `start[index]`.
       index: i32[B], which of the solver's steps.
       batch: the conditions; their `text_drop` is the student's alone.
-      guidance: w of cond + w·(cond - null).
+      guidance: w of cond + w·(cond - null), a number or f32[B].
     """
     tables = solver_tables(schedule)
     start, end = (jnp.asarray(table)[index] for table in (tables.start, tables.end))
@@ -87,7 +87,8 @@ def consistency_step(
     whole = {**batch, "text_drop": jnp.zeros_like(batch["text_drop"])}
     null = {name: jnp.asarray(value) for name, value in null_branch(whole).items()}
     # cond + w·(cond - null) is null + (1 + w)·(cond - null).
-    guided = guide(lambda x, t, conditions: teacher(x, t, **conditions), whole, null, 1.0 + guidance)
+    scale = 1.0 + jnp.reshape(guidance, (-1, 1, 1))
+    guided = guide(lambda x, t, conditions: teacher(x, t, **conditions), whole, null, scale)
     eps, _ = guided(x_t, start)
     x0 = gaussian.predict_x0(schedule, x_t, start, eps)
     alpha, sigma = (gaussian.at(table, index, x_t) for table in (tables.alpha_end, tables.sigma_end))
@@ -110,6 +111,7 @@ def consistency_loss(
     schedule: DiffusionSchedule,
     *,
     guidance: float = 4.5,
+    guidance_to: float = 0.0,
     distance: str = "huber",
     huber_c: float = 0.001,
 ) -> LossFn:
@@ -120,6 +122,8 @@ def consistency_loss(
       teacher: makes of the adapter's frozen half what is called as (tokens, t, **conditions) -> (eps, v).
       schedule: the training process.
       guidance: w of the teacher's cond + w·(cond - null): one more is what samplers call the guidance scale.
+      guidance_to: unless 0, w is drawn for each sample from `guidance` to this, evenly, and the student is told it: the
+        condition `guidance` f32[B], see `adapters.guided`.
       distance: one of DISTANCES: the mean of √(d² + c²) - c, or of d².
       huber_c: c.
     """
@@ -127,17 +131,24 @@ def consistency_loss(
     def loss_fn(trained, held, batch, keys):
         x0 = batch["tokens"].astype(jnp.float32)
         conditions = {name: value for name, value in batch.items() if name != "tokens"}
-        index_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        num_draws = 3 if guidance_to else 2
+        index_keys, noise_keys, *more = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num_draws))(keys), 1, 0)
         index = jax.vmap(lambda key: jax.random.randint(key, (), 0, LCM_STEPS))(index_keys)
         noise = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:]))(noise_keys)
         start = jnp.asarray(solver_tables(schedule).start)[index]
         x_t = gaussian.q_sample(schedule, x0, start, noise)
 
+        w: float | jax.Array = guidance
+        told = {}
+        if guidance_to:
+            w = jax.vmap(lambda key: jax.random.uniform(key, minval=guidance, maxval=guidance_to))(more[0])
+            told = {"guidance": w}
+
         def called(params):
-            return lambda tokens, t, **given: apply(params, held.frozen, tokens, t, **given)
+            return lambda tokens, t, **given: apply(params, held.frozen, tokens, t, **told, **given)
 
         step = consistency_step(
-            called(trained), called(held.ema), teacher(held.frozen), schedule, x_t, index, conditions, guidance
+            called(trained), called(held.ema), teacher(held.frozen), schedule, x_t, index, conditions, w
         )
         loss = jnp.mean(token_mean(pointwise(step.prediction - step.target, distance, huber_c), batch["num_tokens"]))
         return loss, {"loss": loss}

@@ -30,6 +30,8 @@ Prepare = Callable[[Any, Mapping], Mapping]
 SampleFn = Callable[..., tuple[jax.Array, jax.Array]]
 
 GUIDANCES = ("cfg", "none")
+# Of a model that takes the guidance as an input; no other can.
+EMBEDDED = "embedded"
 
 
 def as_they_are(params: Any, conditions: Mapping) -> Mapping:
@@ -56,10 +58,11 @@ def make_sample_fn(
     Args:
       apply: the model; a `Stateful` one's `call` takes (params, tokens, t, what it is handed, **conditions).
       prepare: what the model is given in place of a batch's conditions, once for all steps.
-      guidance: one of GUIDANCES. "cfg" calls the model with both branches; "none" with the conditions alone, which is
-        half the work, and ignores null conditions and scale.
+      guidance: one of GUIDANCES, or EMBEDDED. "cfg" calls the model with both branches; "none" with the conditions
+        alone, which is half the work, and ignores null conditions and scale; EMBEDDED likewise, and with one more:
+        `guidance` f32[B], the scale less 1.
     """
-    if guidance not in GUIDANCES:
+    if guidance not in (*GUIDANCES, EMBEDDED):
         raise InputError(f"guidance = {guidance!r}: must be one of {', '.join(GUIDANCES)}")
 
     called = stateful(apply)
@@ -67,8 +70,12 @@ def make_sample_fn(
     def sample(
         params, noise, keys, conditions, null, guidance_scale, start_tokens=None, correct=None, guidance_interval=None
     ):
+        told = {}
+        if guidance == EMBEDDED:
+            told = {"guidance": jnp.full(len(noise), guidance_scale - 1.0, jnp.float32)}
+
         def denoise(x, t, conditions, state):
-            return called.call(params, x, t, state, **conditions)
+            return called.call(params, x, t, state, **told, **conditions)
 
         x = noise
         if start_tokens is not None:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pixart_jax.cluster.agreement import together
-from pixart_jax.config import eval_timesteps, require_setting
+from pixart_jax.config import eval_timesteps, guidance_of_config, require_setting
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
@@ -16,7 +16,7 @@ from pixart_jax.evaluators.quality import Quality
 from pixart_jax.evaluators.retrieval import Retrieval
 from pixart_jax.evaluators.samples import Samples
 from pixart_jax.evaluators.validation import HeldOut, Validation, make_eval_step
-from pixart_jax.samplers import build_sampler, guidance_of
+from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.inputs.held_out import eval_batch_size
 from pixart_jax.training.inputs.looked_at import LookedAt
@@ -75,7 +75,7 @@ def _captions(plan: Plan) -> Drawings:
         manifest=plan.data.manifest,
         decode=plan.data.decode,
         spec=plan.spec,
-        sample_fn=make_sample_fn(plan.program.apply, schedule, sampler, guidance=guidance_of(config.sample.sampler)),
+        sample_fn=make_sample_fn(plan.program.apply, schedule, sampler, guidance=guidance_of_config(config)),
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,

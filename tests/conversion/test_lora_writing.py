@@ -1,6 +1,8 @@
 """What is written opens elsewhere, and comes back as it was."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import peft
@@ -8,14 +10,15 @@ import pytest
 import safetensors
 import torch
 from diffusers import PixArtTransformer2DModel
-from lora_cases import LORA, arrays, relative_error, shapes
-from safetensors.numpy import load_file
+from lora_cases import LORA, arrays, base, relative_error, shapes
+from safetensors.numpy import load_file, save_file
 
-from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
-from pixart_jax.conversion.formats.lora_reading import METADATA, read_lora
+from pixart_jax.conversion.formats.lora import FewSteps, LoraLayer, LoraWeights
+from pixart_jax.conversion.formats.lora_reading import FEW_STEPS, METADATA, read_lora
 from pixart_jax.conversion.formats.lora_writing import write_diffusers_lora, write_peft
-from pixart_jax.conversion.lora import adapter_arrays
+from pixart_jax.conversion.lora import adapter_arrays, merge
 from pixart_jax.conversion.names.lora import WEIGHT_FILES
+from pixart_jax.errors import InputError
 from tools import convert
 
 CASES = ["lora", "dora", "rslora", "pattern"]
@@ -70,6 +73,26 @@ def test_scales_of_several_kinds_are_told(tmp_path):
     with safetensors.safe_open(tmp_path / "style.safetensors", "numpy") as opened:
         told = json.loads(opened.metadata()[METADATA])
     assert told["transformer.rank_pattern"] == {names[1]: 5} and told["transformer.lora_alpha"] == 3
+
+
+def test_what_was_distilled_to_few_steps_is_known(tmp_path):
+    """By the header that we write, and of what was released by its name, as nothing in it tells."""
+    plain = read_lora(LORA / "repo_transformer_lora", alpha=8.0)
+    assert plain.few_steps is None
+    lora = dataclasses.replace(plain, few_steps=FewSteps("lcm", 2))
+    write_peft(tmp_path / "peft", lora)
+    write_diffusers_lora(tmp_path / "a.safetensors", lora)
+    for name in ("peft", "a.safetensors"):
+        assert read_lora(tmp_path / name).few_steps == ("lcm", 2)
+    merged = merge(base(), [(lora, 1.0)]).stored
+    assert (merged.sampler, merged.num_steps, merged.guidance) == ("lcm", 2, "none")
+    released = tmp_path / "PixArt-LCM-LoRA-XL-2-1024-MS"
+    shutil.copytree(LORA / "repo_transformer_lora", released)
+    for path in (released, released / "pytorch_lora_weights.safetensors"):
+        assert read_lora(path, alpha=8.0).few_steps == ("lcm", 4)
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {FEW_STEPS: '{"sampler": "ddim"}'})
+    with pytest.raises(InputError, match="names no sampler of few steps: 'ddim'"):
+        read_lora(tmp_path / "b.safetensors", alpha=8.0)
 
 
 def test_a_file_that_would_not_be_read_again_is_not_written(tmp_path, capsys):

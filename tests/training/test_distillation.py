@@ -2,15 +2,26 @@
 
 import json
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_run import read_metrics, tiny_config, write_data
 
+from pixart_jax.adapters.guided import EMBEDDING, Guided
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import check_config
+from pixart_jax.config import build_adapter, build_model, check_config
+from pixart_jax.conversion.runs import load_run
+from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.diffusion.gaussian import predict_x0
+from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.generation.opening import open_run
+from pixart_jax.samplers import build_sampler
+from pixart_jax.samplers.program import EMBEDDED, make_sample_fn
 from pixart_jax.training.loop import train_and_evaluate
+from tools.bench.train import synthetic_batch
 
 STUDENT = {"objective.kind": "consistency", "train.ema_decay": 0.5, "sample.sampler": "lcm", "sample.num_steps": 2}
 
@@ -38,7 +49,9 @@ def student_config(teacher, num_steps, **settings):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_it_goes_on_as_if_never_stopped_and_saves_no_teacher(teacher, tmp_path, kind, compilations):
-    settings = {"adapter.kind": kind} | ({"adapter.lora.rank": 2} if kind == "lora" else {})
+    # The LoRA's is one that takes the guidance too.
+    more = {"adapter.lora.rank": 2, "objective.guidance_to": 9.0} if kind == "lora" else {}
+    settings = {"adapter.kind": kind} | more
     whole = train_and_evaluate(student_config(teacher, 4, **settings), str(tmp_path / "whole"))
     assert compilations.count("jit(train_step)") == 1
     train_and_evaluate(student_config(teacher, 2, **settings), str(tmp_path / "resumed"))
@@ -53,12 +66,60 @@ def test_it_goes_on_as_if_never_stopped_and_saves_no_teacher(teacher, tmp_path, 
     assert "teacher" not in json.dumps(progress)
 
 
+def test_a_student_that_takes_the_guidance(teacher, tmp_path):
+    """It begins as its teacher, is called once a step with the scale it is asked for, and needs no teacher to draw."""
+    settings = {"objective.guidance": 1.0, "objective.guidance_to": 9.0, "optimizer.learning_rate": 3e-2}
+    config = student_config(teacher, 2, **settings, **{"optimizer.warmup_steps": 0, "optimizer.grad_clip": 1e9})
+    state = train_and_evaluate(config, str(tmp_path / "run"))
+    model = build_model(config)
+    adapter = build_adapter(config, model)
+    assert isinstance(adapter, Guided)
+    kernel = np.asarray(state.params[EMBEDDING]["kernel"])
+    assert kernel.shape == (256, model.hidden_size) and np.abs(kernel).max() > 0
+    assert (tmp_path / "run" / "samples.png").exists()
+
+    _, base = teacher
+    weights = load_run(base, ema=True)
+    params = flax.traverse_util.unflatten_dict({path: weights.read(path) for path in weights.paths}, sep="/")
+    trained, _ = adapter.split(params, jax.random.key(0))
+    batch = {name: array[:2] for name, array in synthetic_batch(config).items()}
+    tokens, t = batch.pop("tokens"), np.array([500.0, 20.0])
+    plain = model.apply({"params": params}, tokens, t, **batch).eps
+    for w in (None, np.array([1.0, 8.0], np.float32)):
+        np.testing.assert_array_equal(adapter.apply(trained, {}, tokens, t, guidance=w, **batch).eps, plain)
+    rows = []
+
+    def apply(params, tokens, t, *, guidance, **conditions):
+        rows.append(len(tokens))
+        return adapter.apply(params, {}, tokens, t, guidance=guidance, **conditions)
+
+    schedule = linear_schedule()
+    draw = make_sample_fn(apply, schedule, build_sampler("lcm", schedule, 1), guidance=EMBEDDED)
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = [draw(state.params, tokens, keys, batch, {}, scale)[0] for scale in (2.0, 9.0)]
+    assert rows == [2] and np.abs(found[0] - found[1]).max() > 1e-4
+    w = np.full(2, 8.0, np.float32)
+    eps = adapter.apply(state.params, {}, tokens, np.full(2, 999.0), guidance=w, **batch).eps
+    expected = predict_x0(schedule, tokens, np.full(2, 999), eps)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+    base.rename(base.with_name("away"))
+    fields, _ = open_run(tmp_path / "run", True, make_mesh(), jnp.float32, True, {"text_encoder": "t", "vae": "v"})
+    weights = fields["weights"]()
+    base.with_name("away").rename(base)
+    assert fields["guidance"] == EMBEDDED and set(weights.trained) > {EMBEDDING} and not weights.frozen
+    with pytest.raises(InputError, match="has learnt to take the guidance as an input"):
+        load_run(tmp_path / "run", ema=True)
+
+
 def test_what_cannot_be_distilled_is_refused(teacher):
     for settings, said in [
         ({"init_from": ""}, "config.init_from"),
         ({"train.min_snr_gamma": 5.0}, "config.train.min_snr_gamma"),
         ({"adapter.kind": "controlnet", "adapter.controlnet.num_copies": 1}, "config.adapter.kind"),
         ({"objective.distance": "l1"}, "config.objective.distance"),
+        ({"objective.guidance_to": 4.0}, "config.objective.guidance_to = 4.0: must be more than"),
+        ({"objective.kind": "denoising", "objective.guidance_to": 9.0}, "config.objective.guidance_to"),
     ]:
         with pytest.raises(InputError, match=said):
             check_config(student_config(teacher, 2, **settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,13 @@ class LoraLayer:
         return self.a.shape[-1]
 
 
+class FewSteps(NamedTuple):
+    """How a distilled model is drawn with: one of `samplers.FEW_STEPS`, and in how many steps."""
+
+    sampler: str
+    num_steps: int
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraWeights:
     """An adapter.
@@ -42,6 +50,7 @@ class LoraWeights:
       rslora: whether its scales are rank-stabilised.
       base: what it was trained over, as its file says; "" where that says nothing.
       patch_size: of the model, where the patch embedding is adapted.
+      few_steps: of one that was distilled to draw in few steps and without guidance: how, or None.
       alpha_was_asked: whether its file does not tell all alphas, and the user did.
     """
 
@@ -50,6 +59,7 @@ class LoraWeights:
     rslora: bool = False
     base: str = ""
     patch_size: int = 2
+    few_steps: FewSteps | None = None
     alpha_was_asked: bool = False
 
     def scale(self, name: str) -> float:

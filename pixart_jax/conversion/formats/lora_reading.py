@@ -9,25 +9,31 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 
+from pixart_jax import samplers
 from pixart_jax.adapters.layers import PATCH_EMBEDDING_NAME, by_pattern, require_patterns
 from pixart_jax.commands import command
 from pixart_jax.conversion.arrays import FileArrays, open_checkpoint
 from pixart_jax.conversion.finite import check_finite
-from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
+from pixart_jax.conversion.formats.lora import FewSteps, LoraLayer, LoraWeights
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.names.lora import ALPHA, CONFIG_FILE, MAGNITUDE, WEIGHT_FILES, A, B, parse_names
 from pixart_jax.conversion.weight_files import check_weight_file
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import Fields, parse, read_fields
+from pixart_jax.samplers.few_steps import LCM_STEPS
 
 # Where a safetensors file of diffusers keeps PEFT's configuration.
 METADATA = "lora_adapter_metadata"
+# Where ours say how they are drawn with that were distilled to few steps; released ones are known by their names alone.
+FEW_STEPS = "pixart_jax_few_steps"
+_LCM_NAME = re.compile(r"(?<![a-z])lcm[-_]?lora|lora[-_]?lcm(?![a-z])", re.IGNORECASE)
 _CURE = "save the adapter again, or download it again"
 # Beginnings of PEFT's that take something out of the base's weights.
 _CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -80,7 +86,7 @@ def read_lora(path: str | pathlib.Path, *, alpha: float | None = None) -> LoraWe
         raise InputError(f"{path}: {error}") from error
     # Alphas beside the arrays are kohya's, which knows no other scale.
     rslora = told is not None and told.rslora and not any(ALPHA in parts for parts in found.values())
-    return LoraWeights(path, layers, rslora, told.base if told else "", patch_size, asked)
+    return LoraWeights(path, layers, rslora, told.base if told else "", patch_size, _few_steps(path, file), asked)
 
 
 def read_loras(texts: Iterable[str], alpha: float | None) -> list[tuple[LoraWeights, float]]:
@@ -251,13 +257,27 @@ def _told(file: pathlib.Path) -> _Told | None:
     )
 
 
-def _metadata(file: pathlib.Path) -> Fields | None:
-    """PEFT's configuration in the header of diffusers' file, without the component's name before its keys."""
+def _few_steps(path: pathlib.Path, file: pathlib.Path) -> FewSteps | None:
+    """How an adapter is drawn with that was distilled to few steps: by its header, or the names that it goes by."""
+    if (values := _header(file, FEW_STEPS)) is not None:
+        fields = Fields(file, values, _CURE)
+        sampler = fields.text("sampler")
+        if sampler not in samplers.FEW_STEPS:
+            raise InputError(
+                f"{file}: its metadata {FEW_STEPS} names no sampler of few steps: {sampler[:40]!r}; {_CURE}"
+            )
+        return FewSteps(sampler, fields.integer("num_steps", 1, LCM_STEPS))
+    names = {path.name, path.absolute().parent.name} if path.suffix else {path.name}
+    return FewSteps("lcm", samplers.FEW_STEPS["lcm"]) if any(map(_LCM_NAME.search, names)) else None
+
+
+def _header(file: pathlib.Path, key: str) -> dict[str, Any] | None:
+    """The JSON object that a safetensors file has under a key of its header; None where there is none."""
     if file.suffix != ".safetensors":
         return None
     try:
         with safetensors.safe_open(file, "numpy") as opened:
-            text = (opened.metadata() or {}).get(METADATA)
+            text = (opened.metadata() or {}).get(key)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged, or no safetensors file: {error}; download it again") from error
     if text is None:
@@ -265,9 +285,16 @@ def _metadata(file: pathlib.Path) -> Fields | None:
     try:
         values = parse(text)
     except ValueError as error:
-        raise InputError(f"{file}: its metadata {METADATA} is damaged: {error}; {_CURE}") from error
+        raise InputError(f"{file}: its metadata {key} is damaged: {error}; {_CURE}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file}: its metadata {METADATA} should hold a JSON object; {_CURE}")
+        raise InputError(f"{file}: its metadata {key} should hold a JSON object; {_CURE}")
+    return values
+
+
+def _metadata(file: pathlib.Path) -> Fields | None:
+    """PEFT's configuration in the header of diffusers' file, without the component's name before its keys."""
+    if (values := _header(file, METADATA)) is None:
+        return None
     prefixes = [prefix for prefix in ("transformer.", "unet.") if any(key.startswith(prefix) for key in values)]
     if prefixes:
         prefix = prefixes[0]

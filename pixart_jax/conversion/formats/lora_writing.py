@@ -11,7 +11,7 @@ import numpy as np
 
 from pixart_jax.adapters.layers import PATCH_EMBEDDING_NAME
 from pixart_jax.conversion.formats.lora import LoraWeights
-from pixart_jax.conversion.formats.lora_reading import METADATA
+from pixart_jax.conversion.formats.lora_reading import FEW_STEPS, METADATA
 from pixart_jax.conversion.names.lora import CONFIG_FILE, DIFFUSERS_PREFIX, PEFT_PREFIX, WEIGHT_FILES
 
 
@@ -21,7 +21,7 @@ def write_peft(target: pathlib.Path, lora: LoraWeights) -> None:
 
     target.mkdir()
     (target / CONFIG_FILE).write_text(json.dumps(peft_config(lora), indent=2) + "\n", encoding="utf-8")
-    safetensors.numpy.save_file(_arrays(lora, PEFT_PREFIX), target / WEIGHT_FILES[0], metadata={"format": "pt"})
+    safetensors.numpy.save_file(_arrays(lora, PEFT_PREFIX), target / WEIGHT_FILES[0], metadata=_header(lora))
 
 
 def write_diffusers_lora(target: pathlib.Path, lora: LoraWeights) -> None:
@@ -29,8 +29,13 @@ def write_diffusers_lora(target: pathlib.Path, lora: LoraWeights) -> None:
     import safetensors.numpy
 
     config = {f"{DIFFUSERS_PREFIX}{key}": value for key, value in peft_config(lora).items()}
-    metadata = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
+    metadata = _header(lora) | {METADATA: json.dumps(config, indent=2, sort_keys=True)}
     safetensors.numpy.save_file(_arrays(lora, DIFFUSERS_PREFIX), target, metadata=metadata)
+
+
+def _header(lora: LoraWeights) -> dict[str, str]:
+    """What a safetensors file says of itself; others do not look for how it is to be drawn with."""
+    return {"format": "pt"} | ({FEW_STEPS: json.dumps(lora.few_steps._asdict())} if lora.few_steps else {})
 
 
 def peft_config(lora: LoraWeights) -> dict[str, Any]:
