@@ -33,9 +33,10 @@ class TrainState:
 
 
 def _begin(
-    adapter: Adapter, tx: optax.GradientTransformation, base: Params, key: jax.Array
+    adapter: Adapter, tx: optax.GradientTransformation, base: Params, key: jax.Array, before: Params | None = None
 ) -> tuple[TrainState, Params]:
     trained, frozen = adapter.split(base, key)
+    trained = trained if before is None else before
     # The copy must not share buffers with the parameters: both are donated to the step.
     ema_params = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.zeros((), jnp.int32), trained, ema_params, tx.init(trained)), frozen
@@ -75,15 +76,19 @@ class Birth:
         """Of random parameters."""
         return jax.jit(self._fresh, out_shardings=_shardings(self.shapes))(*self._keys())
 
-    def start(self, arrays: dict[str, np.ndarray]) -> tuple[TrainState, Params]:
+    def start(
+        self, arrays: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None = None
+    ) -> tuple[TrainState, Params]:
         """Of these parameters of the model, at step 0: the EMA equals them, and the optimizer has seen nothing.
 
         Args:
           arrays: '/'-joined path to f32 array of each parameter. Emptied: one after the other goes to the devices.
+          trained: likewise of the trained half, in place of what the adapter makes.
         """
         born = functools.partial(_begin, self.adapter, self.tx)
-        base = self._place(arrays)
-        return jax.jit(born, out_shardings=_shardings(self.shapes), donate_argnums=0)(base, self._keys()[1])
+        base = _place(arrays, abstract_params(self.model, self.mesh))
+        before = None if trained is None else _place(trained, self.shapes[0].params)
+        return jax.jit(born, out_shardings=_shardings(self.shapes), donate_argnums=0)(base, self._keys()[1], before)
 
     def frozen(self, arrays: dict[str, np.ndarray] | None) -> Params:
         """The frozen half alone, as `start`, or without arrays `fresh`, has made it."""
@@ -93,7 +98,7 @@ class Birth:
         if arrays is None:
             return jax.jit(lambda *keys: self._fresh(*keys)[1], out_shardings=shardings)(*self._keys())
         frozen = jax.jit(lambda base, key: self.adapter.split(base, key)[1], out_shardings=shardings, donate_argnums=0)
-        return frozen(self._place(arrays), self._keys()[1])
+        return frozen(_place(arrays, abstract_params(self.model, self.mesh)), self._keys()[1])
 
     def frozen_checksum(self, frozen: Params) -> str | None:
         """Of a frozen half, wherever it lies; None of one that is empty."""
@@ -108,12 +113,15 @@ class Birth:
     def _keys(self) -> tuple[jax.Array, jax.Array]:
         return stream_key(self.seed, "init"), stream_key(self.seed, "adapter")
 
-    def _place(self, arrays: dict[str, np.ndarray]) -> Params:
-        def place(path, leaf):
-            array = arrays.pop("/".join(key.key for key in path))
-            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
-        return jax.tree_util.tree_map_with_path(place, abstract_params(self.model, self.mesh))
+def _place(arrays: dict[str, np.ndarray], shapes: Params) -> Params:
+    """Arrays by '/'-joined path on the devices, as the tree of their shapes and shardings says."""
+
+    def place(path, leaf):
+        array = arrays.pop("/".join(key.key for key in path))
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def _shardings(tree):

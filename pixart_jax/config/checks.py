@@ -48,6 +48,7 @@ def check_config(config: ConfigDict) -> None:
         _losses_fit,
         _distillation_has_a_teacher,
         _metrics_have_what_they_need,
+        _adapter_start_has_an_adapter,
         _lora_has_a_base,
         _controlnet_has_a_base,
     ):
@@ -167,6 +168,16 @@ def _metrics_have_what_they_need(config: ConfigDict, require: Require) -> None:
         "kid needs the reference's pictures, and config.eval.reference is a file of mean and covariance; leave out one "
         "of them",
     )
+
+
+def _adapter_start_has_an_adapter(config: ConfigDict, require: Require) -> None:
+    kind, start = config.adapter.kind, config.adapter.init_from
+    cure = f"is for a LoRA or a ControlNet, and config.adapter.kind is {kind!r}; set it to ''"
+    require(not start or kind != "full", "adapter.init_from", cure)
+    cure = "a student that takes the guidance begins without an adapter's; set config.objective.guidance_to to 0"
+    require(not start or not config.objective.guidance_to, "adapter.init_from", cure)
+    cure = "is laid over weights that exist already; name them (config.init_from)"
+    require(not start or bool(config.init_from), "adapter.init_from", cure)
 
 
 def _lora_has_a_base(config: ConfigDict, require: Require) -> None:

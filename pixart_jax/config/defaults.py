@@ -123,6 +123,9 @@ SETTINGS = {
         # small matrices (docs/adapting.md); "controlnet" copies of its first blocks, which follow a control picture
         # (docs/control.md).
         "kind": Setting("full", one_of("full", "lora", "controlnet")),
+        # One that was trained already, to be trained further: a run's workdir, or what tools.sample takes as --lora or
+        # --controlnet. A run that is resumed ignores it.
+        "init_from": Setting(""),
         "lora": {
             # What is added to a layer's weights is alpha/rank times the product of two matrices of that rank.
             "rank": Setting(16, within(1, 1 << 12)),

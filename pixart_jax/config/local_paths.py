@@ -11,6 +11,7 @@ _KINDS = ("classes:",)
 _PATHS = (
     "init_from",
     "init.null_text",
+    "adapter.init_from",
     "data.data_dir",
     "data.vae",
     "data.text_encoder",

@@ -54,7 +54,7 @@ def begin(plan: Plan, checkpoints: Checkpoints) -> Beginning:
     agree("where the run goes on", {"newest checkpoint": str(checkpoints.latest_step)})
     if checkpoints.latest_step is None:
         with announced("making the first state"):
-            state, frozen = birth.fresh() if plan.weights is None else birth.start(plan.weights)
+            state, frozen = birth.fresh() if plan.weights is None else birth.start(plan.weights, plan.trained)
             checkpoints.prepare(plan.program.state)
         return Beginning(state, frozen, birth.frozen_checksum(frozen), [], wanted)
     with announced("reading the run's checkpoint"):

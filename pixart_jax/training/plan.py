@@ -43,6 +43,7 @@ from pixart_jax.training.inputs.shards import shard_folders
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
 from pixart_jax.training.waits import announced
 from pixart_jax.warm_start.start import WarmStart, open_base
+from pixart_jax.warm_start.trained_adapter import load_trained_adapter
 
 # Says whose the workdir is; a killed run leaves it behind, but free.
 LOCK_FILE = ".lock"
@@ -64,6 +65,7 @@ class Plan:
       share, num_shares: which part of every batch this process reads, and of how many.
       warm_start: the weights that it starts from, if any; of a run that goes on, only those that it holds frozen.
       weights: those of `warm_start`, read: '/'-joined path to array. Emptied when they go to the devices.
+      trained: what `config.adapter.init_from` holds, likewise; None where the run begins without, or goes on.
     """
 
     config: ConfigDict
@@ -79,6 +81,7 @@ class Plan:
     num_shares: int
     warm_start: WarmStart | None
     weights: dict[str, np.ndarray] | None
+    trained: dict[str, np.ndarray] | None
 
     @property
     def last(self) -> int:
@@ -130,15 +133,33 @@ def _open_plan(
         if warm_start:
             with announced("reading the weights"):
                 weights = warm_start.load()
+        trained = None
+        if config.adapter.init_from and not has_checkpoint(path):
+            trained = load_trained_adapter(config)
+            logging.info("the adapter starts from %s: %d arrays", config.adapter.init_from, len(trained))
         if not there:
             owning.enter_context(own_workdir(path))
     if jax.process_count() > 1:
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
-        facts = run_facts(settings, sources, data.batches.get_state(), weights or {}, prompts)
+        begun = (weights or {}) | {f"adapter/{name}": array for name, array in (trained or {}).items()}
+        facts = run_facts(settings, sources, data.batches.get_state(), begun, prompts)
         agree("what the run is", facts | (looked_at.facts() if looked_at else {}))
         check_shared(path, ending.waits.file)
     return Plan(
-        config, path, ending, mesh, program, spec, data, held_out, looked_at, share, num_shares, warm_start, weights
+        config,
+        path,
+        ending,
+        mesh,
+        program,
+        spec,
+        data,
+        held_out,
+        looked_at,
+        share,
+        num_shares,
+        warm_start,
+        weights,
+        trained,
     )
 
 

@@ -5,20 +5,26 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from seam_parts import flat
 from tiny_run import read_metrics, tiny_config
 from tiny_words import CAPTIONS, write_words_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.conversion.formats.lora import FewSteps
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.generation.lora import LoraFile
+from pixart_jax.generation.picture_lists import read_text
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.request import Manner, Request
 from pixart_jax.models.params import abstract_params
 from pixart_jax.training.loop import train_and_evaluate
+from pixart_jax.warm_start.trained_adapter import load_trained_adapter
 from tools import convert, sample
+from tools.evaluate import command as evaluate
 
 SETTINGS = {"seed": 3, "num_steps": 3, "guidance_scale": 2.0}
 
@@ -104,6 +110,10 @@ def test_scales_change_without_compiling(folder, base, exported):
     assert np.abs(strong - weak).max() > 0
     program = pipeline._sample_fn(pipeline.parts.sampler, SETTINGS["num_steps"], 1.0, pipeline.parts.guidance)
     assert program._cache_size() == 1
+    few = LoraFile(dataclasses.replace(style.weights, few_steps=FewSteps("lcm", 2)))
+    distilled = TextToImage.from_checkpoint(folder / "base", adapters=[few])
+    assert distilled.manner(Request("a")) == Manner("lcm", 2, "none", pipeline.parts.guidance_scale)
+    assert distilled.manner(Request("a", num_steps=3, guidance_scale=2.0)) == Manner("lcm", 3, "cfg", 2.0)
     # Nothing of it is the base again.
     style.scale = 0.0
     alone = TextToImage.from_checkpoint(folder / "base", adapters=[f"{folder / 'peft'}:0.5"])
@@ -145,6 +155,61 @@ def test_the_command_line_draws_with_several(folder, exported, tmp_path, capsys)
     for odd, said in ((folder / "data", "holds no adapter"), (folder / "run", "DST --to peft has its adapter")):
         assert sample.main([*command, "--lora", str(odd)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_converted_run_draws_by_its_own_encoders(folder, base, tmp_path):
+    """Its words and its autoencoder, which are no T5 and none of diffusers."""
+    assert convert.main([str(folder / "base"), str(tmp_path / "model")]) == 0
+    found = TextToImage.from_checkpoint(tmp_path / "model")
+    np.testing.assert_array_equal(
+        found.parts.encode_text(CAPTIONS[:1], None)[0], base.parts.encode_text(CAPTIONS[:1], None)[0]
+    )
+    latents = np.zeros((1, 4, 4, found.parts.model.latent_channels), np.float32)
+    np.testing.assert_array_equal(*(next(one.parts.decode_latents(latents)) for one in (found, base)))
+    assert convert.main([str(folder / "base"), str(tmp_path / "alone"), "--no-encoders"]) == 0
+    with pytest.raises(InputError, match="text_encoder does not exist"):
+        TextToImage.from_checkpoint(tmp_path / "alone")
+
+
+def test_one_that_was_trained_is_trained_further(folder, exported):
+    config = adapted_config(folder)
+    found = Checkpoints(folder / "run", read_only=True).recorded_checksums(4, "params").keys()
+    config.adapter.init_from = str(folder / "run")
+    wanted = load_trained_adapter(config)
+    assert wanted.keys() == found and np.abs(wanted["blocks_0/attn/qkv/q/lora_b"]).max() > 0
+    for path in (folder / "peft", exported):
+        config.adapter.init_from = str(path)
+        again = load_trained_adapter(config)
+        assert again.keys() == found
+        for name, array in wanted.items():
+            np.testing.assert_array_equal(again[name], array, err_msg=name)
+    for changed, said in (
+        ({"rank": 4}, "attn1.to_q: rank 3, scale 2, DoRA there, rank 4, scale 1.5, DoRA by the config"),
+        ({"alpha": 3.0}, "scale 1, DoRA by the config"),
+        ({"dora": False}, "rank 3, scale 2 by the config"),
+        ({"targets": "to_q"}, "DoRA there, no adapter by the config"),
+    ):
+        config = adapted_config(folder)
+        config.adapter.init_from = str(folder / "peft")
+        config.adapter.lora.update(changed)
+        with pytest.raises(InputError, match=r"config.adapter.init_from = (.|\n)*" + said):
+            load_trained_adapter(config)
+
+
+def test_an_evaluation_draws_with_it(folder, exported, tmp_path, capsys):
+    command = ["--checkpoint", str(folder / "base"), "--prompts-from", str(folder / "data"), "--metrics", "retrieval"]
+    command += ["--num-pictures", "2", "--num-steps", "3", "--guidance-scale", "2", "--out", str(tmp_path)]
+    assert evaluate.main([*command, "--lora", f"{exported}:0.5"]) == 0
+    drawn = tmp_path / "pictures" / "guidance-2"
+    assert json.loads((drawn / "recipe.json").read_text())["lora"].startswith("style.safetensors:0.5 (")
+    pipeline = TextToImage.from_checkpoint(folder / "base", adapters=[LoraFile.read(exported, scale=0.5)])
+    for file, caption in json.loads((drawn / "captions.json").read_text()).items():
+        seed = int(read_text(drawn / file)["seed"])
+        expected = pipeline(caption, **SETTINGS | {"seed": seed})[0]
+        assert np.abs(np.asarray(Image.open(drawn / file)).astype(int) - expected).max() <= 1
+    capsys.readouterr()
+    assert evaluate.main([*command, "--lora", str(exported)]) == 2
+    assert "begun with other" in capsys.readouterr().err
 
 
 def test_what_is_merged_draws_what_the_adapter_draws(folder, base, exported):

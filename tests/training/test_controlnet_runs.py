@@ -18,6 +18,8 @@ from pixart_jax.errors import InputError
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.plan import open_plan
+from pixart_jax.warm_start.trained_adapter import load_trained_adapter
+from tools import convert
 
 
 def controlled(data, init_from=""):
@@ -102,6 +104,29 @@ def test_it_begins_as_its_base(run, base, data):
     assert flat(state.params).keys() == control_shapes(plan.program.model, 1).keys()
 
 
+def test_one_that_was_trained_is_trained_further(run, base, data, tmp_path):
+    """From the run, from PixArt's .pth and from the research project's folder: the same numbers to the last bit."""
+    config = controlled(data, base)
+    config.adapter.init_from = str(run)
+    with open_plan(config, tmp_path / "run", Ending()) as plan:
+        wanted = dict(plan.trained)
+        state, _ = plan.program.birth.start(plan.weights, plan.trained)
+        plan.data.batches.close()
+    found = Checkpoints(run, read_only=True).restore_params(plan.program.state.params, ema=True)
+    for tree in (flat(state.params), flat(state.ema_params), wanted):
+        assert tree.keys() == flat(found).keys()
+        for name, array in flat(found).items():
+            np.testing.assert_array_equal(tree[name], array, err_msg=name)
+    assert convert.main([str(run), str(tmp_path / "folder"), "--to", "controlnet"]) == 0
+    assert convert.main([str(run), str(tmp_path / "it.pth"), "--to", "pixart"]) == 0
+    for name in ("folder", "it.pth"):
+        config.adapter.init_from = str(tmp_path / name)
+        again = load_trained_adapter(config)
+        assert again.keys() == wanted.keys()
+        for path, array in wanted.items():
+            np.testing.assert_array_equal(again[path], array, err_msg=path)
+
+
 def test_a_control_picture_becomes_tokens_as_its_picture_does(data):
     """In the same order, by the same scale, with noise of its own, and no number of the others changes."""
     config = controlled(data)
@@ -133,5 +158,12 @@ def test_what_cannot_be_trained_is_refused(data, base, tmp_path):
     refused("config.init_from = '': .*name them", lambda c: None, init_from="")
     refused("num_copies = 2: must be below the 2 blocks", lambda c: c.adapter.controlnet.update({"num_copies": 2}))
     refused("config.sample.prompts = .*no control pictures", lambda c: c.sample.update({"prompts": "a cat"}))
+    refused(
+        "config.adapter.init_from = .*holds no ControlNet", lambda c: c.adapter.update({"init_from": str(tmp_path)})
+    )
+    refused(
+        "config.adapter.init_from = .*is for a LoRA or a ControlNet",
+        lambda c: c.adapter.update({"kind": "full", "init_from": str(tmp_path)}),
+    )
     plain = write_data(tmp_path / "plain")
     refused("the data have no control pictures.*--control hed", lambda c: None, source=plain)
