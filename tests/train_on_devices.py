@@ -26,6 +26,8 @@ MESHES = (
     # Whose frozen half is split too; "lora" is DoRA with dropout.
     ("lora", {"data": 2, "fsdp": 4}),
     ("controlnet", {"data": 2, "fsdp": 4}),
+    # Whose frozen half is the teacher.
+    ("consistency", {"data": 2, "fsdp": 4}),
 )
 ONE = jax.devices()[:1]
 
@@ -33,7 +35,10 @@ ONE = jax.devices()[:1]
 def make_config(mesh, adapter):
     """A model with everything that a mesh may split, key/value compression too."""
     config = tiny_config("synthetic")
-    config.adapter.kind = adapter
+    if adapter == "consistency":
+        config.objective.kind = adapter
+    else:
+        config.adapter.kind = adapter
     config.adapter.controlnet.num_copies = 1
     config.model.update(
         {"resolution": 128, "kv_compress_ratio": 2, "kv_compress_from": 0, "qk_norm": True, "remat": "attention"}
@@ -74,7 +79,8 @@ def one_step(adapter, mesh, devices):
     state, frozen = trained.birth.start(random_arrays(abstract_params(trained.model, mesh)))
     if adapter != "full":
         state = randomised(state)
-        assert not frozen["blocks_0"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated or devices == ONE
+        held = frozen.get("teacher", frozen)
+        assert not held["blocks_0"]["mlp"]["fc1"]["kernel"].sharding.is_fully_replicated or devices == ONE
     for name, array in batch.items():
         assert array.sharding == batch_sharding(mesh, name), name
     assert_lies(state, abstract)

@@ -51,6 +51,29 @@ def test_four_then_two_then_one_have_the_losses_of_one(root, tmp_path):
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--config.adapter.kind=controlnet", "--config.adapter.controlnet.num_copies=1"],
+        # A LoRA of the model that is distilled, which is held as the teacher too.
+        ["--config.adapter.kind=lora", "--config.adapter.lora.rank=2", "--config.objective.kind=consistency"],
+    ],
+    ids=["controlnet", "lcm-lora"],
+)
+def test_what_is_trained_beside_frozen_weights_has_the_losses_of_one(root, tmp_path, settings):
+    """Two processes hold half of the frozen weights each; one goes on alone, and reads them again."""
+    # The program of the other runs here, which is compiled once.
+    start(root, tmp_path / "base", 1).finish(0)
+    settings = [*settings, f"--config.init_from={tmp_path / 'base'}", "--config.train.checkpoint_every=100"]
+    settings += [f"--config.data.source={root / 'controlled'}"]
+    start(root, tmp_path / "one", 1, *settings, "--config.train.num_steps=4").finish(0)
+    two = [*settings, "--config.train.num_steps=2"]
+    start(root, tmp_path / "shared", 2, *two, "--config.mesh.fsdp=2").finish(0)
+    start(root, tmp_path / "shared", 1, *settings, "--config.train.num_steps=4").finish(0)
+    found, expected = ([row["loss"] for row in read_metrics(tmp_path / name)] for name in ("shared", "one"))
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7) and len(found) == 4 and min(found) > 1e-5
+
+
 def test_processes_that_differ_are_refused_with_what_differs(root, tmp_path):
     own = {1: ["--config.seed=1", "--config.optimizer.learning_rate=0.5"]}
     for output in start(root, tmp_path / "run", 2, own=own).finish(2):

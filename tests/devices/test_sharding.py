@@ -209,4 +209,5 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "full fsdp=2 context=4",
         "lora data=2 fsdp=4",
         "controlnet data=2 fsdp=4",
+        "consistency data=2 fsdp=4",
     ]
