@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 
 from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, text_argument, tool, with_commands
-from pixart_jax.data.pictures import Pictures, open_pictures
+from pixart_jax.data.pictures import BadItem, Pictures, open_pictures
 from pixart_jax.encoding.captioned import LIST_FILE, ODD_FILE, WITHOUT_CAPTION, CaptionedPictures
 from pixart_jax.encoding.captioner import DTYPES, Captioner
 from pixart_jax.encoding.skipped import skipped_reasons
@@ -65,12 +65,18 @@ def open_units(args: argparse.Namespace) -> CaptionedPictures:
     weights = weights_of(args.caption_weights)
     pictures: Pictures = open_pictures(args.pictures, caption_weights=weights, data_dir=args.data_dir)
     print(f"{args.pictures}: {len(pictures)} items; every {args.items_per_unit} are a line here", file=sys.stderr)
+    request = WITHOUT_CAPTION if args.without_caption else args.request
+    # Before the model is opened, which takes minutes.
+    if request and "{caption}" in request and not any(has_caption(pictures, index) for index in range(len(pictures))):
+        raise InputError(
+            f"--request holds {{caption}}, and no picture of {args.pictures} has a caption; leave {{caption}} out"
+        )
     captioner = Captioner(args.model, device=args.device, dtype=args.dtype, max_new_tokens=args.max_new_tokens)
     return CaptionedPictures(
         pictures,
         captioner,
         args.out.absolute(),
-        request=WITHOUT_CAPTION if args.without_caption else args.request,
+        request=request,
         old_caption_weight=args.old_caption_weight,
         about={
             "source": args.pictures,
@@ -87,6 +93,13 @@ def open_units(args: argparse.Namespace) -> CaptionedPictures:
         max_pixels=args.max_pixels,
         num_threads=args.num_threads,
     )
+
+
+def has_caption(pictures: Pictures, index: int) -> bool:
+    try:
+        return bool(pictures.words(index).captions)
+    except BadItem:
+        return False
 
 
 def summary(out: pathlib.Path) -> str:

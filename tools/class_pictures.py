@@ -31,6 +31,7 @@ from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.samplers import SAMPLERS
 
+from .drawing_options import as_typed
 from .sample import ProgressLines
 from .shares import add_share, check_share
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         draw(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -59,8 +60,9 @@ def draw(args: argparse.Namespace) -> None:
     check_writable(args.out, "--out")
     pipeline = TextToImage.from_checkpoint(args.checkpoint, text_encoder=args.text_encoder, vae=args.vae, ema=args.ema)
     wanted = [Wanted(f"{i:05d}.png", args.prompt, args.seed + i) for i in range(args.num_images)]
-    share = range(args.process_index, len(wanted), args.process_count)
-    lines, finished = ProgressLines(len(share)), 0
+    # Shared by groups.
+    starts = range(args.process_index * args.batch_size, len(wanted), args.process_count * args.batch_size)
+    lines, finished = ProgressLines(sum(min(args.batch_size, len(wanted) - start) for start in starts)), 0
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal finished

@@ -51,7 +51,7 @@ from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.shortcuts.reuse import PRESETS
 from pixart_jax.training.metrics import format_duration
 
-from .drawing_options import add_control_options, add_model_options, open_pipeline, read_adapters
+from .drawing_options import add_control_options, add_model_options, as_typed, open_pipeline, read_adapters
 
 # Pictures between two times that files are written: as much is lost when a long run is killed, and as often text
 # encoder, model and autoencoder take turns on the device.
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         drawn, wanted = draw(args, out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(error)}", file=sys.stderr)
         return 2
     if drawn:
         duration = format_duration(time.perf_counter() - begin)

@@ -43,6 +43,7 @@ class Given:
       mask: bool[H, W], True where it is drawn anew; None draws near all of it.
       strength: see `starts.image_to_image`.
       keep_pixels: whether what is outside the mask gets the picture's own pixels in the end.
+      strength_name: what an error calls it.
       is_reference: the picture is beside those that are drawn, as the left half of a canvas twice as wide.
     """
 
@@ -51,6 +52,7 @@ class Given:
     strength: float = 1.0
     keep_pixels: bool = False
     is_reference: bool = False
+    strength_name: str = "--strength"
 
     def shape(self, asked: dict[str, Any], resolution: int) -> dict[str, Any]:
         """The settings of `Request` that say how large pictures are drawn.
@@ -96,7 +98,7 @@ class Given:
 
     def latents(self, pipeline: TextToImage, request: Request) -> np.ndarray:
         """What `begin` takes: of the picture, on the request's canvas."""
-        check_start(pipeline, request, self.strength, "--strength")
+        check_start(pipeline, request, self.strength, self.strength_name)
         canvas = request.canvas(pipeline.resolution)
         picture = reference_canvas(self.picture, canvas) if self.is_reference else self.picture
         return latents_of(pipeline, request, picture)
@@ -150,9 +152,10 @@ def read_given(
     if image is None:
         return None
     picture = read_picture(image, "--image")
+    name = "--strength (by default)" if strength is None else "--strength"
     if mask is None:
-        return Given(picture, strength=strength or _NEAR)
-    return Given(picture, read_mask(mask, "--mask", picture), strength or _INPAINTING, keep_pixels)
+        return Given(picture, strength=strength or _NEAR, strength_name=name)
+    return Given(picture, read_mask(mask, "--mask", picture), strength or _INPAINTING, keep_pixels, strength_name=name)
 
 
 def read_picture(path: pathlib.Path, option: str) -> np.ndarray:

@@ -75,7 +75,7 @@ def test_errors(workdir, tmp_path, capsys):
     assert sample.main(["--checkpoint", str(tmp_path), "--prompt", "x"]) == 2
     assert "is not the workdir of a run" in capsys.readouterr().err
     assert sample.main(["--checkpoint", str(workdir), "--prompt", "x", "--num-steps", "0"]) == 2
-    assert "num_steps = 0" in capsys.readouterr().err
+    assert "--num-steps = 0" in capsys.readouterr().err
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     shutil.copytree(workdir / "encoders", tmp_path / "encoders")
     with pytest.raises(InputError, match="no checkpoint yet"):

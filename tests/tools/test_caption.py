@@ -133,6 +133,21 @@ def test_what_is_refused(photos, model, tmp_path, capsys, more, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_caption_that_nobody_has_is_missed_before_the_model_is_opened(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    argv = [
+        str(tmp_path / "photos"),
+        "--model=./nowhere",
+        "--out",
+        str(tmp_path / "out"),
+        "--request",
+        "Is it {caption}?",
+    ]
+    assert caption.main(argv) == 2
+    assert "has a caption; leave {caption} out" in capsys.readouterr().err
+
+
 def test_other_settings_are_not_mixed(photos, model, tmp_path, capsys):
     argv = arguments(photos, model, tmp_path / "out", "--process-count=2")
     assert caption.main(argv) == 0

@@ -31,7 +31,7 @@ def test_they_are_a_source_with_captions(weights, tmp_path, capsys):
         (["--seed", str(2**64 - 1), "--num-images", "2"], "--seed"),
         (["--process-count", "0"], "--process-index 0 of --process-count 0"),
         (["--process-index", "2", "--process-count", "2"], "--process-index 2 of --process-count 2"),
-        (["--batch-size", "0"], "batch_size = 0"),
+        (["--batch-size", "0"], "--batch-size = 0"),
         (["--sampler", "dmd", "--num-steps", "2"], "dmd draws in 1 step"),
     ],
 )

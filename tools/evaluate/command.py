@@ -43,6 +43,7 @@ from pixart_jax.files.locks import hold_share
 from pixart_jax.files.unit_work import Tally
 from pixart_jax.generation.drawn_pictures import DrawnPictures
 
+from ..drawing_options import as_typed
 from ..shares import ProgressLines
 from . import clip, compbench
 from .drawing import Prompts, open_drawings, read_prompts
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quieten_libraries()
         return evaluate(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(error, batch_size='draw_batch_size')}", file=sys.stderr)
         return 2
 
 

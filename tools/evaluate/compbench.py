@@ -34,10 +34,10 @@ from pixart_jax.generation.picture_lists import Wanted, draw_list
 from pixart_jax.generation.request import Progress, Request
 from pixart_jax.samplers import SAMPLERS
 
-from ..drawing_options import add_model_options, open_pipeline, read_adapters
+from ..drawing_options import add_model_options, as_typed, open_pipeline, read_adapters
 from ..shares import ProgressLines
 from .drawing import DrawingLines
-from .options import add_work_options
+from .options import add_work_options, check_compare
 
 
 def arguments_of(argv: Sequence[str]) -> list[str] | None:
@@ -49,15 +49,15 @@ def arguments_of(argv: Sequence[str]) -> list[str] | None:
 
 
 def main(argv: Sequence[str]) -> int:
-    args = parse_arguments(argv)
     quieten_libraries()
     try:
+        args = parse_arguments(argv)
         if args.compare:
             print(compare(*args.compare))
             return 0
         return evaluate(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(error, batch_size='draw_batch_size')}", file=sys.stderr)
         return 2
 
 
@@ -207,4 +207,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
     add_model_options(parser)
     add_work_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_compare(parser, args)
+    return args

@@ -30,11 +30,21 @@ OF_DRAWING = (
 
 def parse_arguments(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
     """What was asked for; ends the process, as argparse does, where it is no command line."""
-    args = make_parser(description).parse_args(argv)
+    parser = make_parser(description)
+    args = parser.parse_args(argv)
+    check_compare(parser, args)
     if not args.compare:
         check_arguments(args)
         args.weights = args.weights or args.inception
     return args
+
+
+def check_compare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises InputError where `--compare` stands beside what it does not heed."""
+    others = {name: value for name, value in vars(args).items() if name != "compare"}
+    if args.compare and (given := [name for name, value in others.items() if value != parser.get_default(name)]):
+        options = ", ".join("PICTURES" if name == "pictures" else f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"--compare sets two results beside each other, and does not heed {options}; leave that out")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
