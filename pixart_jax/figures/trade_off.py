@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import write_picture
 
@@ -70,3 +72,39 @@ def over_setting_png(
         axes.grid(alpha=0.3)
     all_axes[-1].set_xlabel(setting[0])
     write_picture(path, FigureCanvasAgg(drawn).print_png)
+
+
+def lines_picture(setting: str, panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> np.ndarray:
+    """Draws figures against a number that grows by factors, in panels side by side.
+
+    Args:
+      setting: the number's name.
+      panels: of each figure's name, of each line's name: the figure by the number.
+
+    Returns:
+      uint8[H, W, 3].
+
+    Raises:
+      InputError: there is nothing to draw.
+    """
+    if not panels or not all(line for lines in panels.values() for line in [lines, *lines.values()]):
+        raise InputError("lines_picture needs a point on every line, and a line in every panel")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(5.5 * len(panels), 4), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(drawn)
+    all_axes = drawn.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, lines) in zip(all_axes, panels.items(), strict=True):
+        for label, line in lines.items():
+            axes.plot(list(line), list(line.values()), label=label, marker="o", markersize=4, linewidth=1.5)
+        ticks = sorted({number for line in lines.values() for number in line})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel(setting)
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    all_axes[-1].legend(fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

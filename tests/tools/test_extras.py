@@ -11,7 +11,7 @@ from PIL import Image
 from pixart_jax.config import read_config_file
 from pixart_jax.training.loop import train_and_evaluate
 from tools import make_quickstart_data
-from tools.extras import command
+from tools.extras import command, few_steps
 from tools.extras.chapter import Chapter, Result
 
 TINY = ("model.hidden_size=24", "model.depth=2", "model.num_heads=2", "model.scan_unroll=2", "train.num_steps=2",
@@ -34,7 +34,11 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def told(made, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "extras"
-    assert command.main([*made, "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        # Each number of steps of each sampler is a program of its own.
+        for name, value in {"SAMPLERS": ("dpm-solver",), "STEPS": (1, 2, 4), "REFERENCE_STEPS": 4}.items():
+            patch.setattr(few_steps, name, value)
+        assert command.main([*made, "--out", str(out)]) == 0
     return out
 
 
@@ -57,6 +61,14 @@ def test_inpainting_changes_nothing_outside_the_mask(told):
     given, kept = list(drawn)[1], list(drawn)[3]
     assert pasted[given] == 0 and pasted[kept] > 0
     assert drawn[kept] <= 1 and drawn[given] == pytest.approx(alone[given], abs=1)
+
+
+def test_few_steps_are_compared_with_the_models_own_pictures(told):
+    rows = json.loads((told / "extras.json").read_text())["few_steps"]["rows"]
+    assert [row["retrieval@1, distance"] for row in rows] == ["dpm-solver", "lcm, distilled"]
+    # The reference itself is no distance from itself, and the others are.
+    assert rows[0]["4 steps"].endswith(", 0") and not rows[0]["1 step"].endswith(", 0")
+    assert not any(row[name].endswith(", 0") for row in rows[1:] for name in ("1 step", "2 steps", "4 steps"))
 
 
 def test_what_is_finished_stays_and_what_was_killed_goes_on(made, tmp_path, monkeypatch, capsys):
