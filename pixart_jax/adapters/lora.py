@@ -12,7 +12,6 @@ so that the loop over the blocks hands each block its own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 from typing import Any
@@ -130,7 +129,12 @@ class Lora:
 
     def teacher(self, frozen) -> Apply:
         """The model without its adapter, of the frozen half, called as (tokens, t, **conditions)."""
-        return functools.partial(self.model, {name: tree for name, tree in frozen.items() if name != _HELD})
+        base = {name: tree for name, tree in frozen.items() if name != _HELD}
+
+        def apply(tokens, t, *, adapter_keys=None, **conditions):
+            return self.model(base, tokens, t, **conditions)
+
+        return apply
 
     def rules(self) -> tuple[Rule, ...]:
         return (

@@ -49,8 +49,10 @@ def student_config(teacher, num_steps, **settings):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_it_goes_on_as_if_never_stopped_and_saves_no_teacher(teacher, tmp_path, kind, compilations):
-    # The LoRA's is one that takes the guidance too.
-    more = {"adapter.lora.rank": 2, "objective.guidance_to": 9.0} if kind == "lora" else {}
+    # The LoRA's is one that takes the guidance too, and drops inputs, which its teacher does not.
+    more = (
+        {"adapter.lora.rank": 2, "adapter.lora.dropout": 0.25, "objective.guidance_to": 9.0} if kind == "lora" else {}
+    )
     settings = {"adapter.kind": kind} | more
     whole = train_and_evaluate(student_config(teacher, 4, **settings), str(tmp_path / "whole"))
     assert compilations.count("jit(train_step)") == 1
