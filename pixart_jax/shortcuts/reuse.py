@@ -49,36 +49,48 @@ PRESETS = {
 }
 
 
-def reusing(model: PixArt, over: Callable[[Apply], Apply], how: Reuse) -> Stateful:
-    """The model, as `program.make_sample_fn` takes one that hands something on: what its blocks changed, [B, N, D].
-
-    It takes the text, or what `text_once.remember_text` makes of it.
-
-    Args:
-      over: what adapters make of a callable of the model's parameters.
-    """
+def whole_pass(model: PixArt, how: Reuse) -> Apply:
+    """The model, with or without `text_memory` -> (its prediction, what the blocks of the span changed [B, N, D])."""
     first, stop = how.span(model.depth)
 
-    def whole(params, tokens, t, *, text_memory=None, **conditions):
+    def apply(params, tokens, t, *, text_memory=None, **conditions):
         x, cond = pieces.begin(model, params, tokens, t, **conditions)
         run = functools.partial(pieces.run_blocks, model, params, cond=cond, memory=text_memory)
         before = run(x, stop=first)
         after = run(before, first=first, stop=stop)
         return pieces.predict(model, params, run(after, first=stop), cond), after - before
 
-    def between(params, tokens, t, *, change, text_memory=None, **conditions):
+    return apply
+
+
+def short_pass(model: PixArt, how: Reuse) -> Apply:
+    """As `whole_pass`, with what the blocks changed given as `change`, and handed on."""
+    first, stop = how.span(model.depth)
+
+    def apply(params, tokens, t, *, change, text_memory=None, **conditions):
         x, cond = pieces.begin(model, params, tokens, t, **conditions)
         run = functools.partial(pieces.run_blocks, model, params, cond=cond, memory=text_memory)
         return pieces.predict(model, params, run(run(x, stop=first) + change, first=stop), cond), change
 
-    anew, again = over(whole), over(between)
+    return apply
+
+
+def reusing(model: PixArt, over: Callable[[Apply], Apply], how: Reuse) -> Stateful:
+    """The model as `program.make_sample_fn` takes one that hands something on: its calls so far, and the change.
+
+    It takes the text, or what `text_once.remember_text` makes of it.
+
+    Args:
+      over: what adapters make of a callable of the model's parameters.
+    """
+    whole, short = over(whole_pass(model, how)), over(short_pass(model, how))
 
     def call(params, tokens, t, state, **conditions):
         number, change = state
         output, change = jax.lax.cond(
             number % how.every == 0,
-            lambda: anew(params, tokens, t, **conditions),
-            lambda: again(params, tokens, t, change=change, **conditions),
+            lambda: whole(params, tokens, t, **conditions),
+            lambda: short(params, tokens, t, change=change, **conditions),
         )
         return output, (number + 1, change)
 

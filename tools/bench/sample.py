@@ -3,10 +3,13 @@
 On one device, from text features to latents; with --vae to pixels. Sampler, steps and guidance are the config's; the
 peer takes as many steps of DPM-Solver++. With --config.sample.sampler=dpm-solver-diffusers both do the same arithmetic,
 and the largest difference between their latents is one of the figures.
+
+With --shortcuts, a line for each of `shortcuts.SHORTCUTS` in place of all that; with --checkpoint and --source, too.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.commands import command
 from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -28,6 +32,7 @@ from pixart_jax.samplers.program import draw_noise, make_sample_fn
 from pixart_jax.tokens import block_order, unpatchify
 from pixart_jax.training.flops import forward_flops
 
+from . import shortcuts
 from .forward import conditions_of
 from .options import make_parser, numbers, parse_with_config
 from .peer import missing_peer, open_peers, peer_spec, random_params
@@ -44,15 +49,24 @@ COMPARABLE = "dpm-solver-diffusers"
 
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
-    """The figures of each batch size."""
+    """The figures of each batch size, or of each shortcut."""
+    if any(argument.startswith("--checkpoint") for argument in argv):
+        parser = argparse.ArgumentParser(prog=f"{command('bench')} --what=sample", description=shortcuts.__doc__)
+        shortcuts.add_checkpoint_options(parser)
+        yield from shortcuts.with_checkpoint(parser.parse_args(argv))
+        return
     parser = make_parser(__name__, __doc__, calls=3)
     parser.add_argument("--batch-sizes", default="1,8", help="pictures drawn at a time (default: %(default)s)")
     parser.add_argument("--vae", choices=AUTOENCODERS, help="decode to pixels, with random weights (default: latents)")
+    parser.add_argument("--shortcuts", action="store_true", help="a line for each shortcut, without a peer")
     args, config, about = parse_with_config(parser, argv)
     if config.model.num_classes:
         raise InputError(f"config.model.num_classes = {config.model.num_classes}: --what=sample draws captions")
     for batch_size in numbers("--batch-sizes", args.batch_sizes):
         config.data.batch_size = batch_size
+        if args.shortcuts:
+            yield from ({**about, **line} for line in shortcuts.with_random_weights(config, args.steps, args.rounds))
+            continue
         yield {**about, **bench_sample(config, args.vae, args.steps, args.rounds, args.peer)}
 
 

@@ -1,0 +1,244 @@
+"""What each shortcut of `pixart_jax.shortcuts` saves, and how far its pictures are from those of the whole model.
+
+With random weights of a config, latents; with a checkpoint and the feature shards that it learned from, pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pixart_jax.config import ConfigDict, build_model
+from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.models.attention import PLAIN
+from pixart_jax.models.params import apply_of, init_params, parameter_shapes
+from pixart_jax.models.pixart import PixArt
+from pixart_jax.rng import seed_words
+from pixart_jax.samplers import build_sampler
+from pixart_jax.samplers.guidance import null_branch
+from pixart_jax.samplers.program import as_they_are, draw_noise, make_sample_fn
+from pixart_jax.samplers.steps import Stateful, stateful
+from pixart_jax.shortcuts.eight_bits import in_eight_bits, mode_for, quantize_tree
+from pixart_jax.shortcuts.reuse import PRESETS, reusing, short_pass, whole_pass
+from pixart_jax.shortcuts.text_once import remember_text, with_memory
+from pixart_jax.training.flops import count_flops
+
+from .forward import conditions_of
+from .peer import random_params
+from .rates import peak_bytes
+from .train import synthetic_batch
+from .turns import Figures, summary, take_turns, time_warm
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortcut:
+    """What is taken; attributes as of `TextToImage.from_checkpoint` and `Request`."""
+
+    text_once: bool = True
+    guidance_interval: tuple[float, float] | None = None
+    reuse: str | None = None
+    int8: str | None = None
+
+
+PLAIN_WAY = "none"
+SHORTCUTS = {
+    PLAIN_WAY: Shortcut(text_once=False),
+    "text once": Shortcut(),
+    "interval 200-1000": Shortcut(guidance_interval=(200, 1000)),
+    "interval 200-800": Shortcut(guidance_interval=(200, 800)),
+    **{f"reuse {name}": Shortcut(reuse=name) for name in PRESETS},
+    "int8": Shortcut(int8="auto"),
+}
+
+
+def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator[Figures]:
+    """A line for each shortcut: drawing latents of one batch of a config."""
+    model, sampling, dtype = build_model(config), config.sample, jnp.dtype(config.dtype)
+    batch, schedule = synthetic_batch(config), linear_schedule()
+    params, conditions = random_params(parameter_shapes(model), dtype), conditions_of(batch)
+    x, keys = draw_noise(seed_words(0), np.arange(config.data.batch_size), batch["tokens"].shape[1:])
+    given = x, keys, conditions, null_branch(conditions), sampling.guidance_scale
+    sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
+    timesteps = _timesteps(sampling.sampler, sampling.num_steps)
+    programs, figures = {}, {}
+    for name, shortcut in SHORTCUTS.items():
+        apply, prepare, weights = _parts(model, params, shortcut)
+        interval = None if shortcut.guidance_interval is None else np.asarray(shortcut.guidance_interval, np.float32)
+        sample = make_sample_fn(apply, schedule, sampler, prepare=prepare)
+        arguments = jax.device_put((weights, *given, None, None, interval))
+        compiled = sample.lower(*arguments).compile()
+        programs[name] = functools.partial(compiled, *arguments)
+        flops = picture_flops(model, batch["tokens"].shape[1], conditions["text"].shape[1], timesteps, shortcut)
+        figures[name] = {"picture_flops": flops, **peak_bytes(compiled, jax.devices()[0])}
+    turns = {name: functools.partial(time_warm, draw, calls, jax.block_until_ready) for name, draw in programs.items()}
+    results, _ = take_turns(turns, rounds)
+    whole = np.asarray(programs[PLAIN_WAY]()[0])
+    for name, draw in programs.items():
+        latents = np.asarray(draw()[0])
+        apart = {"latents_apart": float(np.abs(latents - whole).mean() / whole.std())}
+        yield _line(name, results, figures) | apart | {"batch_size": config.data.batch_size}
+
+
+def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
+    """A line for each shortcut: drawing pictures of captions of feature shards."""
+    # Not for the sake of random weights, which need none of what these need.
+    from pixart_jax.data.shards.feature_shards import ShardReader
+    from pixart_jax.evaluators.retrieval import retrieval_at_1
+    from pixart_jax.generation.pipeline import TextToImage
+    from pixart_jax.generation.request import Request
+
+    reader = ShardReader(args.source)
+    chosen = np.unique(np.linspace(0, len(reader) - 1, args.pictures).astype(int))
+    captions = [reader[int(i)].caption for i in chosen]
+    opened = {
+        key: TextToImage.from_checkpoint(args.checkpoint, keep_loaded=True, text_once=key[0], int8=key[1])
+        for key in {(shortcut.text_once, shortcut.int8) for shortcut in SHORTCUTS.values()}
+    }
+    requests, figures, last = {}, {}, {}
+    for name, shortcut in SHORTCUTS.items():
+        pipeline = opened[shortcut.text_once, shortcut.int8]
+        request = Request(
+            captions,
+            batch_size=args.batch_size,
+            num_steps=args.num_steps,
+            guidance_interval=shortcut.guidance_interval,
+            reuse=shortcut.reuse,
+        )
+        manner, model = pipeline.manner(request), pipeline.parts.model
+        timesteps = _timesteps(manner.sampler, manner.num_steps)
+        tokens = len(pipeline.noise_of(request.alone())[0])
+        figures[name] = {"picture_flops": picture_flops(model, tokens, model.max_text_tokens, timesteps, shortcut)}
+        requests[name] = pipeline, request
+
+    def draw(name):
+        pipeline, request = requests[name]
+        last[name] = pipeline.draw(request)
+
+    turns = {
+        name: functools.partial(time_warm, functools.partial(draw, name), 1, lambda done: None) for name in requests
+    }
+    results, _ = take_turns(turns, args.rounds)
+    decode = opened[True, None].parts.decode_latents
+    latents = np.stack([reader[i].latent_mean.astype(np.float32) for i in range(len(reader))])
+    gallery = (np.stack([*decode(latents)]).clip(-1, 1) + 1) * 127.5
+    whole = last[PLAIN_WAY].astype(np.float64)
+    for name, pictures in last.items():
+        apart = np.abs(pictures - whole) / 255
+        error = np.square(apart).mean()
+        yield {
+            **_line(name, results, figures),
+            "mean_difference": float(apart.mean()),
+            "max_difference": float(apart.max()),
+            "psnr": float(-10 * np.log10(error)) if error else None,
+            "retrieval_at_1": retrieval_at_1(pictures.astype(np.float32), gallery, chosen),
+            "pictures": len(chosen),
+        }
+
+
+def picture_flops(
+    model: PixArt, num_tokens: int, text_tokens: int, timesteps: np.ndarray, shortcut: Shortcut
+) -> float | None:
+    """FLOPs of one guided picture, counted by XLA on each program that is called, times how often it is.
+
+    Args:
+      timesteps: f[S], at which the model is called.
+
+    Returns:
+      FLOPs, or None as `flops.count_flops`; int8 counts as what it stands for.
+    """
+    model = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
+    shape = jax.ShapeDtypeStruct
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    x = shape((2, num_tokens, model.patch_size**2 * model.latent_channels), jnp.float32)
+    conditions = {
+        "positions": shape((2, num_tokens, 2), jnp.float32),
+        "num_tokens": shape((2,), jnp.int32),
+        "text": shape((2, text_tokens, model.text_dim), jnp.float32),
+        "text_length": shape((2,), jnp.int32),
+        "text_drop": shape((2,), bool),
+        "image_size": shape((2, 2), jnp.float32),
+        "aspect_ratio": shape((2, 1), jnp.float32),
+    }
+
+    def count(apply, given, **more) -> float | None:
+        return count_flops(
+            lambda params, x, t, given, more: apply(params, x, t, **given, **more),
+            *(params, x, shape((2,), jnp.float32), given, more),
+        )
+
+    steps = len(timesteps)
+    if not shortcut.text_once:
+        each = count(apply_of(model), conditions)
+        return None if each is None else steps * each
+    remember = remember_text(model)
+    memory = jax.eval_shape(lambda params, given: remember(params, None, None, **given), params, conditions)
+    once = count_flops(lambda params, given: remember(params, None, None, **given), params, conditions)
+    each = count(with_memory(model), memory)
+    if once is None or each is None:
+        return None
+    if shortcut.reuse is not None:
+        how = PRESETS[shortcut.reuse]
+        change = shape((2, num_tokens, model.hidden_size), model.dtype)
+        whole, short = count(whole_pass(model, how), memory), count(short_pass(model, how), memory, change=change)
+        number = how.whole_steps(steps)
+        return once + number * whole + (steps - number) * short  # type: ignore[operator]
+    if shortcut.guidance_interval is None:
+        return once + steps * each
+    low, high = shortcut.guidance_interval
+    guided = int(np.sum((low <= timesteps) & (timesteps <= high)))
+    return 1.5 * once + (guided + (steps - guided) / 2) * each
+
+
+def _parts(model: PixArt, params, shortcut: Shortcut) -> tuple[Any, Any, Any]:
+    """What `make_sample_fn` takes as its model and to prepare conditions, and the weights."""
+    if not shortcut.text_once:
+        return apply_of(model), as_they_are, params
+    over = functools.partial(in_eight_bits, mode=mode_for(jax.devices()[0])) if shortcut.int8 else lambda call: call
+    remember = over(remember_text(model))
+    apply = reusing(model, over, PRESETS[shortcut.reuse]) if shortcut.reuse else over(with_memory(model))
+    weights = quantize_tree(params) if shortcut.int8 else params
+    return apply, lambda params, conditions: remember(params, None, None, **conditions), weights
+
+
+def _timesteps(sampler: str, num_steps: int) -> np.ndarray:
+    """Those at which a sampler calls the model."""
+    seen: list[float] = []
+
+    def denoise(x, t, state):
+        jax.debug.callback(lambda t: seen.append(float(t)), t[0])
+        return (x, x), state
+
+    x = jnp.zeros((1, 1))
+    noise = functools.partial(jnp.zeros_like, x)
+    run = build_sampler(sampler, linear_schedule(), num_steps)
+    jax.block_until_ready(run(Stateful(denoise, stateful(denoise).begin), x, lambda step: noise()))
+    jax.effects_barrier()
+    return np.array(seen)
+
+
+def _line(name: str, results: dict[str, list[Figures]], figures: dict[str, Figures]) -> Figures:
+    seconds, flops = summary(results[name])["seconds"], figures[name]["picture_flops"]
+    return {
+        "shortcut": name,
+        "seconds": seconds,
+        "speed_ratio": summary(results[PLAIN_WAY])["seconds"] / seconds,
+        **figures[name],
+        "work_ratio": figures[PLAIN_WAY]["picture_flops"] / flops if flops else None,
+    }
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=pathlib.Path, required=True, help="a run's workdir, or a converted model")
+    parser.add_argument("--source", type=pathlib.Path, required=True, help="the feature shards that it learned from")
+    parser.add_argument("--pictures", type=int, default=64, help="captions, spread over them (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures at a time (default: %(default)s)")
+    parser.add_argument("--num-steps", type=int, help="default: the checkpoint's")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: %(default)s)")
