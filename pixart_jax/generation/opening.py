@@ -87,6 +87,7 @@ def open_parts(
     if vae:
         autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
         fields["decode_latents"] = autoencoder.decode_each
+        fields["draw_latents"] = functools.partial(autoencoder.decode_each, as_uint8=True)
         fields["encode_pictures"] = lambda pictures: autoencoder.encode(pictures, 1)
         if autoencoder.latent_channels != model.latent_channels:
             raise InputError(

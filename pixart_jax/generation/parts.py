@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from pixart_jax.adapters.adapter import Params
+from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE
@@ -38,6 +39,7 @@ class Parts:
         features of the empty caption, as in diffusers.
       encode_text: (n captions, told how many are done) -> (text [n, L, text_dim], length i32[n]).
       decode_latents: latents [n, h, w, C] -> their pictures [H, W, 3] in [-1, 1], each as soon as it is decoded.
+      draw_latents: the same as uint8; None rounds those.
       encode_pictures: uint8[n, H, W, 3] -> mean and std of their latents, unscaled, f32[n, h, w, C] each.
       caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
       sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
@@ -65,9 +67,14 @@ class Parts:
     over: Callable[[Apply], Apply] = as_it_is
     wrap: Callable[[Apply], Apply] = as_it_is
     text_once: bool = True
+    draw_latents: Callable[[np.ndarray], Iterator[np.ndarray]] | None = None
     encoders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def pictures_of(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """Pictures uint8[H, W, 3] of latents [n, h, w, C], each as soon as it is decoded."""
+        return map(to_uint8, self.decode_latents(latents)) if self.draw_latents is None else self.draw_latents(latents)
 
     @property
     def resolution(self) -> int:

@@ -27,7 +27,6 @@ from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
-from pixart_jax.figures.images import to_uint8
 from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
@@ -222,8 +221,7 @@ class TextToImage:
         grid = (rows // patch_size, columns // patch_size)
         latents = tokens_to_latents(tokens, grid, patch_size, parts.latent_scale, block_ratio)
         target = Bucket(canvas.bucket.label, canvas.height, canvas.width)
-        for number, decoded in enumerate(parts.decode_latents(latents), 1):
-            picture = to_uint8(decoded)
+        for number, picture in enumerate(parts.pictures_of(latents), 1):
             as_wanted = picture.shape[:2] == (canvas.height, canvas.width)
             yield picture if as_wanted else fit(Image.fromarray(picture), target)
             progress("decoding", number, count)

@@ -85,7 +85,10 @@ def test_text_and_pictures(parts):
 
     refused(dataclasses.replace(parts, encode_text=text), "what the model is given holds it: text;")
     decoded = (np.full((8, 8, 3), number) for number in (np.nan, np.inf))
-    refused(dataclasses.replace(parts, decode_latents=lambda latents: decoded), "a decoded picture holds NaN")
+    refused(
+        dataclasses.replace(parts, decode_latents=lambda latents: decoded, draw_latents=None),
+        "a decoded picture holds NaN",
+    )
     for number in (np.nan, np.inf, -np.inf):
         with pytest.raises(NotFinite):
             to_uint8(np.full((2, 2, 3), number))

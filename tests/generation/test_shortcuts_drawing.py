@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from pixart_jax.encoding.pretrained import rounded
 from pixart_jax.errors import InputError
+from pixart_jax.figures.images import to_uint8
 from pixart_jax.generation.pipeline import TextToImage
 
 PROMPTS = ["a red cat", "a blue dog"]
@@ -24,6 +26,16 @@ def plain(weights):
 def test_the_text_once_changes_no_picture(pipeline, plain):
     drawn = pipeline(PROMPTS, **SETTINGS)
     assert np.abs(drawn - plain).max() <= 1 and drawn.std() > 5
+
+
+def test_pictures_are_rounded_on_the_device_as_on_the_host(pipeline):
+    values = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    values[:513] = np.arange(513, dtype=np.float32) / 255 - 1.0  # whole levels and halves between them
+    np.testing.assert_array_equal(rounded(values), to_uint8(values))
+    latents = np.random.default_rng(1).normal(size=(1, 32, 32, 4)).astype(np.float32)
+    parts = pipeline.parts
+    drawn, decoded = next(parts.pictures_of(latents)), next(parts.decode_latents(latents))
+    assert drawn.dtype == np.uint8 and np.abs(drawn - to_uint8(decoded).astype(int)).max() <= 1
 
 
 def test_one_program_draws_all_intervals(pipeline, plain, compilations):

@@ -52,7 +52,8 @@ PLAIN_WAY = "none"
 SHORTCUTS = {
     PLAIN_WAY: Shortcut(text_once=False),
     "text once": Shortcut(),
-    "interval 200-1000": Shortcut(guidance_interval=(200, 1000)),
+    "interval 0-800": Shortcut(guidance_interval=(0, 800)),
+    "interval 0-600": Shortcut(guidance_interval=(0, 600)),
     "interval 200-800": Shortcut(guidance_interval=(200, 800)),
     **{f"reuse {name}": Shortcut(reuse=name) for name in PRESETS},
     "int8": Shortcut(int8="auto"),
