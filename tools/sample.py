@@ -292,7 +292,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     sampling.add_argument(
         "--reuse",
         choices=PRESETS,
-        help="so many times fewer FLOPs: what blocks changed at an earlier step is used again (default: nothing is)",
+        help="so many times less work: what blocks changed at earlier steps is used again (default: nothing is)",
     )
 
     start = parser.add_argument_group("from a picture", "where no size is named, the picture's shape is drawn")

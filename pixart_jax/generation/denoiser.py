@@ -45,14 +45,14 @@ def denoiser_of(parts: Parts, reuse: str | None = None) -> tuple[Apply | Statefu
 
 
 def check_reuse(parts: Parts, reuse: str, sampler: str, num_steps: int, in_interval: bool) -> None:
-    """Raises InputError unless blocks' results can be used again in so many steps of a sampler.
+    """Raises InputError unless what blocks change can be foretold in so many steps of a sampler.
 
     Args:
       in_interval: only some of the steps are guided.
     """
     if reuse not in PRESETS:
         raise InputError(f"reuse = {reuse!r}: must be one of {', '.join(PRESETS)}")
-    least = 2 * PRESETS[reuse].every
+    least = PRESETS[reuse].first + PRESETS[reuse].every
     if sampler in FEW_STEPS or num_steps < least:
         raise InputError(
             f"reuse = {reuse!r}: takes {least} steps or more that lie close together, not {num_steps} of {sampler}; "

@@ -72,8 +72,8 @@ class Request:
       guidance: one of `samplers.program.GUIDANCES`.
       guidance_interval: (low, high), timesteps of the model in [0, 1000]: only steps that begin from low to high are
         guided, the others take half the work (Kynkäänniemi et al. 2024); None guides all.
-      reuse: key of `shortcuts.reuse.PRESETS`: how many times fewer FLOPs a picture takes, by using again what blocks
-        changed at an earlier step; None computes every step.
+      reuse: key of `shortcuts.reuse.PRESETS`: how many times less work a picture takes, as what blocks changed at
+        earlier steps is used again; None computes every step.
       size, aspect_ratio, height, width: see `choose_canvas`.
       noise: f32[n, h, w, C] instead of the seed's.
       start: see `Start`.

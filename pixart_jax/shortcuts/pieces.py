@@ -1,6 +1,6 @@
-"""The denoiser's forward pass in pieces: what comes before the blocks, any run of blocks, what comes after them.
+"""The denoiser's forward pass in pieces: what comes before the blocks, the blocks, what comes after them.
 
-A whole pass is one loop over the blocks; shortcuts leave some of them out, or hand them what they would compute.
+Shortcuts leave the blocks out, or hand them what they would compute.
 """
 
 from __future__ import annotations
@@ -29,30 +29,24 @@ def begin(model: PixArt, params, tokens, t, *, positions, text=None, **condition
     return bound.embed_tokens(tokens, positions), bound.embed_conditions(t, text=text, **conditions)
 
 
-def run_blocks(
-    model: PixArt, params, x, cond: BlockConditions, *, first: int = 0, stop: int | None = None, memory=None
-) -> jax.Array:
-    """Blocks `first` to `stop` of x [B, N, D].
+def run_blocks(model: PixArt, params, x, cond: BlockConditions, *, memory=None) -> jax.Array:
+    """All blocks, one after the other, of x [B, N, D].
 
     Args:
       memory: keys and values of the text, see `text_once.remember_text`; None computes them of `cond.text`.
     """
-    stop = model.depth if stop is None else stop
-    for start, length, ratio in model.segments():
-        name, block = f"blocks_{start}", Block(**model.block_fields(ratio))
+    for first, length, ratio in model.segments():
+        name, block = f"blocks_{first}", Block(**model.block_fields(ratio))
         stack: Any = params[name]
         if memory is not None:
             # Without its weights, what adapters would do to the product is not done again.
             stack = {**stack, "cross_attn": {**stack["cross_attn"], "kv_linear": {KEYS_VALUES: memory[name]}}}
 
-        def step(x, index, block=block, stack=stack):
-            own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stack)
+        def step(x, own, block=block):
             return block.apply({"params": own}, x, None, cond)
 
-        low, high = max(first - start, 0), min(stop - start, length)
-        if low < high:
-            with nn.intercept_methods(_hand_over):
-                x, _ = jax.lax.scan(step, x, jnp.arange(low, high), unroll=min(model.scan_unroll, high - low))
+        with nn.intercept_methods(_hand_over):
+            x, _ = jax.lax.scan(step, x, stack, unroll=min(model.scan_unroll, length))
     return x
 
 

@@ -186,10 +186,9 @@ def picture_flops(
     if once is None or each is None:
         return None
     if shortcut.reuse is not None:
-        how = PRESETS[shortcut.reuse]
         change = shape((2, num_tokens, model.hidden_size), model.dtype)
-        whole, short = count(whole_pass(model, how), memory), count(short_pass(model, how), memory, change=change)
-        number = how.whole_steps(steps)
+        whole, short = count(whole_pass(model), memory), count(short_pass(model), memory, change=change)
+        number = PRESETS[shortcut.reuse].whole_steps(steps)
         return once + number * whole + (steps - number) * short  # type: ignore[operator]
     if shortcut.guidance_interval is None:
         return once + steps * each
