@@ -1,6 +1,7 @@
 """Distillation through the real loop: a student beside its frozen teacher, whole or as a LoRA, stopped and resumed."""
 
 import json
+import types
 
 import flax
 import jax
@@ -17,6 +18,7 @@ from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.diffusion.gaussian import predict_x0
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
+from pixart_jax.generation.denoiser import denoiser_of
 from pixart_jax.generation.opening import open_run
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.program import EMBEDDED, make_sample_fn
@@ -72,44 +74,51 @@ def test_a_student_that_takes_the_guidance(teacher, tmp_path):
     """It begins as its teacher, is called once a step with the scale it is asked for, and needs no teacher to draw."""
     settings = {"objective.guidance": 1.0, "objective.guidance_to": 9.0, "optimizer.learning_rate": 3e-2}
     config = student_config(teacher, 2, **settings, **{"optimizer.warmup_steps": 0, "optimizer.grad_clip": 1e9})
-    state = train_and_evaluate(config, str(tmp_path / "run"))
+    config.sample.every = 0
+    train_and_evaluate(config, str(tmp_path / "run"))
     model = build_model(config)
     adapter = build_adapter(config, model)
     assert isinstance(adapter, Guided)
-    kernel = np.asarray(state.params[EMBEDDING]["kernel"])
-    assert kernel.shape == (256, model.hidden_size) and np.abs(kernel).max() > 0
-    assert (tmp_path / "run" / "samples.png").exists()
 
     _, base = teacher
     weights = load_run(base, ema=True)
     params = flax.traverse_util.unflatten_dict({path: weights.read(path) for path in weights.paths}, sep="/")
-    trained, _ = adapter.split(params, jax.random.key(0))
-    batch = {name: array[:2] for name, array in synthetic_batch(config).items()}
-    tokens, t = batch.pop("tokens"), np.array([500.0, 20.0])
-    plain = model.apply({"params": params}, tokens, t, **batch).eps
-    for w in (None, np.array([1.0, 8.0], np.float32)):
-        np.testing.assert_array_equal(adapter.apply(trained, {}, tokens, t, guidance=w, **batch).eps, plain)
-    rows = []
-
-    def apply(params, tokens, t, *, guidance, **conditions):
-        rows.append(len(tokens))
-        return adapter.apply(params, {}, tokens, t, guidance=guidance, **conditions)
-
-    schedule = linear_schedule()
-    draw = make_sample_fn(apply, schedule, build_sampler("lcm", schedule, 1), guidance=EMBEDDED)
-    keys = jax.random.split(jax.random.key(0), 2)
-    found = [draw(state.params, tokens, keys, batch, {}, scale)[0] for scale in (2.0, 9.0)]
-    assert rows == [2] and np.abs(found[0] - found[1]).max() > 1e-4
-    w = np.full(2, 8.0, np.float32)
-    eps = adapter.apply(state.params, {}, tokens, np.full(2, 999.0), guidance=w, **batch).eps
-    expected = predict_x0(schedule, tokens, np.full(2, 999), eps)
-    np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
-
+    begun, _ = adapter.split(params, jax.random.key(0))
     base.rename(base.with_name("away"))
     fields, _ = open_run(tmp_path / "run", True, make_mesh(), jnp.float32, True, {"text_encoder": "t", "vae": "v"})
-    weights = fields["weights"]()
+    student = fields["weights"]()
     base.with_name("away").rename(base)
-    assert fields["guidance"] == EMBEDDED and set(weights.trained) > {EMBEDDING} and not weights.frozen
+    assert fields["guidance"] == EMBEDDED and not student.frozen
+    kernel = student.trained[EMBEDDING]["kernel"]
+    assert kernel.shape == (256, model.hidden_size) and np.abs(kernel).max() > 0
+
+    batch = {name: array[:2] for name, array in synthetic_batch(config).items()}
+    tokens, t = batch.pop("tokens"), np.full(2, 999.0)
+    predict = jax.jit(lambda trained, w: adapter.apply(trained, {}, tokens, t, guidance=w, **batch).eps)
+    plain = jax.jit(lambda params: model.apply({"params": params}, tokens, t, **batch).eps)(params)
+    np.testing.assert_allclose(predict(begun, np.array([1.0, 8.0], np.float32)), plain, rtol=0, atol=1e-6)
+
+    rows = []
+
+    def counted(apply):
+        def call(params, tokens, t, **conditions):
+            rows.append(len(tokens))
+            return apply(params, tokens, t, **conditions)
+
+        return call
+
+    # As a pipeline has it, which asks for what it can of the text once.
+    parts = types.SimpleNamespace(model=model, over=fields["over"], wrap=counted, text_once=True, needs={})
+    apply, prepare = denoiser_of(parts)
+    schedule = linear_schedule()
+    sampler = build_sampler("lcm", schedule, 1)
+    draw = make_sample_fn(apply, schedule, sampler, guidance=EMBEDDED, prepare=prepare)
+    keys = jax.random.split(jax.random.key(0), 2)
+    found = [draw(student, tokens, keys, batch, {}, scale)[0] for scale in (2.0, 9.0)]
+    assert rows == [2] and np.abs(found[0] - found[1]).max() > 1e-4
+    eps = predict(student.trained, np.full(2, 8.0, np.float32))
+    expected = predict_x0(schedule, tokens, t.astype(int), eps)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
     with pytest.raises(InputError, match="has learnt to take the guidance as an input"):
         load_run(tmp_path / "run", ema=True)
 

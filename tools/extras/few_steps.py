@@ -102,7 +102,7 @@ def table(lines: Mapping[str, Mapping[int, tuple[float, float]]]) -> Sequence[Ma
     """A row for each way of drawing: retrieval@1 and distance in each number of steps."""
     return [
         {"retrieval@1, distance": name}
-        | {f"{n} step{'s' * (n > 1)}": f"{line[n][0]:.2f}, {line[n][1]:.0f}" if n in line else "" for n in STEPS}
+        | {f"{n} step{'s' * (n > 1)}": f"{line[n][0]:.2f}, {line[n][1]:.1f}" if n in line else "" for n in STEPS}
         for name, line in lines.items()
     ]
 
