@@ -29,7 +29,7 @@ def read(name: str, settings: dict) -> ConfigDict:
     """configs/NAME.py on synthetic data and fresh weights, with "section.key" settings."""
     config = read_config_file(str(PATHS[name]))
     without = {"init_from": "", "eval.source": "", "sample.retrieval_captions": 0}
-    without |= {f"data.{key}": "" for key in ("prior_source", "caption", "vae", "text_encoder")}
+    without |= {f"data.{key}": "" for key in ("prior_source", "pair_source", "caption", "vae", "text_encoder")}
     without |= {"data.online": False, "data.caption_cleaning": "none"}
     change(config, {"data.source": "synthetic"} | without | settings)
     return config

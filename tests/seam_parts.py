@@ -35,7 +35,15 @@ RATES = {"student": 1e-2, "critic": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
-class Biases:
+class Whole:
+    """What all of these have in common: everything that is trained is drawn with."""
+
+    def drawn(self, trained):
+        return trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Biases(Whole):
     """Trains what is added to the biases, from zero on, over weights that are all frozen."""
 
     model: Apply
@@ -53,7 +61,7 @@ class Biases:
 
 
 @dataclasses.dataclass(frozen=True)
-class WithTeacher:
+class WithTeacher(Whole):
     """A student that begins away from its teacher, which is frozen."""
 
     model: Apply
@@ -72,7 +80,7 @@ class WithTeacher:
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoNetworks:
+class TwoNetworks(Whole):
     """Two copies, of which the student draws."""
 
     model: Apply

@@ -17,7 +17,7 @@ from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.models.params import abstract_params
 from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
-from tools.bench.train import synthetic_batch
+from tools.bench.train import training_batch
 
 MESHES = (
     ("full", {"data": 8}),
@@ -28,6 +28,8 @@ MESHES = (
     ("controlnet", {"data": 2, "fsdp": 4}),
     # Whose frozen half is the teacher.
     ("consistency", {"data": 2, "fsdp": 4}),
+    # Distribution matching: two networks are trained, on half a batch of pairs.
+    ("matching", {"data": 2, "fsdp": 4}),
 )
 ONE = jax.devices()[:1]
 
@@ -37,6 +39,10 @@ def make_config(mesh, adapter):
     config = tiny_config("synthetic")
     if adapter == "consistency":
         config.objective.kind = adapter
+    elif adapter == "matching":
+        config.objective.update({"kind": "distribution_matching", "guidance": 2.0, "distance": "l2"})
+        config.data.pair_source = "data/pairs"
+        config.sample.update({"sampler": "dmd", "num_steps": 1})
     else:
         config.adapter.kind = adapter
     config.adapter.controlnet.num_copies = 1
@@ -68,12 +74,12 @@ def randomised(state):
 
 
 def one_step(adapter, mesh, devices):
-    """(loss, gradient norm, Adam's first moment, which is a tenth of the gradient) after a step."""
+    """(loss, gradient norm, Adam's first moments, which are a tenth of the gradient) after a step."""
     config = make_config(mesh, adapter)
     check_batch(config, len(devices))
     mesh = make_mesh(mesh_spec(config), devices)
     trained = Program(config, mesh)
-    host_batch = synthetic_batch(config)
+    host_batch = training_batch(config)
     host_batch["num_tokens"] = np.int32([64, 32, 40, 4, 64, 64, 16, 60])
     abstract, batch = trained.state, put_batch(host_batch, mesh)
     state, frozen = trained.birth.start(random_arrays(abstract_params(trained.model, mesh)))
@@ -86,7 +92,8 @@ def one_step(adapter, mesh, devices):
     assert_lies(state, abstract)
 
     # Of a seed that draws no timestep 0: there the loss is a difference of two nearly equal probabilities.
-    step = make_train_step(build_objective(config, trained.adapter), trained.birth.tx, seed=1, ema_decay=0.5)
+    objective, drawn = build_objective(config, trained.adapter), trained.adapter.drawn
+    step = make_train_step(objective, trained.birth.tx, seed=1, ema_decay=0.5, drawn=drawn)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, frozen, batch).compile()
     # No second copy of any of the state: what comes out lies where it lay.
@@ -97,8 +104,8 @@ def one_step(adapter, mesh, devices):
     assert collectives <= {"all-reduce"}, collectives
     state, metrics = program(state, frozen, batch)
     assert_lies(state, abstract)
-    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
-    return jax.device_get((metrics["loss"], metrics["grad_norm"], adam.mu))
+    states = jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+    return jax.device_get((metrics["loss"], metrics["grad_norm"], [s.mu for s in states if hasattr(s, "mu")]))
 
 
 def assert_lies(state, abstract):

@@ -34,8 +34,11 @@ class Adapter(Protocol):
         the compiled step, is not saved, and is made again from the same base and key when a run goes on.
         """
 
+    def drawn(self, trained: Params) -> Params:
+        """What of the trained half is drawn with, and averaged: all, unless some of it only helps to train the rest."""
+
     def apply(self, trained: Params, frozen: Params, tokens, t, **conditions):
-        """The adapted model's (eps, v), of both halves."""
+        """The adapted model's (eps, v), of both halves; of the trained one `drawn` is enough."""
 
     def rules(self) -> Sequence[Rule]:
         """How what it adds is laid over the mesh: asked before `sharding.PARTITION_RULES`."""

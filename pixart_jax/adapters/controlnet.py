@@ -35,6 +35,9 @@ class Controlled:
 
         return copy_blocks(base, self.controlnet.num_copies), jax.tree_util.tree_map_with_path(frozen, base)
 
+    def drawn(self, trained):
+        return trained
+
     def apply(self, trained, frozen, tokens, t, **conditions):
         control = conditions.pop("control")
         residuals = control_residuals(self.controlnet, frozen, trained, tokens, t, control=control, **conditions)

@@ -20,6 +20,9 @@ class Full:
     def split(self, base, key):
         return base, {}
 
+    def drawn(self, trained):
+        return trained
+
     def apply(self, trained, frozen, tokens, t, **conditions):
         return self.model(trained, tokens, t, **conditions)
 

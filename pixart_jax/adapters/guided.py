@@ -44,6 +44,9 @@ class Guided:
         width = jax.eval_shape(sinusoid, jnp.zeros(())).shape[-1]
         return {**trained, EMBEDDING: {"kernel": jnp.zeros((width, self.hidden_size), jnp.float32)}}, frozen
 
+    def drawn(self, trained):
+        return trained
+
     def apply(self, trained, frozen, tokens, t, *, guidance=None, **conditions):
         """As `Adapter.apply`.
 

@@ -112,6 +112,9 @@ class Lora:
                 into[f"{layer.path}/{name}"] = jnp.asarray(array if layer.stacked else array[0])
         return _nested(trained), {**_nested(frozen), _HELD: _nested(held)}
 
+    def drawn(self, trained):
+        return trained
+
     def apply(self, trained, frozen, tokens, t, *, adapter_keys=None, **conditions):
         """As `Adapter.apply`.
 

@@ -31,6 +31,9 @@ class Taught:
 
         return base, {"teacher": jax.tree_util.tree_map_with_path(frozen, base)}
 
+    def drawn(self, trained):
+        return trained
+
     def apply(self, trained, frozen, tokens, t, **conditions):
         return self.model(trained, tokens, t, **conditions)
 

@@ -31,6 +31,7 @@ from pixart_jax.checkpoints.contents import (
     recorded_shapes,
     shape_differences,
     verify,
+    without,
     write_contents,
 )
 from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, quiet_failure, save_errors
@@ -236,11 +237,14 @@ class Checkpoints:
             + "".join(f"\n  step {step}: {error}" for step, error in damaged.items())
         )
 
-    def restore_params(self, abstract, *, ema: bool = True):
+    def restore_params(self, abstract, *, ema: bool = True, leaving: str = ""):
         """Only the (EMA) parameters of the newest checkpoint, with the shapes, dtypes and shardings of `abstract`.
 
         Those that are converted to another dtype on the way are not held against their checksums. Where the run goes on
         meanwhile, and deletes what is being read, the newest that there is then is taken; `latest_step` is that.
+
+        Args:
+          leaving: the name of a whole network among the parameters that is not wanted; there need not be one.
 
         Raises:
           InputError: there is no checkpoint, or it is of another model or damaged.
@@ -250,7 +254,7 @@ class Checkpoints:
             for _ in range(_LOOKS):
                 step = self.require_step()
                 try:
-                    return self._restore_item(step, item, abstract)
+                    return self._restore_item(step, item, abstract, leaving)
                 except Damaged as error:
                     if not self.has_moved_on(step):
                         raise self._damage(step, error) from error
@@ -260,11 +264,11 @@ class Checkpoints:
             "them (config.train.keep_checkpoints), or save less often (config.train.checkpoint_every)"
         )
 
-    def _restore_item(self, step: int, item: str, abstract):
-        recorded = self.read_progress(step)[0][item]
+    def _restore_item(self, step: int, item: str, abstract, leaving: str):
+        recorded = without(self.read_progress(step)[0][item], leaving)
         self._check_shapes(step, recorded, abstract)
         with any_error_is_damage(item):
-            args = ocp.args.Composite(**{item: _restore_args(abstract)})
+            args = ocp.args.Composite(**{item: _restore_args(abstract, partial=bool(leaving))})
             params = self._manager.restore(step, args=args)[item]
             check_structure(params, abstract)
         verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
@@ -373,9 +377,10 @@ class Checkpoints:
         self._manager = self._open_manager()
 
 
-def _restore_args(abstract) -> ocp.args.PyTreeRestore:
-    """To restore an item with the shapes, dtypes and shardings of `abstract`."""
-    return ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    """To restore an item, or part of one, with the shapes, dtypes and shardings of `abstract`."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
 
 
 def compile_checksums(state: TrainState) -> jax.stages.Compiled:

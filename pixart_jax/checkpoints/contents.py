@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from pixart_jax.devices.sharding import path_name
+
+Leaf = TypeVar("Leaf")
 
 
 class Damaged(Exception):
@@ -116,6 +118,11 @@ def any_error_is_damage(what: str):
         raise
     except Exception as error:
         raise Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
+
+
+def without(leaves: Mapping[str, Leaf], network: str) -> dict[str, Leaf]:
+    """What of '/'-joined paths does not lie below `network`; all, where that is ""."""
+    return {path: leaf for path, leaf in leaves.items() if not network or not path.startswith(f"{network}/")}
 
 
 def flatten_tree(tree: Any) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from pixart_jax.rng import stream_key
 
 @flax.struct.dataclass
 class TrainState:
-    """step i32[] counts optimizer steps done; params, ema_params and the moments in opt_state are float32."""
+    """step i32[] counts optimizer steps done; params, ema_params and the moments in opt_state are float32.
+
+    ema_params are those of `Adapter.drawn`, which are all of params unless some only help to train the rest.
+    """
 
     step: jax.Array
     params: Params
@@ -38,7 +41,7 @@ def _begin(
     trained, frozen = adapter.split(base, key)
     trained = trained if before is None else before
     # The copy must not share buffers with the parameters: both are donated to the step.
-    ema_params = jax.tree.map(jnp.copy, trained)
+    ema_params = jax.tree.map(jnp.copy, adapter.drawn(trained))
     return TrainState(jnp.zeros((), jnp.int32), trained, ema_params, tx.init(trained)), frozen
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.adapters.layers import is_target, layers_of
-from pixart_jax.config.defaults import SETTINGS, ConfigDict, default_config
+from pixart_jax.config.defaults import DISTILLED, SETTINGS, ConfigDict, default_config
 from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
@@ -225,14 +225,31 @@ def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
     low, high = config.objective.guidance, config.objective.guidance_to
     cure = f"must be more than config.objective.guidance, {low:g}, from which it is drawn; or 0, to keep to that"
     require(not high or high > low, "objective.guidance_to", cure)
-    if config.objective.kind == "denoising":
-        require(not high, "objective.guidance_to", "is for config.objective.kind='consistency'; set it to 0")
+    kind = config.objective.kind
+    require(
+        not high or kind == "consistency",
+        "objective.guidance_to",
+        "is for config.objective.kind='consistency'; set it to 0",
+    )
+    require(
+        kind == "distribution_matching" or not config.data.pair_source.strip(),
+        "data.pair_source",
+        f"pairs are for distribution matching, and config.objective.kind is {kind!r}; set it to ''",
+    )
+    if kind not in DISTILLED:
         return
     require(
         bool(config.init_from) or config.data.source.strip() == "synthetic",
         "init_from",
-        "config.objective.kind='consistency' distils weights that exist already; name them",
+        f"config.objective.kind={kind!r} distils weights that exist already; name them",
     )
+    unset = {"data.prior_source": "", "train.snr_loss": False, "train.min_snr_gamma": 0.0}
+    if kind == "distribution_matching":
+        del unset["train.min_snr_gamma"]
+        require(config.adapter.kind == "full", "adapter.kind", "distribution matching trains all; set it to full")
+        sampler = config.sample.sampler
+        require(sampler == "dmd", "sample.sampler", "distribution matching is for one step of 'dmd'; set it to that")
+        require(config.sample.num_steps == 1, "sample.num_steps", "distribution matching is for one step; set it to 1")
     require(
         config.adapter.kind != "controlnet", "adapter.kind", "a ControlNet is not distilled; set it to full or lora"
     )
@@ -241,9 +258,9 @@ def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
         "model.num_classes",
         "the teacher is guided away from the null caption; set it to 0",
     )
-    for key, unset in (("data.prior_source", ""), ("train.snr_loss", False), ("train.min_snr_gamma", 0.0)):
-        cure = f"is for denoising, and config.objective.kind is {config.objective.kind!r}; set it to {unset!r}"
-        require(flatten(config)[key] == unset, key, cure)
+    for key, value in unset.items():
+        cure = f"is for denoising, and config.objective.kind is {kind!r}; set it to {value!r}"
+        require(flatten(config)[key] == value, key, cure)
 
 
 def check_batch(config: ConfigDict, num_devices: int) -> None:

@@ -56,6 +56,9 @@ except ImportError:  # Accelerator images often lack it; a config file needs no 
             return self
 
 
+# Objectives that teach a student what a frozen teacher knows.
+DISTILLED = ("consistency", "distribution_matching")
+
 SETTINGS = {
     # Of parameters, data order and noise; two runs with the same seed are bit-identical on the same machine.
     "seed": Setting(0, SEED),
@@ -166,6 +169,9 @@ SETTINGS = {
         # DreamBooth's prior preservation: pictures of the subject's class, drawn by the model itself
         # (tools.class_pictures), or shards of them. They are half of every batch; `source` is the subject.
         "prior_source": Setting(""),
+        # Distribution matching's pairs, shards of noises and what the teacher draws of them (tools.teacher_pairs). They
+        # are half of every batch; of `source` the captions are read.
+        "pair_source": Setting(""),
         # With `online` and a folder as `source`: the caption of pictures that have no text file beside them.
         "caption": Setting(""),
         # Directories that tools.convert wrote. The autoencoder also decodes the sample grids of shards that were made
@@ -190,16 +196,24 @@ SETTINGS = {
     },
     "objective": {
         # What is descended: "denoising" predicts the noise; "consistency" distils the model of `init_from`, the frozen
-        # teacher, into one that draws in 1 to 4 steps (sampler "lcm"): all of it is trained, or a LoRA.
-        "kind": Setting("denoising", one_of("denoising", "consistency")),
+        # teacher, into one that draws in 1 to 4 steps (sampler "lcm"): all of it is trained, or a LoRA;
+        # "distribution_matching" into one that draws in a single step (sampler "dmd"), beside a second network that
+        # learns the scores of what it draws (docs/adapting.md).
+        "kind": Setting("denoising", one_of("denoising", *DISTILLED)),
         # The teacher's w in cond + w·(cond - null); samplers call 1 + w the guidance scale.
         "guidance": Setting(4.5, NOT_NEGATIVE),
         # Unless 0: w is drawn from `guidance` to this, and the student takes it as an input, so that its pictures have
         # any guidance scale from 1 + `guidance` to 1 + this (tools.sample --guidance-scale) at the price of none.
         "guidance_to": Setting(0.0, NOT_NEGATIVE),
-        # Of student and target: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d².
+        # Of student and target, or of a pair's pictures: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d².
         "distance": Setting("huber", one_of(*DISTANCES)),
         "huber_c": Setting(0.001, POSITIVE),
+        # Distribution matching's own. Of the distance between what student and teacher draw of one noise, for which
+        # data.pair_source has the teacher's; the learning rate of the score network, 0 being the student's; and its
+        # updates for each of the student's.
+        "regression_weight": Setting(0.25, NOT_NEGATIVE),
+        "fake_learning_rate": Setting(0.0, NOT_NEGATIVE),
+        "fake_updates": Setting(1, within(1, 1 << 10)),
     },
     "optimizer": {
         # "adamw" (α) or "came" (Σ, whose weight_decay is 0).

@@ -6,7 +6,7 @@ from pixart_jax.config.settings import ConfigDict, flatten
 from pixart_jax.files import local_path
 
 # Of pictures or shards: several with commas between them, and perhaps a word for the kind of source before the path.
-_SOURCES = ("data.source", "data.prior_source", "eval.source")
+_SOURCES = ("data.source", "data.prior_source", "data.pair_source", "eval.source")
 _KINDS = ("classes:",)
 _PATHS = (
     "init_from",

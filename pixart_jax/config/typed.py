@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.adapters.controlnet import Controlled
+from pixart_jax.adapters.followed import FAKE, Followed
 from pixart_jax.adapters.full import Full
 from pixart_jax.adapters.guided import Guided
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.adapters.taught import Taught
 from pixart_jax.config.declaration import listed
-from pixart_jax.config.defaults import ConfigDict
+from pixart_jax.config.defaults import DISTILLED, ConfigDict
 from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -23,10 +27,12 @@ from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.objectives.consistency import consistency_loss
 from pixart_jax.objectives.denoising import diffusion_loss
+from pixart_jax.objectives.distribution_matching import DistributionMatching, latent_distance
 from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_adapter_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
-from pixart_jax.optimizers import OptimizerSpec
+from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
+from pixart_jax.optimizers.two_networks import in_turns, two_networks
 from pixart_jax.samplers import guidance_of
 from pixart_jax.samplers.program import EMBEDDED
 from pixart_jax.tokens import DOWNSAMPLE
@@ -75,6 +81,8 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
         return Controlled(controlnet, apply_of(model), jnp.dtype(config.dtype))
     if config.objective.kind == "consistency":
         return _guided(config, model, Taught(apply_of(model), jnp.dtype(config.dtype)))
+    if config.objective.kind == "distribution_matching":
+        return Followed(apply_of(model), jnp.dtype(config.dtype))
     return Full(apply_of(model))
 
 
@@ -95,7 +103,7 @@ def guidance_of_config(config: ConfigDict) -> str:
 
 def holds_weights(config: ConfigDict) -> bool:
     """Whether a run of the config holds weights that it does not train, and so reads again when it goes on."""
-    return config.adapter.kind != "full" or config.objective.kind == "consistency"
+    return config.adapter.kind != "full" or config.objective.kind in DISTILLED
 
 
 def lora_spec(config: ConfigDict) -> LoraSpec:
@@ -142,9 +150,25 @@ def _pattern(config: ConfigDict, key: str) -> tuple[tuple[str, float], ...]:
 
 def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
     """What a config descends."""
+    if config.objective.kind == "distribution_matching":
+        return _distribution_matching(config, adapter)
     gradients = descend(_loss(config, adapter))
     has_dropout = config.adapter.kind == "lora" and config.adapter.lora.dropout > 0
     return with_adapter_keys(gradients) if has_dropout else gradients
+
+
+def _distribution_matching(config: ConfigDict, adapter: Adapter) -> Gradients:
+    objective = config.objective
+    assert isinstance(adapter, Followed)  # `check_config` has seen to it.
+    return DistributionMatching(
+        adapter,
+        linear_schedule(),
+        guidance=objective.guidance,
+        distance=latent_distance(objective.distance, objective.huber_c),
+        regression_weight=objective.regression_weight,
+        fake_updates=objective.fake_updates,
+        min_snr_gamma=config.train.min_snr_gamma,
+    )
 
 
 def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
@@ -195,6 +219,16 @@ def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
         num_steps=config.train.num_steps,
         patch_size=architecture(config)["patch_size"],
     )
+
+
+def build_tx(config: ConfigDict) -> optax.GradientTransformation:
+    """What makes updates of a config's gradients."""
+    spec, objective = optimizer_spec(config), config.objective
+    if objective.kind != "distribution_matching":
+        return build_optimizer(spec)
+    fake = dataclasses.replace(spec, learning_rate=objective.fake_learning_rate or spec.learning_rate)
+    student = in_turns(build_optimizer(spec, objective.fake_updates), objective.fake_updates)
+    return two_networks(student, build_optimizer(fake), FAKE)
 
 
 def mesh_spec(config: ConfigDict) -> MeshSpec:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from pixart_jax.checkpoints.checksums import array_checksum, device_checksum
+from pixart_jax.checkpoints.contents import without
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
 from pixart_jax.conversion.stored_fields import check_stored_fields
@@ -176,6 +177,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
       path: where `write_params` wrote them, or an item of a training run's checkpoint.
       shapes: '/'-joined path to shape of each of them.
       checksums: '/'-joined path to `array_checksum`, where it is known; None takes those of `write_params`.
+      leaving: the name of a network among them that is not wanted; there need not be one.
 
     Attributes:
       shapes: as given.
@@ -190,6 +192,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
         path: str | pathlib.Path,
         shapes: Mapping[str, tuple[int, ...]],
         checksums: Mapping[str, int | None] | None = None,
+        leaving: str = "",
     ):
         self._path = pathlib.Path(path).absolute()
         self._checksums = read_checksums(self._path) if checksums is None else checksums
@@ -197,7 +200,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
             ocp.PyTreeCheckpointHandler(multiprocessing_options=alone()), multiprocessing_options=alone()
         )
         self.shapes = shapes
-        check_shapes(self._path, self.shapes)
+        check_shapes(self._path, self.shapes, leaving)
         self.bfloat16 = all(leaf.dtype == "bfloat16" for leaf in stored_leaves(self._path).values())
 
     def __getitem__(self, path: str) -> np.ndarray:
@@ -349,9 +352,10 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
     return leaves
 
 
-def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises InputError unless the parameters stored at `path` have exactly these paths and shapes."""
-    found = {name: tuple(leaf.shape) for name, leaf in stored_leaves(path).items()}
+def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]], leaving: str = "") -> None:
+    """Raises InputError unless the parameters stored at `path`, but for a network that is left out, have exactly these
+    paths and shapes."""
+    found = {name: tuple(leaf.shape) for name, leaf in without(stored_leaves(path), leaving).items()}
     if rows := [
         f"{name}: stored {found.get(name, 'nothing')}, the model has {wanted.get(name, 'no such parameter')}"
         for name in sorted(found.keys() | wanted.keys())

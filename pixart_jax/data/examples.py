@@ -36,6 +36,7 @@ class BatchSpec:
       text_drop_prob: share of samples whose condition is replaced by the null embedding.
       group_buckets: every global batch holds pictures of one bucket only, and of one source.
       control: batches have the tokens of each sample's control picture.
+      noise: batches have the tokens of the noise that each sample was drawn of, zeros where it was not drawn.
 
     Raises:
       InputError: a field is out of range; names it.
@@ -55,6 +56,7 @@ class BatchSpec:
     text_drop_prob: float = 0.1
     group_buckets: bool = False
     control: bool = False
+    noise: bool = False
 
     def __post_init__(self):
         for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
@@ -115,11 +117,9 @@ class MakeExample(grain.transforms.RandomMap):
             raise InputError(
                 f"sample {sample.key!r}: latent_mean makes {num_tokens} tokens, num_tokens is {spec.num_tokens}"
             )
-        tokens = patchify(latents, spec.patch_size)
-        positions = _positions(grid, spec.position_base, spec.position_scale)
+        tokens, positions = self._tokens(latents), _positions(grid, spec.position_base, spec.position_scale)
         if spec.block_ratio > 1:
-            order = _block_order(grid, spec.block_ratio)
-            tokens, positions = tokens[order], positions[order]
+            positions = positions[_block_order(grid, spec.block_ratio)]
         arrays = {
             "tokens": tokens,
             "positions": positions,
@@ -131,7 +131,9 @@ class MakeExample(grain.transforms.RandomMap):
         # Drawn later, so that a second caption changes none of the other random numbers.
         text = None if spec.num_classes else sample.draw_text(rng)
         if spec.control:  # And last what most models have none of.
-            arrays["control"] = self._control(sample, rng, tokens.shape)
+            arrays["control"] = self._control(sample, rng)
+        if spec.noise:
+            arrays["noise"] = np.zeros_like(tokens) if sample.noise is None else self._tokens(sample.noise)
         if text is None:
             return Example(arrays | {"label": np.asarray(sample.label or 0, np.int32)}, None)
         length = len(text.features)
@@ -141,17 +143,20 @@ class MakeExample(grain.transforms.RandomMap):
             )
         return Example(arrays | {"text_length": np.asarray(length, np.int32)}, text)
 
-    def _control(self, sample: Sample, rng: np.random.Generator | None, shape: tuple[int, ...]) -> np.ndarray:
-        """The tokens of the control picture, in the order of the sample's own."""
+    def _tokens(self, latents: np.ndarray) -> np.ndarray:
+        """f32[N, p·p·C] in the model's order, of latents [h, w, C]."""
+        size, ratio = self.spec.patch_size, self.spec.block_ratio
+        tokens = patchify(latents.astype(np.float32, copy=False), size)
+        return (
+            tokens[_block_order((latents.shape[0] // size, latents.shape[1] // size), ratio)] if ratio > 1 else tokens
+        )
+
+    def _control(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
+        """The tokens of the control picture."""
         if sample.control_mean is None:
             raise InputError(f"sample {sample.key!r} has no control picture, and the model follows one")
         latents = _drawn(sample.control_mean, sample.control_std, rng) * np.float32(self.manifest.latent_scale)
-        tokens = patchify(latents, self.spec.patch_size)
-        if self.spec.block_ratio > 1:
-            size = self.spec.patch_size
-            tokens = tokens[_block_order((latents.shape[0] // size, latents.shape[1] // size), self.spec.block_ratio)]
-        assert tokens.shape == shape  # `Sample` has seen to it.
-        return tokens
+        return self._tokens(latents)
 
 
 def _drawn(mean: np.ndarray, std: np.ndarray | None, rng: np.random.Generator | None) -> np.ndarray:
@@ -171,7 +176,7 @@ def pack(examples: Sequence[Example], spec: BatchSpec) -> dict[str, np.ndarray]:
     batch = {}
     for name in examples[0].arrays:
         rows = [example.arrays[name] for example in examples]
-        if name in ("tokens", "positions", "control"):
+        if name in ("tokens", "positions", "control", "noise"):
             batch[name] = np.zeros((len(rows), spec.num_tokens, rows[0].shape[-1]), np.float32)
             for padded, row in zip(batch[name], rows, strict=True):
                 padded[: len(row)] = row

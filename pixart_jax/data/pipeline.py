@@ -60,6 +60,7 @@ def make_iterator(
       text_length   i32[B]            when spec.num_classes is 0; else
       label         i32[B]
       control       f32[B, N, p·p·C]  as tokens, of the control pictures, where spec.control is set
+      noise         f32[B, N, p·p·C]  what tokens were drawn of, where spec.noise is set; zeros of those that were not
 
     Each epoch of a source visits every sample once, in a new order, with one of its captions drawn by their weights and
     a new posterior sample of the latents. With spec.group_buckets, see `grouping.BucketOrder` for what an epoch is;

@@ -47,7 +47,8 @@ def open_adapted_run(
     base = open_base(config, manifest, workdir) if wanted else None
 
     def read() -> Parameters:
-        trained = checkpoints.restore_params(birth.shapes[0].params, ema=ema)
+        state = birth.shapes[0]
+        trained = checkpoints.restore_params(state.ema_params if ema else state.params, ema=ema)
         if config.adapter.kind == "full":
             return Parameters(trained, {})  # A student, which draws without its teacher.
         frozen = birth.frozen(base.load() if base else None)

@@ -18,11 +18,13 @@ class Held(NamedTuple):
 
     Attributes:
       frozen: the adapter's frozen half, and whatever else does not change: a teacher.
-      ema: the moving average of the trained parameters, as it was before the step.
+      ema: the moving average of what is drawn with of the trained parameters, as it was before the step.
+      step: i32[], steps done before this one.
     """
 
     frozen: Params
     ema: Params
+    step: jax.Array | int = 0
 
 
 # (trained, held, batch, one PRNG key per sample [B]) -> (gradients of the trained, scalar metrics, among them "loss").

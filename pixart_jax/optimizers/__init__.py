@@ -91,8 +91,13 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "y_embedding", params)
 
 
-def build_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """The optax chain of a spec: clipping, scaling, decoupled weight decay, learning rate."""
+def build_optimizer(spec: OptimizerSpec, every: int = 1) -> optax.GradientTransformation:
+    """The optax chain of a spec: clipping, scaling, decoupled weight decay, learning rate.
+
+    Args:
+      every: it is called once in so many of the steps that the schedule counts.
+    """
+    rate = learning_rate_schedule(spec)
     if spec.name == "adamw":
         scale = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
     else:
@@ -103,6 +108,6 @@ def build_optimizer(spec: OptimizerSpec) -> optax.GradientTransformation:
         optax.chain(
             scale,
             optax.add_decayed_weights(spec.weight_decay, decay_mask),
-            optax.scale_by_learning_rate(learning_rate_schedule(spec)),
+            optax.scale_by_learning_rate(rate if every == 1 else lambda count: rate(every * count)),
         ),
     )

@@ -88,4 +88,4 @@ def gradient_flops(
         lambda key: adapter.split(init_params(plain, key), key), jax.eval_shape(lambda: jax.random.key(0))
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
-    return count_flops(gradients, trained, Held(frozen, trained), dict(batch), keys)
+    return count_flops(gradients, trained, Held(frozen, adapter.drawn(trained)), dict(batch), keys)

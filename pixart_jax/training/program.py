@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter, Apply, Params, bind
 from pixart_jax.checkpoints.state import Birth, TrainState
-from pixart_jax.config import ConfigDict, build_adapter, build_model, build_objective, optimizer_spec
+from pixart_jax.config import ConfigDict, build_adapter, build_model, build_objective, build_tx, optimizer_spec
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.objectives.objective import Gradients
-from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
+from pixart_jax.optimizers import learning_rate_schedule
 from pixart_jax.training.flops import gradient_flops
 from pixart_jax.training.step import TrainStep, make_train_step
 
@@ -32,9 +32,7 @@ class Parts:
 
     adapter: Callable[[ConfigDict, PixArt], Adapter] = build_adapter
     objective: Callable[[ConfigDict, Adapter], Gradients] = build_objective
-    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = lambda config: build_optimizer(
-        optimizer_spec(config)
-    )
+    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = build_tx
 
 
 FROM_CONFIG = Parts()
@@ -96,6 +94,7 @@ class Program:
             ema_warmup=ema_warmup,
             accumulation_steps=self.config.train.accumulation_steps,
             learning_rate=learning_rate_schedule(optimizer_spec(self.config)),
+            drawn=self.adapter.drawn,
         )
 
     def lower(self, batch: BatchShapes, *, ema_warmup: bool | None = None) -> jax.stages.Lowered:

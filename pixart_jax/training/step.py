@@ -28,6 +28,7 @@ def make_train_step(
     ema_warmup: bool = False,
     accumulation_steps: int = 1,
     learning_rate: optax.Schedule | None = None,
+    drawn: Callable[[Params], Params] = lambda trained: trained,
 ) -> TrainStep:
     """Builds (state, frozen, batch) -> (state, metrics); metrics are f32[]: the objective's own, grad_norm before
     clipping, learning_rate.
@@ -43,6 +44,7 @@ def make_train_step(
       ema_warmup: it begins lower, see `ema_rate`.
       accumulation_steps: the batch is cut into this many microbatches, whose gradients are averaged in float32.
       learning_rate: reported beside the metrics when given.
+      drawn: `Adapter.drawn`: what of the parameters is averaged.
     """
 
     def gradients(params, held, batch, keys):
@@ -66,11 +68,11 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Params, batch: Batch):
         key = jax.random.fold_in(stream_key(seed, "train"), state.step)
         keys = jax.random.split(key, batch["tokens"].shape[0])
-        grads, metrics = gradients(state.params, Held(frozen, state.ema_params), batch, keys)
+        grads, metrics = gradients(state.params, Held(frozen, state.ema_params, state.step), batch, keys)
         updates, opt_state = tx.update(grads, to_device(state.opt_state), state.params)
         params = optax.apply_updates(state.params, updates)
         rate = ema_rate(ema_decay, ema_warmup, state.step)
-        ema_params = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, params)
+        ema_params = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, drawn(params))
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)

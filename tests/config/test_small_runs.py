@@ -29,6 +29,7 @@ GROUPS = {
 ADAPTED = (
     *("lora_sigma_512", "controlnet_alpha_1024", "controlnet_sigma_512"),
     *(f"lcm_{kind}{family}_{size}" for kind in ("", "lora_") for family in ("alpha", "sigma") for size in (512, 1024)),
+    *("dmd_alpha_512", "dmd_sigma_512"),
 )
 # They change no program and nothing that a run does: numbers, and what only a run heeds that starts from weights, or
 # evaluates, which none of these does. Of the average's warm-up the demo runs with, and the stages without.

@@ -210,4 +210,5 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "lora data=2 fsdp=4",
         "controlnet data=2 fsdp=4",
         "consistency data=2 fsdp=4",
+        "matching data=2 fsdp=4",
     ]

@@ -27,6 +27,7 @@ from pixart_jax.config import (
 )
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.objectives.distribution_matching import IS_PAIR, NOISE
 from pixart_jax.objectives.prior_preservation import IS_PRIOR
 from pixart_jax.tokens import block_order, grid_positions
 from pixart_jax.training.program import Program
@@ -77,6 +78,9 @@ def training_batch(config, seed: int = 0, batch_size: int | None = None) -> dict
     batch = synthetic_batch(config, seed, batch_size)
     if config.data.prior_source:
         batch[IS_PRIOR] = np.arange(len(batch["tokens"])) % 2 == 1
+    if config.data.pair_source:
+        batch[IS_PAIR] = np.arange(len(batch["tokens"])) % 2 == 1
+        batch[NOISE] = np.random.default_rng(seed).standard_normal(batch["tokens"].shape, np.float32)
     return batch
 
 
@@ -193,6 +197,7 @@ def missing_training(config: ConfigDict) -> str | None:
         (config.train.accumulation_steps > 1, "accumulation; --config.train.accumulation_steps=1"),
         (config.train.snr_loss, "the loss of config.train.snr_loss"),
         (config.train.min_snr_gamma, "the weights of config.train.min_snr_gamma"),
+        (config.objective.kind != "denoising", "the loss of config.objective.kind"),
         (config.data.prior_source, "the second half of config.data.prior_source"),
     ):
         if there:

@@ -26,7 +26,7 @@ from pixart_jax.files.typed_json import parse, read_bytes
 
 MANIFEST_FILE = "manifest.json"
 BUCKETS_FILE = "buckets.npy"
-LATENT_KINDS = ("mean_std", "plain")
+LATENT_KINDS = ("mean_std", "plain", "drawn")
 # What control pictures are: there are none, they were given beside the pictures, or are these edges of them.
 CONTROLS = ("none", "given", "canny", "hed")
 # The `text_dtype` of a set without text.
@@ -62,7 +62,8 @@ class Manifest:
       format_version: of the records and of this file.
       latent_channels: C of the latents [h, w, C].
       latent_scale: what latents are multiplied by before training (0.18215 or 0.13025); the stored ones are not.
-      latent_kind: "mean_std" (posterior mean and standard deviation) or "plain" (the latents themselves).
+      latent_kind: "mean_std" (posterior mean and standard deviation), "plain" (the latents themselves) or "drawn"
+        (latents that a model drew, with the noise that it drew them of).
       downsample: pixels per latent cell, along each side.
       patch_size: latent cells per token, along each side, that every bucket is a multiple of.
       autoencoder: name of the encoder of the latents, such as "linear" or "sdxl-vae".

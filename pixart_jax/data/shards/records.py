@@ -31,6 +31,8 @@ _DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 LATENT_DTYPES = ("float16", "float32")
+# Arrays of a sample that are of the latents' shape, in the order of the record; the first is always there.
+LATENT_FIELDS = ("latent_mean", "latent_std", "control_mean", "control_std", "noise")
 TEXT_DTYPES = ("float32", "float16", "bfloat16", "int8")
 
 # int8 codes are symmetric: -128 stays unused, so that x and -x are stored alike.
@@ -123,6 +125,7 @@ class Sample:
       texts: its captions, all of one dtype and width; empty in sets for class-conditional training alone.
       label: class label, for class-conditional training; or None.
       control_mean, control_std: likewise of a control picture of the same size, such as the edges; or None.
+      noise: [h, w, C] like `latent_mean`, which a model drew of it, in its own units; or None.
 
     Raises:
       InputError: a field has the wrong kind, rank, shape or dtype; names the key and the field.
@@ -137,6 +140,7 @@ class Sample:
     label: int | None = None
     control_mean: np.ndarray | None = None
     control_std: np.ndarray | None = None
+    noise: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.key, str) or not self.key:
@@ -147,7 +151,7 @@ class Sample:
                 self._fail(field, f"must be a tuple of two positive whole numbers (height, width), not {size!r}")
         owner = f"sample {self.key!r}:"
         _check_array(owner, "latent_mean", self.latent_mean, rank=3, dtypes=LATENT_DTYPES)
-        for field in ("latent_std", "control_mean", "control_std"):
+        for field in LATENT_FIELDS[1:]:
             if (array := getattr(self, field)) is not None:
                 _check_array(owner, field, array, rank=3, dtypes=LATENT_DTYPES)
                 if array.shape != self.latent_mean.shape:
@@ -196,7 +200,7 @@ def encode_sample(sample: Sample) -> bytes:
     Returns:
       bytes that `decode_sample` turns back into an equal sample, bit for bit.
     """
-    fields = {name: getattr(sample, name) for name in ("latent_mean", "latent_std", "control_mean", "control_std")}
+    fields = {name: getattr(sample, name) for name in LATENT_FIELDS}
     latents = {name: array for name, array in fields.items() if array is not None}
     header = {
         "key": sample.key,

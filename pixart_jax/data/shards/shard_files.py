@@ -27,7 +27,7 @@ from pixart_jax.data.shards.manifest import (
     check_totals,
     write_manifest,
 )
-from pixart_jax.data.shards.records import Sample, encode_sample
+from pixart_jax.data.shards.records import LATENT_FIELDS, Sample, encode_sample
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync, write_atomically
 
@@ -206,6 +206,9 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
     for field, wanted in (("control_mean", True), ("control_std", wants_std)):
         if (there := getattr(sample, field) is not None) != (wanted and manifest.control != "none"):
             fail(field, f"{'must be None' if there else 'needs an array'} in a set of control {manifest.control!r}")
+    if (manifest.latent_kind == "drawn") != (sample.noise is not None):
+        needs = "must be None" if sample.noise is not None else "needs an array"
+        fail("noise", f"{needs} in a set of latent_kind {manifest.latent_kind!r}")
     cell = manifest.downsample * manifest.patch_size
     if sample.bucket[0] % cell or sample.bucket[1] % cell:
         fail("bucket", f"{sample.bucket} must be a multiple of downsample x patch_size = {cell} pixels on both sides")
@@ -239,7 +242,7 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
         fail("label", f"is {sample.label}, but the set has num_classes 0: declare num_classes, or leave it None")
     if manifest.num_classes > 0 and (sample.label is None or sample.label >= manifest.num_classes):
         fail("label", f"is {sample.label}, but must lie in [0, num_classes) = [0, {manifest.num_classes})")
-    floats = {name: getattr(sample, name) for name in ("latent_mean", "latent_std", "control_mean", "control_std")}
+    floats = {name: getattr(sample, name) for name in LATENT_FIELDS}
     for number, text in enumerate(sample.texts):
         floats[f"texts[{number}]"] = text.features if text.scale is None else text.scale
     for field, array in floats.items():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 
-from pixart_jax.config import ConfigDict, require_setting
+from pixart_jax.config import ConfigDict, flatten, require_setting
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.training.inputs.base import SYNTHETIC, Share, TrainingData
+from pixart_jax.training.inputs.halves import SECOND
 from pixart_jax.training.inputs.pictures import open_pictures_online
 from pixart_jax.training.inputs.shards import open_shards
 from pixart_jax.training.inputs.synthetic import open_synthetic
@@ -37,8 +38,8 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
         "only config.data.online=True and config.sample.prompts heed it; set it to ''",
     )
     is_synthetic = config.data.source.strip() == SYNTHETIC
-    prior = config.data.prior_source
-    require(not (is_synthetic and prior), "data.prior_source", "synthetic data are of one kind; set it to ''")
+    for key in SECOND:
+        require(not (is_synthetic and flatten(config)[key]), key, "synthetic data are of one kind; set it to ''")
     data = (open_synthetic if is_synthetic else open_shards)(config, spec, share)
     sizes = len(data.manifest.bucket_histogram)
     require(

@@ -15,7 +15,7 @@ from pixart_jax.encoding.registry import record_encoders
 from pixart_jax.tokens import DOWNSAMPLE
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME, Share, TrainingData
 from pixart_jax.training.inputs.encoders import encoder_mesh, open_autoencoder, open_prompts, open_text_encoder
-from pixart_jax.training.inputs.prior import with_prior
+from pixart_jax.training.inputs.halves import with_second
 
 
 def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> TrainingData:
@@ -26,6 +26,7 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
     only_shards = "is for feature shards; with config.data.online=True set it to"
     require(bool(data.source.strip()), "data.source", "name pictures as tools.extract_features --source takes them")
     require(not data.group_buckets, "data.group_buckets", f"{only_shards} False")
+    require(not data.pair_source.strip(), "data.pair_source", f"{only_shards} ''")
     require(data.num_workers == 0, "data.num_workers", f"{only_shards} 0: pictures are decoded in threads")
     require(not config.sample.retrieval_captions, "sample.retrieval_captions", f"{only_shards} 0")
     require(model.resolution in RESOLUTIONS, "model.resolution", f"has no aspect-ratio buckets; one of {resolutions}")
@@ -88,9 +89,9 @@ def open_pictures_online(config: ConfigDict, spec: BatchSpec, share: Share) -> T
             )
         )
 
-    all_items = [items_of(pictures) for pictures in sources.values()]
-    items = all_items[0]
-    row, batches = with_prior(
+    all_items = {key: items_of(pictures) for key, pictures in sources.items()}
+    items = all_items["data.source"]
+    row, batches = with_second(
         config, spec, lambda half, given: OnlineBatches(given, half, seed=config.seed, **share), all_items
     )
     return TrainingData(

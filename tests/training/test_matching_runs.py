@@ -1,0 +1,153 @@
+"""Distribution matching through the real loop: pairs that the teacher draws, three networks, stopped and resumed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_run import read_metrics, tiny_config
+from tiny_words import CAPTIONS, write_words_data
+
+from pixart_jax.adapters.followed import FAKE
+from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.config import build_model, check_config
+from pixart_jax.conversion.runs import load_run
+from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.errors import InputError
+from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.request import Request
+from pixart_jax.models.params import parameter_shapes
+from pixart_jax.training.inputs.base import batch_spec
+from pixart_jax.training.inputs.opening import open_data
+from pixart_jax.training.loop import train_and_evaluate
+from tools import teacher_pairs
+
+PAIRS = ["--num-pairs", "6", "--batch-size", "2", "--pairs-per-shard", "4", "--num-steps", "2", "--seed", "3"]
+
+
+def words_config(root, num_steps, **settings):
+    config = tiny_config(root / "data")
+    config.sample.every = 0
+    config.train.update({"num_steps": num_steps, "log_every": 1, "checkpoint_every": 2, "ema_decay": 0.5})
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def student_config(root, num_steps, **settings):
+    config = words_config(root, num_steps, init_from=str(root / "teacher"))
+    config.objective.update({"kind": "distribution_matching", "guidance": 2.0, "distance": "l2"})
+    config.objective.update({"fake_updates": 2, "fake_learning_rate": 1e-3})
+    config.data.pair_source = str(root / "pairs")
+    config.optimizer.warmup_steps = 0
+    config.sample.update({"sampler": "dmd", "num_steps": 1, "every": num_steps, "num_images": 2})
+    config.update_from_flattened_dict(settings)
+    return config
+
+
+def draw_pairs(root, out, *more):
+    arguments = ["--checkpoint", str(root / "teacher"), "--source", str(root / "data"), "--out", str(out)]
+    return teacher_pairs.main([*arguments, *PAIRS, *more])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """data/, the run teacher/ on it, and pairs/ that it drew."""
+    root = tmp_path_factory.mktemp("matching")
+    write_words_data(root / "data")
+    train_and_evaluate(words_config(root, 2), str(root / "teacher"))
+    assert draw_pairs(root, root / "pairs") == 0
+    return root
+
+
+def test_pairs_are_what_the_teacher_draws_of_their_noise(root):
+    pairs, pipeline = ShardReader(root / "pairs"), TextToImage.from_checkpoint(root / "teacher")
+    assert len(pairs) == 6 and len(pairs.manifest.shards) == 2 and pairs.manifest.latent_kind == "drawn"
+    assert [pair.caption for pair in (pairs[i] for i in range(6))] == [*CAPTIONS, *CAPTIONS[:2]]
+    noises = np.stack([pairs[i].noise for i in range(6)]).astype(np.float32)
+    assert len(np.unique(noises)) > 0.9 * noises.size and noises.std() == pytest.approx(1, abs=0.2)
+    pair = pairs[4]
+    request = Request(pair.caption, noise=noises[4:5], num_steps=2)
+    drawn = pipeline.draw(request)[0].astype(int)
+    (decoded,) = pipeline.parts.decode_latents(pair.latent_mean[None].astype(np.float32))
+    # Stored in half precision, of a model that has learnt nothing, whose latents are large.
+    assert np.abs(drawn - np.clip(127.5 * (decoded + 1), 0, 255)).mean() < 0.5 < drawn.std()
+
+
+def test_processes_share_the_pairs(root, tmp_path, capsys):
+    assert draw_pairs(root, tmp_path / "pairs", "--process-index", "1", "--process-count", "2") == 0
+    assert "complete when the others are done" in capsys.readouterr().out
+    assert draw_pairs(root, tmp_path / "pairs", "--seed", "4", "--process-count", "2") == 2
+    assert "seed: 3, now 4" in capsys.readouterr().err
+    assert draw_pairs(root, tmp_path / "pairs", "--process-count", "2") == 0
+    for shard in ShardReader(root / "pairs").manifest.shards:
+        assert (tmp_path / "pairs" / shard.file).read_bytes() == (root / "pairs" / shard.file).read_bytes()
+
+
+def test_half_of_each_batch_is_pairs(root):
+    config = student_config(root, 2)
+    batch = next(open_data(config, batch_spec(config)).batches)
+    assert batch["is_pair"].tolist() == 4 * [False] + 4 * [True]
+    assert not batch["noise"][:4].any() and batch["noise"][4:].all()
+    pairs = ShardReader(root / "pairs")
+    known = [pairs[i].latent_mean.astype(np.float32).sum() * pairs.manifest.latent_scale for i in range(6)]
+    assert all(np.isclose(row.sum(), known, atol=1e-3).any() for row in batch["tokens"][4:])
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    return train_and_evaluate(student_config(root, 4), str(root / "whole")), root / "whole"
+
+
+def test_it_goes_on_as_if_never_stopped(root, whole, tmp_path, compilations):
+    train_and_evaluate(student_config(root, 3, **{"sample.every": 0}), str(tmp_path / "resumed"))
+    # Of the turns neither is compiled by itself.
+    assert compilations.count("jit(train_step)") == 1
+    resumed = train_and_evaluate(student_config(root, 4), str(tmp_path / "resumed"))
+    for one, other in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = [read_metrics(folder) for folder in (whole[1], tmp_path / "resumed")]
+    assert rows[0] == rows[1] and all(row["fake"] > 0 for row in rows[0])
+    assert [row["regression"] > 0 for row in rows[0]] == [True, False] * 2 and rows[0][2]["dm"] > 0
+
+
+def test_the_student_alone_is_averaged_exported_and_drawn(root, whole):
+    state, workdir = whole
+    assert FAKE in state.params and FAKE not in state.ema_params
+    saved = Checkpoints(workdir, read_only=True)
+    progress = json.loads((saved.directory / "4" / "progress" / "metadata").read_text())
+    assert "teacher" not in json.dumps(progress["arrays"]) and f"{FAKE}/t_block" in json.dumps(progress["arrays"])
+    shapes = parameter_shapes(build_model(student_config(root, 4)))
+    for ema, params in ((True, state.ema_params), (False, state.params)):
+        weights = load_run(workdir, ema=ema)
+        assert set(weights.paths) == set(shapes) and weights.stored.sampler == "dmd"
+        np.testing.assert_array_equal(weights.read("x_embedder/kernel"), params["x_embedder"]["kernel"])
+        pipeline = TextToImage.from_checkpoint(workdir, ema=ema)
+        manner = pipeline.manner(Request("x"))
+        assert (manner.sampler, manner.num_steps, manner.guidance) == ("dmd", 1, "none")
+        assert pipeline("red square").std() > 0
+    assert (workdir / "samples.png").exists()
+
+
+def test_what_cannot_be_matched_is_refused(root):
+    for settings, said in [
+        ({"init_from": ""}, "config.init_from"),
+        ({"adapter.kind": "lora"}, "config.adapter.kind"),
+        ({"sample.sampler": "lcm"}, "config.sample.sampler"),
+        ({"sample.num_steps": 2}, "config.sample.num_steps"),
+        ({"objective.kind": "consistency", "sample.sampler": "lcm"}, "config.data.pair_source"),
+        ({"data.prior_source": "x"}, "config.data.prior_source"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            check_config(student_config(root, 2, **settings))
+    check_config(student_config(root, 2, **{"train.min_snr_gamma": 5.0}))
+    for settings, said in [
+        ({"data.pair_source": str(root / "data")}, "config.data.pair_source .* holds pictures, but no noise"),
+        (
+            {"data.batch_size": 3},
+            "config.data.batch_size .* half of each process's batch is of config.data.pair_source",
+        ),
+        ({"data.source": "synthetic"}, "config.data.pair_source .* synthetic data are of one kind"),
+    ]:
+        config = student_config(root, 2, **settings)
+        with pytest.raises(InputError, match=said):
+            open_data(config, batch_spec(config))
