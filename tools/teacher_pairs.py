@@ -31,7 +31,7 @@ from pixart_jax.generation.teacher_pairs import TeacherPairs, spec_of
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.metrics import format_duration
 
-from .extract_features import ProgressLines
+from .shares import add_share, check_counts, check_share, share_of
 
 
 @tool(GOES_ON)
@@ -54,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> bool:
     """Whether all pairs are there; raises InputError for what cannot work, before anything is drawn."""
-    if not 0 <= args.process_index < args.process_count:
-        raise InputError(
-            f"--process-index {args.process_index} of --process-count {args.process_count}: they count from 0"
-        )
+    check_share(args)
+    check_counts(args, ("num_pairs", "batch_size", "pairs_per_shard", "num_steps"))
     check_writable(args.out, "--out")
     settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale")}
     pipeline = TextToImage.from_checkpoint(
@@ -81,8 +79,7 @@ def draw(args: argparse.Namespace) -> bool:
         },
         items_per_unit=args.pairs_per_shard,
     )
-    progress = ProgressLines(f"process {args.process_index + 1}/{args.process_count}: ")
-    return extract(units, args.out, process_index=args.process_index, process_count=args.process_count, report=progress)
+    return extract(units, args.out, **share_of(args))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -106,8 +103,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pairs-per-shard", type=int, default=1024, help="what a kill can cost at most (default: %(default)s)"
     )
-    parser.add_argument("--process-index", type=int, default=0)
-    parser.add_argument("--process-count", type=int, default=1)
+    add_share(parser)
     return parser.parse_args(argv)
 
 

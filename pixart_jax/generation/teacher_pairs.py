@@ -57,7 +57,7 @@ class TeacherPairs:
       items_per_unit: of the engine.
 
     Raises:
-      InputError: the captions belong to latents of another scale, or a number is out of range.
+      InputError: the captions belong to latents of another scale, or the sampler cannot take its steps.
     """
 
     def __init__(
@@ -73,15 +73,13 @@ class TeacherPairs:
         about: Mapping[str, Any],
         items_per_unit: int = 1024,
     ):
-        for name, value in (("number of pairs", num_pairs), ("batch", batch_size), ("shard", items_per_unit)):
-            if value < 1:
-                raise InputError(f"the {name} must be at least 1, not {value}")
         if not same_latent_scale(parts.latent_scale, manifest.latent_scale):
             raise InputError(
                 f"{parts.name} draws latents of scale {parts.latent_scale:g}, the captions' pictures have "
                 f"{manifest.latent_scale:g}: they are another autoencoder's; name shards that were made for the teacher"
             )
         self._samples, self._source, self._parts, self._manner = samples, manifest, parts, manner
+        self._sampler = build_sampler(manner.sampler, linear_schedule(), manner.num_steps)
         self._seed = seed
         self._batch_size = -(-batch_size // parts.mesh.size) * parts.mesh.size
         self._spec = spec_of(parts, self._batch_size)
@@ -99,9 +97,7 @@ class TeacherPairs:
 
     @functools.cached_property
     def _sample_fn(self) -> SampleFn:
-        schedule, manner = linear_schedule(), self._manner
-        sampler = build_sampler(manner.sampler, schedule, manner.num_steps)
-        return make_sample_fn(self._parts.apply, schedule, sampler, guidance=manner.guidance)
+        return make_sample_fn(self._parts.apply, linear_schedule(), self._sampler, guidance=self._manner.guidance)
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """See `engine.Units`."""

@@ -83,6 +83,20 @@ def test_processes_share_the_pairs(root, tmp_path, capsys):
         assert (tmp_path / "pairs" / shard.file).read_bytes() == (root / "pairs" / shard.file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--num-pairs", "0"], "--num-pairs must be at least 1"),
+        (["--process-index", "2"], "--process-index 2 of --process-count 1"),
+        (["--sampler", "lcm", "--num-steps", "51"], "num_steps = 51"),
+        (["--source", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_first(root, tmp_path, capsys, arguments, said):
+    assert draw_pairs(root, tmp_path / "pairs", *arguments) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_half_of_each_batch_is_pairs(root):
     config = student_config(root, 2)
     batch = next(open_data(config, batch_spec(config)).batches)
