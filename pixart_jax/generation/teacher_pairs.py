@@ -18,6 +18,7 @@ from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.engine import ONLY
 from pixart_jax.errors import InputError
 from pixart_jax.files.unit_work import Skipped
+from pixart_jax.generation.denoiser import denoiser_of
 from pixart_jax.generation.parts import Parts
 from pixart_jax.generation.request import Manner
 from pixart_jax.samplers import build_sampler
@@ -97,7 +98,8 @@ class TeacherPairs:
 
     @functools.cached_property
     def _sample_fn(self) -> SampleFn:
-        return make_sample_fn(self._parts.apply, linear_schedule(), self._sampler, guidance=self._manner.guidance)
+        apply, prepare = denoiser_of(self._parts)
+        return make_sample_fn(apply, linear_schedule(), self._sampler, guidance=self._manner.guidance, prepare=prepare)
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """See `engine.Units`."""

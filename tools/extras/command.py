@@ -28,11 +28,11 @@ from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.files.locks import hold
 from pixart_jax.main import log_the_run
 
-from . import few_steps, inpainting
+from . import few_steps, inpainting, one_step
 from .chapter import Chapter, Desk, read_result, table_of, write_result
 from .glyphs import Glyphs
 
-CHAPTERS: tuple[Chapter, ...] = (inpainting.CHAPTER, few_steps.CHAPTER)
+CHAPTERS: tuple[Chapter, ...] = (inpainting.CHAPTER, few_steps.CHAPTER, one_step.CHAPTER)
 # What all results in a folder were made of.
 MADE_OF_FILE = "made_of.json"
 
