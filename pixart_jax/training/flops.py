@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from pixart_jax.adapters.adapter import Adapter
 from pixart_jax.adapters.full import Full
@@ -88,4 +89,5 @@ def gradient_flops(
         lambda key: adapter.split(init_params(plain, key), key), jax.eval_shape(lambda: jax.random.key(0))
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
-    return count_flops(gradients, trained, Held(frozen, adapter.drawn(trained)), dict(batch), keys)
+    held = Held(frozen, adapter.drawn(trained), jax.ShapeDtypeStruct((), jnp.int32))
+    return count_flops(gradients, trained, held, dict(batch), keys)
