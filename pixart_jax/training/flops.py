@@ -89,5 +89,5 @@ def gradient_flops(
         lambda key: adapter.split(init_params(plain, key), key), jax.eval_shape(lambda: jax.random.key(0))
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
-    held = Held(frozen, adapter.drawn(trained), jax.ShapeDtypeStruct((), jnp.int32))
+    held = Held(frozen, adapter.drawn(trained), jax.eval_shape(lambda: jnp.int32(0)))
     return count_flops(gradients, trained, held, dict(batch), keys)
