@@ -18,6 +18,7 @@ from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.objectives.denoising import diffusion_terms
+from tools.bench import shortcuts
 from tools.bench.__main__ import BENCHMARKS, main
 from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params
 from tools.bench.table import table
@@ -222,6 +223,19 @@ def test_attention_leaves_out_what_memory_cannot_hold(capsys, monkeypatch):
     rows = bench(capsys, "attention", *options, "--seconds=0.01", "--peer=none")
     assert [row["implementation"] for row in rows if "skipped" in row] == ["plain", "plain"]
     assert all(row["peer_missing"] == "--peer=none" for row in rows)
+
+
+def test_shortcuts(config_file, capsys, monkeypatch):
+    some = {name: shortcuts.SHORTCUTS[name] for name in ("none", "text once", "interval 0-600", "reuse 2")}
+    monkeypatch.setattr(shortcuts, "SHORTCUTS", some)
+    options = [f"--config={config_file}", "--shortcuts", "--rounds=1", "--steps=1", "--batch-sizes=2", "--peer=none"]
+    rows = bench(capsys, "sample", *options, "--config.sample.num_steps=4")
+    assert [row["shortcut"] for row in rows] == [*some]
+    assert rows[0]["latents_apart"] == 0 and rows[1]["latents_apart"] < 1e-5 < rows[3]["latents_apart"]
+    # Less text, then fewer guided steps, then half the blocks.
+    work = [row["work_ratio"] for row in rows]
+    assert work[0] == 1 < work[1] < work[2] and work[1] < work[3] < 2.5
+    assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
 
 
 def test_checkpoint(config_file, tmp_path, capsys):
