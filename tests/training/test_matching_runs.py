@@ -100,11 +100,15 @@ def test_what_cannot_be_drawn_is_refused_first(root, tmp_path, capsys, arguments
 def test_half_of_each_batch_is_pairs(root):
     config = student_config(root, 2)
     batch = next(open_data(config, batch_spec(config)).batches)
-    assert batch["is_pair"].tolist() == 4 * [False] + 4 * [True]
-    assert not batch["noise"][:4].any() and batch["noise"][4:].all()
+    assert batch["is_pair"].tolist() == 4 * [False, True]
+    assert not batch["noise"][::2].any() and batch["noise"][1::2].all()
     pairs = ShardReader(root / "pairs")
     known = [pairs[i].latent_mean.astype(np.float32).sum() * pairs.manifest.latent_scale for i in range(6)]
-    assert all(np.isclose(row.sum(), known, atol=1e-3).any() for row in batch["tokens"][4:])
+    assert all(np.isclose(row.sum(), known, atol=1e-3).any() for row in batch["tokens"][1::2])
+    # Two processes read the same global batch.
+    shares = [open_data(config, batch_spec(config, 2), process_index=i, process_count=2).batches for i in range(2)]
+    for name, rows in zip(batch, zip(*(next(share).values() for share in shares), strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(rows), batch[name])
 
 
 @pytest.fixture(scope="module")

@@ -55,9 +55,10 @@ def with_second(
 
 
 class Halves:
-    """Endless batches: rows of the first source, then as many of the second, and which is which.
+    """Endless batches: rows of the first source and of the second in turn, and which is which.
 
-    Each half goes through its own source in its own order, so that the state is both halves'.
+    Each half goes through its own source in its own order, so that the state is both halves'. In turn, so that a global
+    batch is the same however many processes read a part of it.
 
     Args:
       first, second: batches of half the size each, and of the same fields.
@@ -70,8 +71,8 @@ class Halves:
 
     def __next__(self) -> dict[str, np.ndarray]:
         first, second = (next(half) for half in self._halves.values())
-        batch = {name: np.concatenate([value, second[name]]) for name, value in first.items()}
-        return batch | {self._flag: np.repeat([False, True], len(first["tokens"]))}
+        batch = {name: _in_turn(value, second[name]) for name, value in first.items()}
+        return batch | {self._flag: np.tile([False, True], len(first["tokens"]))}
 
     def get_state(self) -> dict[str, Any]:
         return {name: half.get_state() for name, half in self._halves.items()}
@@ -83,3 +84,8 @@ class Halves:
     def close(self) -> None:
         for half in self._halves.values():
             half.close()
+
+
+def _in_turn(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[B, ...] twice as [2B, ...]: a row of one, a row of the other."""
+    return np.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
