@@ -25,6 +25,7 @@ from pixart_jax.files import local_path
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
     "aot": "pixart-aot",
+    "app": "pixart-app",
     "bench": "pixart-bench",
     "caption": "pixart-caption",
     "concepts": "pixart-concepts",

@@ -31,3 +31,16 @@ def write_words_data(folder: pathlib.Path) -> pathlib.Path:
         autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
         encoder.save(writer.path)
     return folder
+
+
+def train_words_run(folder: pathlib.Path) -> None:
+    """FOLDER/run, of one step on those pictures: it draws noise, but it draws."""
+    from tiny_run import tiny_config
+
+    from pixart_jax.training.loop import train_and_evaluate
+
+    config = tiny_config(write_words_data(folder / "data"))
+    config.model.micro_condition = False
+    config.train.update({"num_steps": 1, "log_every": 1, "checkpoint_every": 1})
+    config.sample.update({"every": 0, "num_steps": 3})
+    train_and_evaluate(config, folder / "run")

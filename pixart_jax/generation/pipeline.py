@@ -39,8 +39,9 @@ from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler, guidance_of
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import EMBEDDED, SampleFn, draw_noise, make_sample_fn, sample_in_batches, words_of
-from pixart_jax.samplers.steps import Apply
+from pixart_jax.samplers.program import EMBEDDED, draw_noise, sample_in_batches, words_of
+from pixart_jax.samplers.steps import Apply, TakeStep
+from pixart_jax.samplers.stepwise import Programs, StepwiseSampler, Watch, compile_programs
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
 
 
@@ -75,6 +76,7 @@ class TextToImage:
         if not isinstance(parts, Parts):
             raise InputError(f"TextToImage takes Parts; TextToImage.from_checkpoint({str(parts)!r:.80}) opens a model")
         self.parts = parts
+        self._schedule = linear_schedule()
 
     def __repr__(self) -> str:
         parts, model = self.parts, self.parts.model
@@ -135,20 +137,27 @@ class TextToImage:
             tile_size=whole_number("tile_size", tile_size, 4),
             int8_text_encoder=int8_text_encoder,
         )
+        parts = cls(dataclasses.replace(parts, wrap=wrap, text_once=text_once)).adapted(adapters).parts
+        return cls(parts if int8 is None else eight_bit_parts(parts, int8))
+
+    def adapted(self, adapters: Sequence[Adaptation | AdapterFile | str | pathlib.Path]) -> TextToImage:
+        """Another one with adapters laid over this one's model; they share all that is loaded.
+
+        Args, raises: as `from_checkpoint`.
+        """
+        parts = self.parts
         laid = [_adaptation(adapter, parts) for adapter in adapters]
         over, weights = adapted(parts.over, parts.weights, laid)
         needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
         manner = {name: value for each in laid for name, value in each.manner.items()}
-        parts = dataclasses.replace(
-            parts, over=over, wrap=wrap, weights=weights, needs=needs, text_once=text_once, **manner
-        )
-        return cls(parts if int8 is None else eight_bit_parts(parts, int8))
+        return TextToImage(dataclasses.replace(parts, over=over, weights=weights, needs=needs, **manner))
 
     def __call__(
         self,
         prompts: str | Sequence[str],
         *,
         progress: Progress = _tell_nobody,
+        watch: Watch | None = None,
         **settings: Any,
     ) -> np.ndarray:
         """Draws pictures of prompts: `draw` of a `Request`.
@@ -156,6 +165,7 @@ class TextToImage:
         Args:
           prompts: a caption or a list of them.
           progress: told what is being done and how far it is.
+          watch: told of every step.
           settings: the other attributes of `Request`: negative_prompt, num_images, seed, sampler, num_steps,
             guidance_scale, guidance, guidance_interval, reuse, size, aspect_ratio, height, width, noise, start,
             batch_size, conditions.
@@ -168,13 +178,14 @@ class TextToImage:
             meant = {"num_inference_steps": ["num_steps"], "num_images_per_prompt": ["num_images"]}.get(name)
             near = meant or difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
             raise InputError(f"unknown setting {name}; did you mean {near[0]}?")
-        return self.draw(Request(prompts, **settings), progress)
+        return self.draw(Request(prompts, **settings), progress, watch)
 
-    def draw(self, request: Request, progress: Progress = _tell_nobody) -> np.ndarray:
+    def draw(self, request: Request, progress: Progress = _tell_nobody, watch: Watch | None = None) -> np.ndarray:
         """Draws what is asked for.
 
         Args:
           progress: told what is being done and how far it is.
+          watch: told of every step of each batch, with what is half drawn; what it raises ends the drawing.
 
         Returns:
           uint8[n, height, width, 3], n = len(prompts)·num_images, the pictures of one prompt side by side.
@@ -183,15 +194,17 @@ class TextToImage:
           InputError: a setting that is out of range or unknown.
           NotFinite: there is NaN or infinity on the way; says where it was first.
         """
-        return np.stack([*self.draw_each(request, progress)])
+        return np.stack([*self.draw_each(request, progress, watch)])
 
-    def draw_each(self, request: Request, progress: Progress = _tell_nobody) -> Iterator[np.ndarray]:
+    def draw_each(
+        self, request: Request, progress: Progress = _tell_nobody, watch: Watch | None = None
+    ) -> Iterator[np.ndarray]:
         """As `draw`, but yields uint8[height, width, 3], each picture as soon as it is decoded."""
         manner = self.manner(request)
         parts, canvas, count = self.parts, request.canvas(self.parts.resolution), request.count
-        sample_fn = self._sample_fn(
-            manner.sampler, manner.num_steps, request.start.start, manner.guidance, manner.reuse
-        )
+        sampler = build_sampler(manner.sampler, self._schedule, manner.num_steps, start=request.start.start)
+        programs = self._programs(sampler.take_step, manner.guidance, manner.reuse)
+        sample_fn = StepwiseSampler(programs, sampler, watch)
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
         token_dim = parts.model.patch_size**2 * parts.model.latent_channels
@@ -199,7 +212,6 @@ class TextToImage:
         self._check_conditions(request)
         text, null = self._encode(request, progress)
         conditions = layout | text | dict(request.conditions)
-        patch_size, block_ratio = parts.model.patch_size, self._block_ratio
         tokens = sample_in_batches(
             sample_fn,
             parts.weights(),
@@ -217,9 +229,7 @@ class TextToImage:
             place=lambda arrays: jax.device_put(arrays, batch_sharding(parts.mesh)),
             progress=lambda done: progress("drawing", done, count),
         )
-        rows, columns, _ = self._latent_shape(canvas)
-        grid = (rows // patch_size, columns // patch_size)
-        latents = tokens_to_latents(tokens, grid, patch_size, parts.latent_scale, block_ratio)
+        latents = self.latents_of(tokens, request)
         target = Bucket(canvas.bucket.label, canvas.height, canvas.width)
         for number, picture in enumerate(parts.pictures_of(latents), 1):
             as_wanted = picture.shape[:2] == (canvas.height, canvas.width)
@@ -271,6 +281,13 @@ class TextToImage:
           InputError: they are not of the request's number and size.
         """
         return self._to_tokens("latents have", finite_array("latents", latents) * self.parts.latent_scale, request)
+
+    def latents_of(self, tokens: np.ndarray, request: Request) -> np.ndarray:
+        """Unscaled latents f32[n, h, w, C] of tokens f32[n, N, p·p·C] of the request's size."""
+        rows, columns, _ = self._latent_shape(request.canvas(self.parts.resolution))
+        patch_size = self.parts.model.patch_size
+        grid = (rows // patch_size, columns // patch_size)
+        return tokens_to_latents(tokens, grid, patch_size, self.parts.latent_scale, self._block_ratio)
 
     def noise_of(self, request: Request) -> np.ndarray:
         """What a request's pictures start from, as tokens f32[n, N, p·p·C]."""
@@ -351,8 +368,6 @@ class TextToImage:
         return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.parts.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
-    def _sample_fn(self, sampler: str, num_steps: int, start: float, guidance: str, reuse: str | None) -> SampleFn:
-        schedule = linear_schedule()
-        built = build_sampler(sampler, schedule, num_steps, start=start)
+    def _programs(self, take_step: TakeStep, guidance: str, reuse: str | None) -> Programs:
         apply, prepare = denoiser_of(self.parts, reuse)
-        return make_sample_fn(apply, schedule, built, guidance=guidance, prepare=prepare)
+        return compile_programs(apply, self._schedule, take_step, guidance=guidance, prepare=prepare)

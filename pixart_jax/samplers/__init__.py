@@ -11,8 +11,8 @@ from pixart_jax.samplers import dpm_solver, sa_solver
 from pixart_jax.samplers.ddim import ddim_table
 from pixart_jax.samplers.euler import euler_table, heun_rows, heun_table
 from pixart_jax.samplers.few_steps import dmd_table, lcm_table
-from pixart_jax.samplers.iddpm import sample_iddpm
-from pixart_jax.samplers.multistep import MultistepTable, sample_multistep
+from pixart_jax.samplers.iddpm import iddpm_sampler
+from pixart_jax.samplers.multistep import MultistepTable, multistep_sampler
 from pixart_jax.samplers.steps import Sampler
 
 # (schedule, number of steps of the whole way, start) -> the rows that are left of it.
@@ -72,14 +72,8 @@ def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, sta
         raise InputError(f"start = {start:g}: must lie in (0, 1]; 1 draws from pure noise")
     if name == "iddpm":
         spaced, count = respace(schedule, num_steps), _steps_left(num_steps, start)
-        return Sampler(
-            lambda denoise, x, noise_fn, correct: sample_iddpm(denoise, x, spaced, noise_fn, correct, num_steps=count),
-            float(spaced.timesteps[count - 1]),
-        )
-    table = _TABLES[name](schedule, num_steps, start)
-    return Sampler(
-        lambda denoise, x, noise_fn, correct: sample_multistep(denoise, x, table, noise_fn, correct), float(table.t[0])
-    )
+        return iddpm_sampler(spaced, count)
+    return multistep_sampler(_TABLES[name](schedule, num_steps, start))
 
 
 def _steps_left(num_steps: int, start: float) -> int:

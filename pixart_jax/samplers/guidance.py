@@ -35,26 +35,44 @@ def guide(
         alone, which is half the work (Kynkäänniemi et al. 2024, arXiv:2404.07724). Traced: one program serves all. The
         model then hands nothing on.
     """
-    inner = stateful(model)
-    if null is None:
-        own = prepare(conditions)
-        return Stateful(lambda x, t, state: inner.call(x, t, own, state), inner.begin)
-    both = prepare({name: _pairs(null.get(name, value), value) for name, value in conditions.items()})
+    return guided(
+        model, branches(conditions, null, prepare=prepare, alone=interval is not None), guidance_scale, interval
+    )
 
-    def guided(x, t, state):
-        (eps, v), state = inner.call(_pairs(x, x), _pairs(t, t), both, state)
+
+def branches(
+    conditions: Mapping, null: Mapping | None, *, prepare: Callable[[Mapping], Mapping], alone: bool
+) -> dict[str, Mapping]:
+    """What `guided` takes: "both" branches side by side, the conditional one "alone", or the two; args as of `guide`."""
+    found = {}
+    if null is not None:
+        found["both"] = prepare({name: _pairs(null.get(name, value), value) for name, value in conditions.items()})
+    if null is None or alone:
+        found["alone"] = prepare(conditions)
+    return found
+
+
+def guided(model: Callable, given: Mapping[str, Mapping], guidance_scale, interval=None) -> Denoiser:
+    """`guide` of branches that are prepared already."""
+    inner = stateful(model)
+    if "both" not in given:
+        return Stateful(lambda x, t, state: inner.call(x, t, given["alone"], state), inner.begin)
+
+    def denoise(x, t, state):
+        (eps, v), state = inner.call(_pairs(x, x), _pairs(t, t), given["both"], state)
         null, cond = _unpaired(eps)
         return (null + guidance_scale * (cond - null), None if v is None else _unpaired(v)[1]), state
 
     if interval is None:
-        return Stateful(guided, lambda x: inner.begin(_pairs(x, x)))
-    alone = prepare(conditions)
+        return Stateful(denoise, lambda x: inner.begin(_pairs(x, x)))
 
-    def denoise(x, t):
+    def inside_only(x, t):
         inside = (interval[0] <= t[0]) & (t[0] <= interval[1])
-        return jax.lax.cond(inside, lambda: guided(x, t, ())[0], lambda: tuple(inner.call(x, t, alone, ())[0]))
+        return jax.lax.cond(
+            inside, lambda: denoise(x, t, ())[0], lambda: tuple(inner.call(x, t, given["alone"], ())[0])
+        )
 
-    return denoise
+    return inside_only
 
 
 # Rows of a sample lie next to each other, so that a batch that is split over devices stays where it is.

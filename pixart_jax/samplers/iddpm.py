@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.diffusion import gaussian
-from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults, stateful
+from pixart_jax.diffusion.schedule import DiffusionSchedule, linear_schedule
+from pixart_jax.samplers.steps import Carry, Correct, Denoiser, NoiseFn, Sampler, Stateful, faults
+
+# What a step needs of a schedule's tables.
+_TABLES = (
+    "log_betas", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_log_variance",
+    "posterior_coef_x0", "posterior_coef_xt",
+)  # fmt: skip
+_ONE_STEP = linear_schedule(1)
 
 
 def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
@@ -20,6 +29,28 @@ def per_sample_noise(keys: jax.Array, shape: tuple[int, ...]) -> NoiseFn:
     return noise
 
 
+def iddpm_sampler(schedule: DiffusionSchedule, num_steps: int | None = None) -> Sampler:
+    """The steps of a (respaced) schedule; the model must predict the variance.
+
+    x_0 is not clipped: latents have no bounds. The last step adds no noise.
+
+    Args:
+      num_steps: only the last so many; None takes all.
+    """
+    count = schedule.num_steps if num_steps is None else num_steps
+    timesteps = np.asarray(schedule.timesteps)[:count][::-1]
+    steps = np.arange(count, dtype=np.int32)
+    rows = {name: getattr(schedule, name)[:count][::-1] for name in _TABLES} | {
+        "step": steps,
+        # Its noise is numbered behind that of all steps: none is used twice.
+        "correction": steps + np.int32(schedule.num_steps),
+        "index": steps[::-1],
+        "t": timesteps.astype(np.float32),
+        "next_t": np.append(timesteps[1:], -1).astype(np.float32),
+    }
+    return Sampler(rows, _take_step, lambda x: (x,), float(timesteps[0]))
+
+
 def sample_iddpm(
     denoise: Denoiser,
     x: jax.Array,
@@ -29,38 +60,22 @@ def sample_iddpm(
     *,
     num_steps: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the steps of a (respaced) schedule from x f32[B, ...]; as `Sampler.run`.
+    """Runs `iddpm_sampler` from x f32[B, ...]; as `Sampler.run`."""
+    return iddpm_sampler(schedule, num_steps).run(denoise, x, noise_fn, correct)
 
-    The model must predict the variance.
-    x_0 is not clipped: latents have no bounds. The last step adds no noise.
 
-    Args:
-      num_steps: only the last so many; None runs all.
-    """
-    count = schedule.num_steps if num_steps is None else num_steps
-    indices = jnp.arange(count)[::-1]
-    timesteps = np.asarray(schedule.timesteps)[:count][::-1]
-    rows = (
-        jnp.arange(count),
-        indices,
-        jnp.asarray(timesteps.copy(), jnp.float32),
-        jnp.asarray(np.append(timesteps[1:], -1), jnp.float32),
-    )
-
-    model = stateful(denoise)
-
-    def body(carry, row):
-        (x, state), (step, index, t, next_t) = carry, row
-        (eps, v), state = model.call(x, jnp.full(x.shape[:1], t), state)
-        mean, log_variance = gaussian.p_mean_log_variance(schedule, x, jnp.full(x.shape[:1], index, jnp.int32), eps, v)
-        noise = jnp.where(index > 0, noise_fn(step), 0.0)
-        x = mean + jnp.exp(0.5 * log_variance) * noise
-        values = [eps, x]
-        if correct is not None:
-            # Its noise is numbered behind that of all steps: none is used twice.
-            x = correct(x, next_t, noise_fn(schedule.num_steps + step))
-            values.append(x)
-        return (x, state), faults(*values)
-
-    (x, _), found = jax.lax.scan(body, (x, model.begin(x)), rows)
-    return x, found
+def _take_step(model: Stateful, noise_fn: NoiseFn, correct: Correct | None, carry: Carry, row):
+    x, state = carry
+    (eps, v), state = model.call(x, jnp.full(x.shape[:1], row["t"]), state)
+    # The step's own numbers, as the tables of a schedule of one step.
+    schedule = dataclasses.replace(_ONE_STEP, **{name: row[name][None] for name in _TABLES})
+    first = jnp.zeros(x.shape[:1], jnp.int32)
+    x0 = gaussian.predict_x0(schedule, x, first, eps)
+    mean, log_variance = gaussian.p_mean_log_variance(schedule, x, first, eps, v)
+    noise = jnp.where(row["index"] > 0, noise_fn(row["step"]), 0.0)
+    x = mean + jnp.exp(0.5 * log_variance) * noise
+    values = [eps, x]
+    if correct is not None:
+        x = correct(x, row["next_t"], noise_fn(row["correction"]))
+        values.append(x)
+    return (x, state), x0, faults(*values)

@@ -8,12 +8,13 @@ and a step that calls the model twice, are no more than further rows and columns
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.samplers.steps import Correct, Denoiser, NoiseFn, faults, stateful
+from pixart_jax.samplers.steps import Carry, Correct, Denoiser, NoiseFn, Sampler, Stateful, faults
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,30 +86,46 @@ def second_order_table(
     return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], from_x0, np.zeros_like(gain))
 
 
+def multistep_sampler(table: MultistepTable) -> Sampler:
+    """The rows of a table as a solver."""
+    stochastic = bool(table.from_noise.any())
+    steps = np.arange(table.num_rows, dtype=np.int32)
+    rows = table.rows() | {"next_t": np.append(table.t[1:], -1)}
+    rows = {name: np.asarray(value, np.float32) for name, value in rows.items()} | {
+        "step": steps,
+        # Its noise is numbered behind that of all steps: none is used twice.
+        "correction": steps + np.int32(table.num_rows if stochastic else 0),
+    }
+    begin = functools.partial(_begin, table.from_x0.shape[1] - 1)
+    return Sampler(rows, _TAKE_STEP[stochastic], begin, float(table.t[0]))
+
+
 def sample_multistep(
     denoise: Denoiser, x: jax.Array, table: MultistepTable, noise_fn: NoiseFn, correct: Correct | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs the table's rows from x f32[B, ...] as one loop whose body is compiled once; as `Sampler.run`."""
-    steps = table.rows() | {"step": np.arange(table.num_rows), "next_t": np.append(table.t[1:], -1)}
-    rows = {name: jnp.asarray(value, jnp.int32 if name == "step" else jnp.float32) for name, value in steps.items()}
-    stochastic, model = table.from_noise.any(), stateful(denoise)
+    """Runs the table's rows from x f32[B, ...]; as `Sampler.run`."""
+    return multistep_sampler(table).run(denoise, x, noise_fn, correct)
 
-    def body(carry, row):
-        x, past, state = carry
-        (eps, _), state = model.call(x, jnp.full(x.shape[:1], row["t"]), state)
-        predictions = ((x - row["sigma"] * eps) / row["alpha"], *past)
-        x = row["from_x"] * x
-        for lag, x0 in enumerate(predictions):
-            x = x + row["from_x0"][lag] * x0
-        if stochastic:
-            x = x + row["from_noise"] * noise_fn(row["step"])
-        values = [eps, x]
-        if correct is not None:
-            # Its noise is numbered behind that of all steps: none is used twice.
-            x = correct(x, row["next_t"], noise_fn(row["step"] + (table.num_rows if stochastic else 0)))
-            values.append(x)
-        return (x, predictions[:-1], state), faults(*values)
 
-    nothing = (jnp.zeros_like(x),) * (table.from_x0.shape[1] - 1)
-    (x, _, _), found = jax.lax.scan(body, (x, nothing, model.begin(x)), rows)
-    return x, found
+def _begin(num_past: int, x: jax.Array) -> Carry:
+    return x, (jnp.zeros_like(x),) * num_past
+
+
+def _take_step(model: Stateful, noise_fn: NoiseFn, correct: Correct | None, carry: Carry, row, *, stochastic: bool):
+    x, past, state = carry
+    (eps, _), state = model.call(x, jnp.full(x.shape[:1], row["t"]), state)
+    predictions = ((x - row["sigma"] * eps) / row["alpha"], *past)
+    x = row["from_x"] * x
+    for lag, x0 in enumerate(predictions):
+        x = x + row["from_x0"][lag] * x0
+    if stochastic:
+        x = x + row["from_noise"] * noise_fn(row["step"])
+    values = [eps, x]
+    if correct is not None:
+        x = correct(x, row["next_t"], noise_fn(row["correction"]))
+        values.append(x)
+    return (x, predictions[:-1], state), predictions[0], faults(*values)
+
+
+# One of each, so that solvers of a kind share a compiled step.
+_TAKE_STEP = {stochastic: functools.partial(_take_step, stochastic=stochastic) for stochastic in (False, True)}

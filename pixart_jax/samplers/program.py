@@ -34,9 +34,25 @@ GUIDANCES = ("cfg", "none")
 EMBEDDED = "embedded"
 
 
+def check_guidance(name: str) -> None:
+    """Raises InputError unless it is one of GUIDANCES, or EMBEDDED."""
+    if name not in (*GUIDANCES, EMBEDDED):
+        raise InputError(f"guidance = {name!r}: must be one of {', '.join(GUIDANCES)}")
+
+
 def as_they_are(params: Any, conditions: Mapping) -> Mapping:
     """The `Prepare` that leaves the conditions alone."""
     return conditions
+
+
+def with_params(called: Stateful, params: Any, guidance: str, guidance_scale) -> Stateful:
+    """A model as `guidance.guide` takes it: (x, t, conditions, what it is handed) -> (eps, v) and what it hands on."""
+
+    def denoise(x, t, conditions, state):
+        told = {"guidance": jnp.full(len(x), guidance_scale - 1.0, jnp.float32)} if guidance == EMBEDDED else {}
+        return called.call(params, x, t, state, **told, **conditions)
+
+    return Stateful(denoise, called.begin)
 
 
 def make_sample_fn(
@@ -62,27 +78,18 @@ def make_sample_fn(
         alone, which is half the work, and ignores null conditions and scale; EMBEDDED likewise, and with one more:
         `guidance` f32[B], the scale less 1.
     """
-    if guidance not in (*GUIDANCES, EMBEDDED):
-        raise InputError(f"guidance = {guidance!r}: must be one of {', '.join(GUIDANCES)}")
-
+    check_guidance(guidance)
     called = stateful(apply)
 
     def sample(
         params, noise, keys, conditions, null, guidance_scale, start_tokens=None, correct=None, guidance_interval=None
     ):
-        told = {}
-        if guidance == EMBEDDED:
-            told = {"guidance": jnp.full(len(noise), guidance_scale - 1.0, jnp.float32)}
-
-        def denoise(x, t, conditions, state):
-            return called.call(params, x, t, state, **told, **conditions)
-
         x = noise
         if start_tokens is not None:
             alpha, sigma = noise_level(schedule, sampler.first_t)
             x = alpha * start_tokens + sigma * noise
         denoiser = guide(
-            Stateful(denoise, called.begin),
+            with_params(called, params, guidance, guidance_scale),
             conditions,
             null if guidance == "cfg" else None,
             guidance_scale,

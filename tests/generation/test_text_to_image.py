@@ -118,7 +118,8 @@ def test_one_compilation_serves_prompts_scales_seeds_and_aspect_ratios(sigma, co
     ]
     for call in calls:
         ours(**call, num_steps=5, batch_size=2)
-    assert compilations.count("jit(sample)") == 1, compilations
+    # An earlier test may have drawn with it.
+    assert compilations.count("jit(sample_step)") <= 1, compilations
     # Two captions at a time, or, with the negative one, four.
     assert compilations.count("jit(_features)") <= 2, compilations
 
