@@ -77,9 +77,11 @@ def read_run(workdir: pathlib.Path) -> RunView:
     left = (num_steps - step) * batch_size / rate if rate and num_steps and not is_over else None
     if not is_over and (quiet := _quiet(workdir / "metrics.jsonl", metrics.get(RATE, []), batch_size)):
         problems.append(quiet)
-    return RunView(
-        workdir.absolute().name, curves, _pictures(workdir), step, num_steps, rate, left, is_over, tuple(problems)
-    )
+    pictures = _pictures(workdir)
+    for name, pages in pictures.items() if is_over else ():
+        if (last := workdir / f"{name}.png").is_file():  # The last of a run lies beside the others' folder.
+            pages[step] = last
+    return RunView(workdir.absolute().name, curves, pictures, step, num_steps, rate, left, is_over, tuple(problems))
 
 
 _TOLD = (("train", "num_steps"), ("data", "batch_size"))

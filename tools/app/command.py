@@ -140,7 +140,7 @@ def open_app(args: argparse.Namespace, folder: pathlib.Path) -> Served:
     if args.controlnet is not None:
         make = open_edges(args.control_kind or ("hed" if args.hed else "canny"), args.hed, option="--hed")
     models = Models.of(pipeline, loras, args.controlnet, make)
-    studio = Studio(models, folder, styles=styles, limits=limits, batch_size=args.batch_size)
+    studio = Studio(models, folder / "drawn", styles=styles, limits=limits, batch_size=args.batch_size)
     try:
         title = args.title or args.checkpoint.absolute().name
         return Served(Page(studio, title, args.workdir).blocks, studio, args)
