@@ -43,7 +43,7 @@ def guide(
 def branches(
     conditions: Mapping, null: Mapping | None, *, prepare: Callable[[Mapping], Mapping], alone: bool
 ) -> dict[str, Mapping]:
-    """What `guided` takes: "both" branches side by side, the conditional one "alone", or the two; args as of `guide`."""
+    """What `guided` takes: "both" branches side by side, the conditional one "alone", or the two; args: see `guide`."""
     found = {}
     if null is not None:
         found["both"] = prepare({name: _pairs(null.get(name, value), value) for name, value in conditions.items()})
