@@ -65,10 +65,14 @@ class Settings:
     num_images: int = 1
     loras: tuple[tuple[str, float], ...] = ()
 
-    def request(self, styles: Mapping[str, Style]) -> Request:
-        """What is asked of a pipeline."""
+    def request(self, styles: Mapping[str, Style], *, takes_scale: bool = False) -> Request:
+        """What is asked of a pipeline.
+
+        Args:
+          takes_scale: the model takes the guidance scale as an input, see `program.EMBEDDED`.
+        """
         prompt, negative = self.worded(styles)
-        guided = guidance_of(self.sampler) == "cfg"
+        guided = takes_scale or guidance_of(self.sampler) == "cfg"
         return Request(
             [prompt],
             negative_prompt=negative,
@@ -77,7 +81,7 @@ class Settings:
             sampler=self.sampler,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale if guided else None,
-            guidance=guidance_of(self.sampler),
+            guidance=None if guided else "none",
             size=self.size,
             aspect_ratio=self.aspect_ratio,
         )
@@ -87,10 +91,10 @@ class Settings:
         negative = self.negative_prompt or None
         return (self.prompt, negative) if self.style == NO_STYLE else styles[self.style].of(self.prompt, negative)
 
-    def chunks(self, styles: Mapping[str, Style], number: int) -> dict[str, str]:
+    def chunks(self, styles: Mapping[str, Style], number: int, *, takes_scale: bool = False) -> dict[str, str]:
         """The text chunks of the PNG of a picture, the number-th of these settings."""
         prompt, negative = self.worded(styles)
-        guided = guidance_of(self.sampler) == "cfg"
+        guided = takes_scale or guidance_of(self.sampler) == "cfg"
         told: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative,
@@ -107,11 +111,11 @@ class Settings:
 def manner_of(parts: Parts, sampler: str) -> tuple[int, float]:
     """Number of steps and guidance scale that suit a sampler on a model."""
     if sampler == parts.sampler:
-        return parts.num_steps, parts.guidance_scale if parts.guidance == "cfg" else 1.0
+        return parts.num_steps, parts.guidance_scale if parts.guidance != "none" else 1.0
     if sampler in FEW_STEPS:
         return FEW_STEPS[sampler], 1.0
     if sampler in _STEPS_OF:
-        return _STEPS_OF[sampler], parts.guidance_scale if parts.guidance == "cfg" else _MANY_GUIDANCE
+        return _STEPS_OF[sampler], parts.guidance_scale if parts.guidance != "none" else _MANY_GUIDANCE
     if parts.sampler in FEW_STEPS:
         return _MANY_STEPS, _MANY_GUIDANCE
     return parts.num_steps, parts.guidance_scale

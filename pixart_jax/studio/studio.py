@@ -27,6 +27,7 @@ from pixart_jax.figures.images import save_png
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.generation.starts import check_start
+from pixart_jax.samplers.program import EMBEDDED
 from pixart_jax.samplers.stepwise import Glimpse
 from pixart_jax.studio.colours import Colours
 from pixart_jax.studio.jobs import Drawn, Job, State
@@ -69,6 +70,7 @@ class Studio:
         self.styles = read_styles() if styles is None else styles
         self.first = first_settings(self.pipeline.parts)
         self._batch_size = batch_size
+        self._takes_scale = self.pipeline.parts.guidance == EMBEDDED
         self._waiting: list[Job] = []
         self._drawing: list[Job] = []
         self._changed = threading.Condition()
@@ -105,7 +107,7 @@ class Studio:
 
     def request(self, job: Job) -> Request:
         """What a job asks of the pipeline, but for what it begins with."""
-        request = job.settings.request(self.styles)
+        request = job.settings.request(self.styles, takes_scale=self._takes_scale)
         if job.control is not None:
             if self.models.control is None:
                 raise InputError("there is no ControlNet here; start the app with one (--controlnet)")
@@ -236,7 +238,7 @@ class Studio:
         name = re.sub(r"[^a-z0-9]+", "-", job.settings.prompt.lower()).strip("-")[:40] or "picture"
         # A folder that nobody can guess: whoever knows the address of a picture can see it.
         path = self.folder / secrets.token_urlsafe(16) / f"{next(self._numbers):06d}_{name}.png"
-        chunks = job.settings.chunks(self.styles, number)
+        chunks = job.settings.chunks(self.styles, number, takes_scale=self._takes_scale)
         chunks |= {key: str(value) for key, value in (job.given.about() if job.given else {}).items()}
         save_png(path, picture, chunks)
         job.tell(pictures=(*job.view.pictures, Drawn(path, job.settings, number)))
