@@ -21,6 +21,9 @@ from pixart_jax.generation.control import ControlNetFile, control_condition
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.models.controlnet import copy_blocks
+from pixart_jax.studio.jobs import Followed, Job
+from pixart_jax.studio.models import Models
+from pixart_jax.studio.studio import Studio
 from tools import sample
 from tools.evaluate import command as evaluate
 
@@ -166,3 +169,19 @@ def test_an_evaluation_draws_each_prompt_after_its_own_picture(weights, folder, 
     ]:
         assert evaluate.main([*arguments, *given, "--out", str(tmp_path / "no")]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_the_studio_draws_after_edges_and_without_them(weights, folder, pipeline, pictures, tmp_path):
+    base = TextToImage.from_checkpoint(weights, keep_loaded=True)
+    studio = Studio(Models.of(base, {}, folder / "edges", CannyEdges()), tmp_path)
+    given = {"prompt": PROMPTS[0]} | SETTINGS
+    try:
+        followed = studio.submit(Job(studio.settings(given), control=Followed(pictures[1])))
+        plain = studio.submit(Job(studio.settings(given)))
+        drawn = [np.asarray(Image.open(job.wait().pictures[0].path), int) for job in (followed, plain)]
+    finally:
+        studio.close()
+    assert np.abs(drawn[0] - draw(pipeline, PROMPTS[:1], pictures[1:], aspect_ratio=(451, 300))[0]).max() <= 1
+    assert drawn[0].shape != drawn[1].shape == (256, 256, 3)
+    edges = studio.models.control.edges(studio.request(followed), pictures[1])
+    assert edges.dtype == np.uint8 and edges.shape == drawn[0].shape and edges.max() == 255

@@ -99,7 +99,7 @@ class Page:
         self._places = gr.Column()
         self._scales = [gr.Slider(-2, 2, 0, step=0.05, label=name, elem_classes="lora-scale") for name in studio.loras]
         self._restore = gr.File(
-            label="Drop a PNG that was drawn here, and its settings come back",
+            label="Drop a PNG: its settings come back",
             file_types=[".png"],
             height=110,
             elem_id="restore",
@@ -109,7 +109,7 @@ class Page:
     def _lay_pictures(self) -> None:
         self._view = gr.HTML(views.message("Write what to draw, and press Draw.", "idle"), elem_id="view")
         self._gallery = gr.Gallery(
-            label="Your pictures, newest first; click one to see what it was drawn with",
+            label="Your pictures: click one to see its settings",
             columns=3,
             object_fit="contain",
             format="png",
