@@ -21,7 +21,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 CHROMIUM = "/usr/bin/chromium"
 # Much longer than anything takes: a test waits for things, and not for times.
-PATIENCE = 25_000
+PATIENCE = 300_000
 expect.set_options(timeout=PATIENCE)
 
 
