@@ -298,3 +298,21 @@ def test_what_no_source_takes(tmp_path, monkeypatch, spec, arguments, message):
     monkeypatch.chdir(fill(tmp_path, files))
     with pytest.raises(InputError, match=message):
         open_pictures(spec, **arguments)
+
+
+def test_captions_lie_where_trainers_write_them(tmp_path):
+    names = {
+        "a.txt": "",
+        "a.caption": "kohya's",
+        "b.jpg.txt": "after the whole name",
+        "c.TXT": "loud",
+        "d.txt": b"\xe9",
+    }
+    root = fill(tmp_path, {f"{name}.jpg": b"x" for name in "abcd"} | names | {"d.caption": " "})
+    expected = {"a": one("kohya's"), "b": one("after the whole name"), "c": one("loud"), "d": "caption-not-utf8"}
+    assert outcomes(open_pictures(root)) == expected
+
+
+def test_the_metadata_of_an_imagefolder_is_a_list(tmp_path):
+    root = fill(tmp_path, {"0.png": b"x", "metadata.jsonl": '{"file_name": "0.png", "text": "a caption"}\n'})
+    assert outcomes(open_pictures(f"{root}/metadata.jsonl")) == {"0.png": one("a caption")}

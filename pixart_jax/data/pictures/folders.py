@@ -36,8 +36,9 @@ class FolderPictures:
     Found by extension, in upper or lower case, and where a name has none, or one that is nobody's, by their first
     bytes. Names that begin with a dot are left out, symbolic links are followed. The key is the relative path without
     its extension, or with it where two would be equal (a.jpg beside a.png). The caption is the UTF-8 text file of the
-    same name (a.txt). With classes, each folder directly below `root` is a class, its label the place of its name among
-    the sorted names; a caption may be there or not.
+    same name: a.txt, a.caption, a.jpg.txt or a.jpg.caption, the first that holds one. With classes, each folder
+    directly below `root` is a class, its label the place of its name among the sorted names; a caption may be there or
+    not.
 
     Opening lists the folders and reads and stats no file but those of unknown extensions: ten seconds for a million
     pictures on a local disk.
@@ -91,16 +92,24 @@ class FolderPictures:
             if not slash:
                 raise BadItem(key, "class-missing", f"{printable(path)} is in no class folder; move it into one")
             label = self._labels[folder]
-        captions: tuple[tuple[str, float], ...] = ()
-        try:
-            text = caption_text(read_file(self._on_disk(f"{_stem(path)}.txt"), key, MOST_CAPTION_BYTES), key)
-            captions = weighed([(text, 1.0)], key)
-        except BadItem as error:
-            if error.reason != "missing-file":
-                raise
-            if self._caption:
-                captions = weighed([(self._caption, 1.0)], key)
+        captions = self._beside(path, key)
+        if not captions and self._caption:
+            captions = weighed([(self._caption, 1.0)], key)
         return Words(key, captions, label)
+
+    def _beside(self, path: str, key: str) -> tuple[tuple[str, float], ...]:
+        """The caption in the first of the files beside a picture that holds one; () where there is none of them."""
+        first: BadItem | None = None
+        for name in _caption_files(path):
+            try:
+                text = caption_text(read_file(self._on_disk(name), key, MOST_CAPTION_BYTES), key)
+                return weighed([(text, 1.0)], key)
+            except BadItem as error:
+                if error.reason != "missing-file":
+                    first = first or error
+        if first is not None:
+            raise first
+        return ()
 
     def data(self, index: SupportsIndex) -> bytes:
         """See `Pictures.data`."""
@@ -146,6 +155,13 @@ class FolderPictures:
 def _stem(path: str) -> str:
     """Without the extension, if it is one of a picture's: IMG.0001 is a whole name."""
     return os.path.splitext(path)[0] if is_image(path) else path
+
+
+def _caption_files(path: str) -> tuple[str, ...]:
+    """Where a picture's caption may be, as the trainers of the wild write it; the first that holds one counts."""
+    stem = _stem(path)
+    names = (f"{stem}.txt", f"{stem}.caption", f"{path}.txt", f"{path}.caption", f"{stem}.TXT", f"{stem}.CAPTION")
+    return tuple(dict.fromkeys(names))
 
 
 def _pictures_below(root: bytes, others: collections.Counter[str]) -> Iterator[str]:

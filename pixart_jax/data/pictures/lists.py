@@ -28,11 +28,11 @@ from pixart_jax.data.pictures.json_records import JsonRecords, checked_weights, 
 class ListPictures:
     """The pictures of a .json or .jsonl list, in its order.
 
-    Fields of a record: `path`; captions in `prompt`, `sharegpt4v`, `caption`, `text`, or else in `captions`, a list of
-    texts or of {"text", "weight"}; `label`, a whole number; `control`, its control picture's path (see `controls`).
-    Others are not read: height and width are the picture's. The key is the path as written; where a path comes again,
-    "#2", "#3" ... is appended. Paths may be absolute and may lead out of the list's folder: a list reads whatever its
-    reader may read, as long as it is a picture.
+    Fields of a record: `path`, or `file_name`; captions in `prompt`, `sharegpt4v`, `caption`, `text`, or else in
+    `captions`, a list of texts or of {"text", "weight"}; `label`, a whole number; `control`, its control picture's path
+    (see `controls`). Others are not read: height and width are the picture's. The key is the path as written; where a
+    path comes again, "#2", "#3" ... is appended. Paths may be absolute and may lead out of the list's folder: a list
+    reads whatever its reader may read, as long as it is a picture.
 
     Opening parses the list once, ten seconds for a million records, and keeps 16 bytes of each.
 
@@ -60,7 +60,7 @@ class ListPictures:
             self.num_controls += record.get(MARK) is not None
             if is_label(record.get("label")):
                 num_classes = max(num_classes, record["label"] + 1)
-            name = record.get("path")
+            name = _path_of(record)
             if not isinstance(name, str):
                 return
             key = name
@@ -133,7 +133,7 @@ class ListPictures:
     def _record(self, index: int) -> tuple[dict, str, str]:
         """(record, its path, key) of an item."""
         record = self._records.read(index)
-        path = record.get("path")
+        path = _path_of(record)
         if not isinstance(path, str) or not path:
             raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {shown(path)}")
         return record, path, printable(path + self._suffixes.get(index, ""))
@@ -166,3 +166,8 @@ class ListPictures:
 
     def __repr__(self) -> str:
         return f"ListPictures({str(self._records.path)!r}, data_dir={printable_path(self._data_dir)!r})"
+
+
+def _path_of(record: Mapping) -> object:
+    """`path`, or what Hugging Face's imagefolder calls it."""
+    return record.get("path", record.get("file_name"))
