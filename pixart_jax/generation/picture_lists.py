@@ -114,7 +114,7 @@ class PictureList:
     def at_guidance(self, scale: float | None, folder: pathlib.Path) -> PictureList:
         """The same list, with the same noise, of another guidance scale, None the pipeline's, in another folder."""
         request = dataclasses.replace(self.request, guidance_scale=scale)
-        recipe = {**self.recipe, **dataclasses.asdict(self.pipeline.manner(request))}
+        recipe = {**self.recipe, **_manner(self.pipeline, request)}
         return dataclasses.replace(self, folder=folder, request=request, recipe=recipe)
 
     @property
@@ -240,7 +240,7 @@ def recipe_of(pipeline: TextToImage, wanted: Sequence[Wanted], request: Request)
         "step": parts.step(),
         "weights": weights_checksum(pipeline),
         **{kind: fingerprint(folder)[:8] for kind, folder in parts.encoders.items()},
-        **dataclasses.asdict(pipeline.manner(request)),
+        **_manner(pipeline, request),
         "negative_prompt": request.negative_prompt,
         "size": canvas.size,
         "height": canvas.height,
@@ -248,6 +248,12 @@ def recipe_of(pipeline: TextToImage, wanted: Sequence[Wanted], request: Request)
         "pictures": len(wanted),
         "prompts": prompts_hash(wanted),
     }
+
+
+def _manner(pipeline: TextToImage, request: Request) -> dict[str, Any]:
+    """How a request is drawn, as JSON has it."""
+    fields = dataclasses.asdict(pipeline.manner(request)).items()
+    return {name: [*value] if isinstance(value, tuple) else value for name, value in fields}
 
 
 def weights_checksum(pipeline: TextToImage) -> str:
