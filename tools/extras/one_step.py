@@ -20,8 +20,8 @@ TRAINING = (
     # The base draws with a guidance scale of 3, which is 1 + w.
     "objective.kind=distribution_matching", "objective.guidance=2.0", "objective.distance=l2",
     "objective.regression_weight=1.0", "optimizer.learning_rate=3e-4", "optimizer.warmup_steps=20",
-    "optimizer.schedule=constant", "data.batch_size=32", "train.num_steps=600", "train.ema_decay=0.98",
-    "train.checkpoint_every=100", "train.log_every=25", "sample.sampler=dmd", "sample.num_steps=1",
+    "optimizer.schedule=constant", "data.batch_size=32", "train.num_steps=200", "train.ema_decay=0.98",
+    "train.checkpoint_every=50", "train.log_every=25", "sample.sampler=dmd", "sample.num_steps=1",
 )  # fmt: skip
 
 
