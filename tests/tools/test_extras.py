@@ -11,11 +11,11 @@ from PIL import Image
 from pixart_jax.config import read_config_file
 from pixart_jax.training.loop import train_and_evaluate
 from tools import make_quickstart_data
-from tools.extras import command, few_steps
+from tools.extras import command, few_steps, one_step
 from tools.extras.chapter import Chapter, Result
 
 TINY = ("model.hidden_size=24", "model.depth=2", "model.num_heads=2", "model.scan_unroll=2", "train.num_steps=2",
-        "train.log_every=2", "optimizer.warmup_steps=1", "sample.num_steps=2", "data.batch_size=8")  # fmt: skip
+        "train.log_every=2", "optimizer.warmup_steps=1", "data.batch_size=8")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,13 @@ def made(tmp_path_factory):
     font = build_font(folder / "test.ttf")
     data = ["--out", str(folder / "data"), "--num-glyphs", "10", "--size", "32", "--font", str(font)]
     assert make_quickstart_data.main(data) == 0
-    own = ("model.resolution=32", f"data.source={folder / 'data'}", "sample.every=0", "sample.retrieval_captions=0")
+    own = (
+        "sample.num_steps=2",
+        "model.resolution=32",
+        f"data.source={folder / 'data'}",
+        "sample.every=0",
+        "sample.retrieval_captions=0",
+    )
     train_and_evaluate(read_config_file("quickstart", [f"--config.{s}" for s in (*TINY, *own)]), folder / "base")
     settings = [word for setting in (*TINY, "model.resolution=32") for word in ("--set", setting)]
     return ["--data", str(folder / "data"), "--base", str(folder / "base"), "--font", str(font), *settings]
@@ -38,6 +44,8 @@ def told(made, tmp_path_factory):
         # Each number of steps of each sampler is a program of its own.
         for name, value in {"SAMPLERS": ("dpm-solver",), "STEPS": (1, 2, 4, 5), "REFERENCE_STEPS": 5}.items():
             patch.setattr(few_steps, name, value)
+        few = ("--num-pairs", "8", "--num-steps", "1", "--batch-size", "8")
+        patch.setattr(one_step, "PAIRS", few)
         assert command.main([*made, "--out", str(out)]) == 0
     return out
 
