@@ -43,8 +43,8 @@ class Desk:
     def train(self, name: str, *settings: str) -> pathlib.Path:
         """Trains the quickstart's config with other settings, from the base's weights and without sample grids; goes on
         with what is there. Returns its workdir, `folder`/`name`."""
-        own = (f"data.source={self.glyphs.folder}", f"init_from={self.base}")
-        own += ("sample.every=0", "sample.retrieval_captions=0")
+        own = [f"data.source={self.glyphs.folder}", f"init_from={self.base}"]
+        own += ["sample.every=0", "sample.retrieval_captions=0"]
         config = read_config_file("quickstart", [f"--config.{s}" for s in (*own, *settings, *self.settings)])
         train_and_evaluate(config, self.folder / name)
         return self.folder / name
