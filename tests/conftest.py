@@ -37,8 +37,8 @@ from made_once import made_once
 LONGEST = (
     "test_kills.py", "test_resume.py", "test_cluster_ends.py", "test_extract_features.py", "test_install.py",
     "test_online.py", "test_small_runs.py", "test_text_to_image.py", "test_seams.py", "test_cluster.py",
-    "test_train.py", "test_full_size_steps.py", "test_app.py", "test_photographs.py", "test_sharding.py", "test_init_from.py",
-    "test_recipe.py",
+    "test_train.py", "test_full_size_steps.py", "test_app.py", "test_photographs.py", "test_sharding.py",
+    "test_init_from.py", "test_recipe.py",
 )  # fmt: skip
 
 
