@@ -1,4 +1,4 @@
-"""Pictures of one prompt by the model itself, for DreamBooth's prior preservation: what it knows of a subject's class.
+"""Pictures of prompts by the model itself, for DreamBooth's prior preservation: what it knows of a subject's class.
 
 python -m tools.class_pictures --checkpoint weights/alpha-1024 --prompt "a photo of a dog" --out data/dogs
 
@@ -52,14 +52,15 @@ def draw(args: argparse.Namespace) -> None:
     """Raises InputError for what cannot work, before anything is drawn."""
     if args.num_images < 1:
         raise InputError(f"--num-images {args.num_images}: draw at least one")
-    if args.seed + args.num_images > 2**64:
-        raise InputError(f"--seed {args.seed}: leaves fewer than {args.num_images} seeds; take a smaller one")
+    prompts = [prompt for prompt in args.prompt for _ in range(args.num_images)]
+    if args.seed + len(prompts) > 2**64:
+        raise InputError(f"--seed {args.seed}: leaves fewer than {len(prompts)} seeds; take a smaller one")
     check_share(args)
     settings = {name: getattr(args, name) for name in ("sampler", "num_steps", "guidance_scale", "batch_size")}
-    request = Request(args.prompt, **settings)
+    request = Request(args.prompt[0], **settings)
     check_writable(args.out, "--out")
     pipeline = TextToImage.from_checkpoint(args.checkpoint, text_encoder=args.text_encoder, vae=args.vae, ema=args.ema)
-    wanted = [Wanted(f"{i:05d}.png", args.prompt, args.seed + i) for i in range(args.num_images)]
+    wanted = [Wanted(f"{i:05d}.png", prompt, args.seed + i) for i, prompt in enumerate(prompts)]
     # Shared by groups.
     starts = range(args.process_index * args.batch_size, len(wanted), args.process_count * args.batch_size)
     lines, finished = ProgressLines(sum(min(args.batch_size, len(wanted) - start) for start in starts)), 0
@@ -86,7 +87,7 @@ def draw(args: argparse.Namespace) -> None:
         if (args.out / one.name).exists():
             caption = (args.out / one.name).with_suffix(".txt")
             write_atomically(caption, operator.methodcaller("write", one.prompt.encode()))
-    print(f"{finished} picture(s) of {args.prompt!r} are in {args.out}")
+    print(f"{finished} picture(s) of {', '.join(map(repr, args.prompt)):.80} are in {args.out}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,8 +97,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", required=True, type=path_argument, metavar="DIR", help="of the model")
-    parser.add_argument("--prompt", required=True, type=text_argument, help="the class in words: 'a photo of a dog'")
-    parser.add_argument("--num-images", type=int, default=100, help="(default: %(default)s)")
+    parser.add_argument(
+        "--prompt",
+        required=True,
+        action="append",
+        type=text_argument,
+        help="the class in words: 'a photo of a dog'; may be given several times",
+    )
+    parser.add_argument("--num-images", type=int, default=100, help="of each prompt (default: %(default)s)")
     parser.add_argument("--out", required=True, type=path_argument, metavar="DIR", help="for the pictures")
     parser.add_argument("--seed", type=seed_argument, default=0, help="of the first; each has the next one")
     parser.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="where the checkpoint has none")

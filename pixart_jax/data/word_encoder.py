@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -80,6 +81,26 @@ class WordEncoder:
         shape = (tokenizer.get_vocab_size(), dim)
         embedding = np.float32(_EMBEDDING_STD) * np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
         return cls(tokenizer, embedding, int(max_tokens))
+
+    def with_words(self, words: Sequence[str], seed: int = 0) -> WordEncoder:
+        """An encoder that knows more words, each by a vector of its own; those that it knew keep theirs.
+
+        Raises:
+          InputError: one of them is known already, is given twice, or is not one word.
+        """
+        vocabulary = json.loads(self.tokenizer.to_str())
+        known = vocabulary["model"]["vocab"]
+        for word in words:
+            parts = [part for part, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(word)]
+            spelt = self.tokenizer.normalizer.normalize_str(word)
+            if parts != [word] or spelt in known:
+                raise InputError(f"{word!r} is no new word; choose one that no caption has, without spaces")
+            known[spelt] = len(known)
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(vocabulary))
+        tokenizer.encode_special_tokens = True  # not part of the file
+        shape = (len(words), self.dim)
+        more = np.float32(_EMBEDDING_STD) * np.random.default_rng([seed, 1]).standard_normal(shape, dtype=np.float32)
+        return WordEncoder(tokenizer, np.concatenate([self.embedding, more]), self.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Encodes B captions.

@@ -96,6 +96,21 @@ def test_save_and_load(encoder, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_more_words_leave_the_others_as_they_are(encoder, tmp_path):
+    more = encoder.with_words(["sks", "Zot"])
+    more.save(tmp_path)
+    loaded = WordEncoder.load(tmp_path)
+    for ours, theirs in zip(loaded.encode(CAPTIONS), encoder.encode(CAPTIONS), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    sks, zot, unknown = (vectors(loaded, word)[0] for word in ("SKS", "zot", "unseen"))
+    assert len({word.tobytes() for word in (sks, zot, unknown)}) == 3
+    assert not any(np.array_equal(row, sks) for row in encoder.embedding)
+    np.testing.assert_array_equal(vectors(encoder, "sks")[0], unknown)
+    for words in (["heart"], ["two words"], ["a-b"], ["sks", "sks"], [""]):
+        with pytest.raises(InputError, match="is no new word"):
+            encoder.with_words(words)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "word_embeddings.npz"])
 @pytest.mark.parametrize("content", [None, b"", b"{}"])
 def test_load_names_the_damaged_file(encoder, tmp_path, name, content):

@@ -24,6 +24,16 @@ def test_they_are_a_source_with_captions(weights, tmp_path, capsys):
     assert draw("--num-steps", "2") == 2 and "drawn otherwise" in capsys.readouterr().err
 
 
+def test_of_several_prompts_each_has_as_many(weights, tmp_path):
+    words = [word for prompt in ("a dog", "a cat") for word in ("--prompt", prompt)]
+    options = ["--num-images", "2", "--num-steps", "1", "--batch-size", "2", "--out", str(tmp_path / "animals")]
+    assert class_pictures.main(["--checkpoint", str(weights), *words, *options]) == 0
+    pictures = open_pictures(str(tmp_path / "animals"))
+    found = [pictures[i] for i in range(len(pictures))]
+    assert [one.captions[0][0] for one in found] == ["a dog", "a dog", "a cat", "a cat"]
+    assert len({one.data for one in found}) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -6,10 +6,12 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from pixart_jax.commands import INTERRUPTED
 from pixart_jax.config import read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import save_png
@@ -17,6 +19,7 @@ from pixart_jax.files import write_atomically
 from pixart_jax.files.typed_json import parse, read_bytes
 from pixart_jax.generation.adaptation import AdapterFile
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 
 from .glyphs import Glyphs
@@ -48,6 +51,15 @@ class Desk:
         config = read_config_file("quickstart", [f"--config.{s}" for s in (*own, *settings, *self.settings)])
         train_and_evaluate(config, self.folder / name)
         return self.folder / name
+
+    def use(self, tool: ModuleType, *arguments: str | pathlib.Path) -> None:
+        """Runs another tool's command; raises InputError where it fails."""
+        code = tool.main([str(argument) for argument in arguments])
+        log_the_run()  # Which the other one has made quiet.
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise InputError(f"{tool.__name__} could not do its part of {self.folder}, for the reason above")
 
     def pipeline(
         self, workdir: pathlib.Path | None = None, adapters: Sequence[AdapterFile | pathlib.Path] = ()

@@ -28,11 +28,18 @@ from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.files.locks import hold
 from pixart_jax.main import log_the_run
 
-from . import few_steps, inpainting, one_step
+from . import dreambooth, edges, few_steps, inpainting, one_step, style
 from .chapter import Chapter, Desk, read_result, table_of, write_result
 from .glyphs import Glyphs
 
-CHAPTERS: tuple[Chapter, ...] = (inpainting.CHAPTER, few_steps.CHAPTER, one_step.CHAPTER)
+CHAPTERS: tuple[Chapter, ...] = (
+    inpainting.CHAPTER,
+    style.CHAPTER,
+    dreambooth.CHAPTER,
+    edges.CHAPTER,
+    few_steps.CHAPTER,
+    one_step.CHAPTER,
+)
 # What all results in a folder were made of.
 MADE_OF_FILE = "made_of.json"
 
@@ -71,10 +78,13 @@ def tell(chapter: Chapter, desk: Desk) -> None:
     # The time of what was interrupted is not known.
     at_once = not desk.folder.exists()
     desk.folder.mkdir(exist_ok=True)
-    begin = time.perf_counter()
+    begin = time.perf_counter(), time.process_time()
     result = chapter.run(desk)
-    seconds = round(time.perf_counter() - begin, 1) if at_once else None
-    print(table_of(write_result(desk.folder, result, seconds=seconds)), flush=True)
+    seconds, cpu = (
+        round(now - then) for now, then in zip((time.perf_counter(), time.process_time()), begin, strict=True)
+    )
+    took = {"seconds": seconds, "processor_seconds": cpu} if at_once else {}
+    print(table_of(write_result(desk.folder, result, **took)), flush=True)
 
 
 def report(out: pathlib.Path) -> None:
@@ -90,7 +100,8 @@ def section(chapter: Chapter, found: dict[str, Any]) -> str:
     """A chapter in Markdown: its table, its figures and its pictures."""
     figures = "".join(f"- {name.replace('_', ' ')}: {value:.4g}\n" for name, value in found["figures"].items())
     pictures = "".join(f"![{chapter.title}]({chapter.name}/{name})\n" for name in found["pictures"])
-    return f"## {chapter.title}\n\n{table_of(found)}\n{figures}\n{pictures}"
+    took = f"{found['seconds']} s, {found['processor_seconds']} s of processors\n\n" if "seconds" in found else ""
+    return f"## {chapter.title}\n\n{table_of(found)}\n{figures}\n{took}{pictures}"
 
 
 def chosen(only: Sequence[str] | None) -> list[Chapter]:

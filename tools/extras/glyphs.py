@@ -84,6 +84,10 @@ class Glyphs:
         """uint8[n, size, size, 3] of `captions`, as the font draws them."""
         return np.stack([glyph.pixels for glyph in self.known])
 
+    def named(self, indices: np.ndarray) -> list[str]:
+        """The captions of i[n]."""
+        return [self.captions[int(i)] for i in indices]
+
     def unknown(self, count: int) -> list[Glyph]:
         """Glyphs of the font that the data set was made without; raises InputError where it has no more so many."""
         more = choose_glyphs(find_font(self.font)[0], len(self.captions) + count, self.size)
@@ -108,23 +112,23 @@ class Glyphs:
           pictures: uint8[n, H, W, 3].
           captions: of them.
           words: what encodes them in place of the data set's.
-          control: uint8[n, H, W, 3], a control picture of each.
+          control: f32[n, H, W, 3] in [0, 255], the edges of each by Canny.
         """
         if folder.exists():
             return folder
         words = words or self.words
         text, length = words.encode(captions)
-        latents = self._latents(pictures)
+        latents, size = self._latents(pictures), (pictures.shape[1], pictures.shape[2])
         beside = None if control is None else self._latents(control)
         fields = {name: getattr(self.manifest, name) for name in _SHARED}
-        kind = "none" if beside is None else "given"
+        kind = "none" if beside is None else "canny"
         with FeatureShardWriter(folder, **fields, control=kind, records_per_shard=_PER_SHARD) as writer:
             for i, caption in enumerate(captions):
                 writer.write(
                     Sample(
                         key=f"{i:06d}",
-                        image_size=pictures.shape[1:3],
-                        bucket=pictures.shape[1:3],
+                        image_size=size,
+                        bucket=size,
                         latent_mean=latents[i],
                         latent_std=None,
                         texts=(Text(caption, text[i, : length[i]]),),

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.figures.images import enlarged, labelled_grid
 from pixart_jax.generation.request import Request
 from pixart_jax.generation.starts import inpainting, latents_of, paste_back
@@ -43,7 +44,9 @@ def run(desk: Desk) -> Result:
                 "largest from what the autoencoder keeps of it": int(from_kept.max()),
             }
         )
-    inside = _nearest(without, glyphs.kept(glyphs.pixels), mask) == asked
+    gallery = glyphs.kept(glyphs.pixels)
+    half = glyphs.size // 2
+    inside = retrieval_at_1(without[:, :, half:], gallery[:, :, half:], asked)
     order = np.linspace(0, len(given) - 1, NUM_SHOWN).astype(int)
     entries = [
         (
@@ -55,15 +58,9 @@ def run(desk: Desk) -> Result:
     heading = "given | what is kept of it | drawn | pasted back"
     return Result(
         rows,
-        {"pictures": len(given), "right_half_is_the_asked_glyph": float(inside.mean())},
+        {"pictures": len(given), "right_half_is_the_asked_glyph": inside},
         {"inpainting": labelled_grid(entries, columns=2, heading=heading)},
     )
-
-
-def _nearest(drawn: np.ndarray, gallery: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """i[n]: which of the gallery each picture is nearest to inside the mask."""
-    inside, references = (x[:, where].reshape(len(x), -1).astype(np.float64) for x in (drawn, gallery))
-    return (np.sum(references**2, axis=1) - 2 * inside @ references.T).argmin(axis=1)
 
 
 CHAPTER = Chapter("inpainting", "Inpainting", run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pixart_jax.errors import InputError
 from pixart_jax.evaluators.retrieval import retrieval_at_1
 from pixart_jax.figures.images import enlarged, labelled_grid
 from pixart_jax.generation.pipeline import TextToImage
@@ -28,9 +27,7 @@ TRAINING = (
 def run(desk: Desk) -> Result:
     glyphs, pairs = desk.glyphs, desk.folder / "pairs"
     if not pairs.exists():
-        arguments = ("--checkpoint", str(desk.base), "--source", str(glyphs.folder), "--out", str(pairs), *PAIRS)
-        if teacher_pairs.main(arguments):
-            raise InputError(f"the pairs of {desk.base} cannot be drawn to {pairs}")
+        desk.use(teacher_pairs, "--checkpoint", desk.base, "--source", glyphs.folder, "--out", pairs, *PAIRS)
     workdir = desk.train("dmd", f"data.pair_source={pairs}", *TRAINING)
     base, student = desk.pipeline(), desk.pipeline(workdir)
     places = np.unique(np.linspace(0, len(glyphs.captions) - 1, NUM_PICTURES).astype(int))
