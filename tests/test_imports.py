@@ -29,7 +29,7 @@ FLOORS = [
 CORE = [
     "models", "diffusion", "samplers", "objectives", "adapters", "shortcuts", "optimizers", "devices", "config",
     "errors", "tokens", "rng", "files", "checkpoints.state", "checkpoints.checksums", "training.step", "training.flops",
-    "training.program",
+    "training.memory", "training.program",
 ]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 

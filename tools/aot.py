@@ -9,9 +9,9 @@ Results go to --out as they come, and what is there is not compiled again: the s
 
 The config's global batch is rounded down to a multiple of the chips, or up to one picture on each. --fit tries more
 accumulation steps until the step fits, and where one picture is too much for a chip it splits it over several, by
-config.mesh.context. Unless --config.mesh.fsdp is given, the state is split over the fewest
-chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one picture on each chip,
-with whole parameters on each.
+config.mesh.context; of rematerialisation it tries the lightest first. Unless --config.mesh.fsdp is given, the state is
+split over the fewest chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one
+picture on each chip, with whole parameters on each.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.files import reason
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import parse, read_bytes
+from pixart_jax.models.remat import AUTO, BY_WEIGHT
 
 from .aot_compile import PROGRAMS, Case, case_config, parse_topology
 from .aot_hlo import BETWEEN_SLICES
@@ -112,11 +113,17 @@ def figures_of(case: Case, args: argparse.Namespace) -> dict:
 
 def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
     """The case, or with `fit` what could fit, in turn: each number of accumulation steps that divides the pictures of a
-    chip; then, unless the case says something about it, one picture split over 2, 4 and 8 chips."""
+    chip; then, unless the case says something about it, one picture split over 2, 4 and 8 chips. All that with the
+    lightest rematerialisation first, where the config leaves it open."""
     if not fit:
         yield case
         return
     whole = case_config(case)
+    if whole.model.remat == AUTO:
+        for policy in BY_WEIGHT[1:]:
+            named = (*case.settings, f"--config.model.remat={policy}")
+            yield from attempts(dataclasses.replace(case, settings=named), fit=True)
+        return
     settings: list[tuple[str, ...]] = [()]
     if whole.mesh.context == 1 and parse_topology(case.topology).chips % MAX_CONTEXT == 0:
         settings += [(f"--config.mesh.context={2**n}",) for n in range(1, MAX_CONTEXT.bit_length())]
@@ -132,11 +139,14 @@ def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
 
 
 def kept_bytes(config: ConfigDict) -> int:
-    """The least that the backward pass of one picture needs kept: each block's input, and attention's results where
-    they are not computed again."""
+    """The least that the backward pass of one picture needs kept: each block's input, attention's results where they
+    are not computed again, and those of products with weights where they are not."""
     model = architecture(config)
-    results = 0 if config.model.remat == "full" else 1 if config.model.num_classes else 2
-    channels = model["hidden_size"] * (1 + results)
+    kinds = 1 if config.model.num_classes else 2
+    attention = 0 if config.model.remat == "full" else kinds
+    # q, k, v and the projection behind self-attention, two of cross-attention, four and one of the MLP.
+    products = 9 + 2 * (kinds - 1) if config.model.remat in ("none", "dots") else 0
+    channels = model["hidden_size"] * (1 + attention + products)
     return model["depth"] * position_base(config) ** 2 * channels * jnp.dtype(config.dtype).itemsize
 
 
@@ -223,6 +233,7 @@ def table(rows: Sequence[tuple[Case, dict]], width: int | None = None) -> Iterat
         "topology": lambda case, r: case.topology,
         "batch": lambda case, r: f"{r['batch_size']:,}",
         "per chip": lambda case, r: f"{per_chip(r)}",
+        "remat": lambda case, r: r.get("remat", ""),
         "fsdp × context": lambda case, r: f"{r['fsdp']}" + (f" × {r['context']}" if r["context"] > 1 else ""),
         "arguments GB": lambda case, r: gigabytes(r.get("argument_bytes")),
         "scratch GB": lambda case, r: gigabytes(r.get("scratch_bytes")),

@@ -49,6 +49,7 @@ from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.flops import forward_flops
+from pixart_jax.training.memory import settle_remat
 from pixart_jax.training.program import Program
 
 from .aot_hlo import BETWEEN_SLICES, count_traffic
@@ -145,7 +146,9 @@ def compile_case(case: Case) -> dict:
         if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
             config.mesh.fsdp = default_fsdp(config, topology)
         mesh = make_mesh(mesh_spec(config), devices)
-        lowered = Program(config, mesh).lower(synthetic_shapes(config, mesh, training_batch))
+        shapes = synthetic_shapes(config, mesh, training_batch)
+        config, _ = settle_remat(config, mesh, shapes, limit=topology.hardware.memory_bytes)
+        lowered = Program(config, mesh).lower(shapes)
         flops = train_flops(config)
         executed = flops + recomputed_flops(config, flops)
     else:
@@ -161,6 +164,7 @@ def compile_case(case: Case) -> dict:
         "accumulation_steps": config.train.accumulation_steps,
         "fsdp": config.mesh.fsdp,
         "context": config.mesh.context,
+        "remat": config.model.remat,
         "capacity_bytes": topology.hardware.memory_bytes,
         "flops": flops / topology.chips,
         "executed_flops": executed / topology.chips,
@@ -242,6 +246,7 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
     """Of a step over all chips: what the backward pass computes again, see `pixart_jax.models.remat`.
 
     Args:
+      config: with a settled policy.
       flops: of the step without that, two thirds of them in the backward pass; but for frozen weights, which have no
         gradients of their own, half.
     """

@@ -26,7 +26,7 @@ from pixart_jax.config.declaration import (
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
-from pixart_jax.models.remat import REMAT_POLICIES
+from pixart_jax.models.remat import AUTO, BY_WEIGHT
 from pixart_jax.objectives.consistency import DISTANCES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES
 from pixart_jax.samplers import SAMPLERS
@@ -114,8 +114,9 @@ SETTINGS = {
         # "single", or "full" for DiT and the paper's ablation.
         "adaln": Setting("single", one_of("single", "full")),
         "learn_sigma": Setting(True),
-        # What the backward pass recomputes: a key of models.remat.REMAT_POLICIES.
-        "remat": Setting("none", one_of(*REMAT_POLICIES)),
+        # What the backward pass recomputes: a key of models.remat.REMAT_POLICIES; "auto" is the lightest that fits into
+        # the devices' memory (training.memory).
+        "remat": Setting(AUTO, one_of(AUTO, *BY_WEIGHT)),
         # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster.
         "scan_unroll": Setting(1, within(1, 1 << 10)),
         # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.

@@ -42,8 +42,6 @@ def _config(resolution):
     config = default_config()
     config.dtype = "bfloat16"
     config.model.resolution = resolution
-    # The reference computes whole blocks again; attention's results are small beside what they take to compute.
-    config.model.remat = "attention"
     # The reference's, and so are the defaults of the optimizer that are not named here: 2e-5, a constant schedule, the
     # gradient's norm at most 0.01, AdamW's epsilon and decay.
     config.optimizer.lr_scaling = "sqrt"

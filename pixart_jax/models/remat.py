@@ -9,6 +9,9 @@
 
 Attention's results are its output and, of a kernel that keeps no logits, the logarithm of each row's softmax sum: with
 them its backward pass need not run it again. Plain attention's logits are kept by "none" alone.
+
+`config.model.remat` may also be "auto": the lightest that fits, which `training.memory.settle_remat` finds before
+anything is compiled.
 """
 
 from __future__ import annotations
@@ -36,3 +39,6 @@ REMAT_POLICIES = {
     "attention": _is_attention,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+# From what computes least again to what keeps least.
+BY_WEIGHT = ("none", "dots", "attention", "full")
+AUTO = "auto"

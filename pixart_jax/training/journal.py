@@ -63,7 +63,8 @@ class Journal:
         """Records what the run runs on, and what its step needs."""
         if self._writes:
             program, workdir = self._plan.program, self._plan.workdir
-            record_run(workdir, program.state.params, program.frozen, step, told_encoders(self._plan.config))
+            encoders, remat = told_encoders(self._plan.config), program.config.model.remat
+            record_run(workdir, program.state.params, program.frozen, step, encoders, remat=remat)
             record_parameters(workdir, program.state.params)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:

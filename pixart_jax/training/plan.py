@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from pixart_jax.checkpoints.checkpoints import has_checkpoint
-from pixart_jax.cluster.agreement import agree, check_shared, together
+from pixart_jax.cluster.agreement import agree, check_shared, gather, together
 from pixart_jax.cluster.ending import Ending
 from pixart_jax.config import (
     ConfigDict,
@@ -34,12 +35,14 @@ from pixart_jax.errors import InputError
 from pixart_jax.evaluators.validation import HeldOut
 from pixart_jax.files import local_path, refuse_patterns
 from pixart_jax.files.locks import hold
+from pixart_jax.models.remat import AUTO
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
 from pixart_jax.training.inputs.held_out import open_held_out
 from pixart_jax.training.inputs.looked_at import LookedAt, open_looked_at
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
+from pixart_jax.training.memory import memory_limit, settle_remat
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
 from pixart_jax.training.waits import announced
 from pixart_jax.warm_start.start import WarmStart, open_base
@@ -57,7 +60,7 @@ class Plan:
       workdir: exists, and can be written to.
       ending: of the process.
       mesh: devices that it is laid over.
-      program: what it computes there.
+      program: what it computes there; its config says what `config.model.remat` has come to.
       spec: the shapes of this process's part of a batch.
       data: what it trains on.
       held_out: what it is evaluated on, if anything.
@@ -109,6 +112,9 @@ def open_plan(
 def _open_plan(
     config: ConfigDict, workdir: str | pathlib.Path, ending: Ending, parts: Parts, owning: ExitStack
 ) -> Plan:
+    # All decide by the least of them what fits.
+    limits = [json.loads(text) for text in gather("memory", json.dumps(memory_limit(jax.local_devices()[0])))]
+    limit = None if None in limits else min(limits)
     with together("checking what the run needs"):
         path = local_path(workdir, "--workdir").absolute()
         refuse_patterns(path, "--workdir")
@@ -120,12 +126,12 @@ def _open_plan(
         if there := path.is_dir():  # Before all that takes long.
             owning.enter_context(own_workdir(path))
         mesh = make_mesh(mesh_spec(config))
-        program = Program(config, mesh, parts)
         share, num_shares = batch_share(mesh)
         spec = batch_spec(config, num_shares)
         data = open_data(config, spec, process_index=share, process_count=num_shares)
         held_out = open_held_out(config, spec, data.manifest)
         looked_at = open_looked_at(config)
+        program = settled_program(config, mesh, parts, abstract_batch(data, spec, mesh, config.data.batch_size), limit)
         # A run that goes on has its own weights, but for those that are never saved.
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest, path) if wanted else None
@@ -161,6 +167,17 @@ def _open_plan(
         weights,
         trained,
     )
+
+
+def settled_program(config: ConfigDict, mesh: Mesh, parts: Parts, batch: BatchShapes, limit: float | None) -> Program:
+    """What is compiled, with what the backward pass keeps decided and said."""
+    settled, choice = settle_remat(config, mesh, batch, limit=limit, parts=parts)
+    if config.model.remat == AUTO:
+        logging.info("config.model.remat = auto: %s", choice)
+    if not choice.fits:
+        cure = "split the batch by config.train.accumulation_steps, or the state by config.mesh.fsdp"
+        logging.warning("THE STEP MAY NOT FIT: %s; %s", choice, cure)
+    return Program(settled, mesh, parts)
 
 
 def open_init_from(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> WarmStart:

@@ -90,6 +90,8 @@ def record_run(
     frozen: Params,
     compiled: jax.stages.Compiled,
     encoders: Mapping[str, Mapping[str, str]] = types.MappingProxyType({}),
+    *,
+    remat: str = "",
 ) -> None:
     """Writes workdir/run.json: what code this is, versions of packages, devices, number of parameters, the step's
     memory by the compiler, and the encoders.
@@ -101,6 +103,7 @@ def record_run(
       compiled: the training step. Its `argument_bytes` (state and batch) and `scratch_bytes` are per device, None where
         the compiler does not say.
       encoders: `told_encoders`. One that was told before, and is not now, is kept.
+      remat: what `config.model.remat` came to.
     """
     memory = compiled.memory_analysis()
     device = jax.devices()[0]
@@ -128,6 +131,7 @@ def record_run(
             "num_trained": _size(params),
             "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
             "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
+            "remat": remat,
             "encoders": {**(kept if isinstance(kept := before.get("encoders"), dict) else {}), **encoders},
         },
     )

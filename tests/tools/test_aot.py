@@ -151,7 +151,7 @@ def test_a_table_wider_than_the_terminal_is_turned(width):
 @pytest.mark.parametrize("width", [None, 1000])
 def test_a_table_that_fits_is_markdown(width):
     lines = list(table([(Case("a.py", (), "v5e:4x4"), FIGURES)] * 2, width))
-    assert len(lines) == 4 and all(line.startswith("| ") and line.count("|") == 15 for line in lines)
+    assert len(lines) == 4 and all(line.startswith("| ") and line.count("|") == 16 for line in lines)
 
 
 def test_fit_takes_the_fewest_accumulation_steps(config, tmp_path, capsys):
@@ -199,6 +199,12 @@ def test_results_have_one_owner(config, tmp_path, capsys):
     assert f"--out {out} is being written by another process" in said and "compiling" not in said
 
 
+def test_what_is_left_open_is_tried_lightest_first(config):
+    case = Case(config, ("--config.data.batch_size=32", "--config.model.remat=auto"), "v5e:4x4")
+    tried = [(a.settings[2], a.accumulation_steps) for a in attempts(case, fit=True) if len(a.settings) == 3]
+    assert tried == [(f"--config.model.remat={name}", n) for name in ("dots", "attention", "full") for n in (1, 2)]
+
+
 def with_context(case, context):
     return dataclasses.replace(case, settings=(*case.settings, f"--config.mesh.context={context}"))
 
@@ -216,6 +222,9 @@ def test_what_cannot_fit_is_not_tried(config):
     kept = kept_bytes(case_config(case))
     assert kept == 3 * 4096 * 144 * 2
     assert 6000 / first * kept < 16e9 and first > 1
+    # With "dots" those of eleven products beside both attentions' results.
+    keeping = dataclasses.replace(case, settings=(*case.settings, "--config.model.remat=dots"))
+    assert kept_bytes(case_config(keeping)) == 14 * kept
     # And both attentions' results.
     remembering = dataclasses.replace(case, settings=(*case.settings, "--config.model.remat=attention"))
     assert kept_bytes(case_config(remembering)) == 3 * kept

@@ -79,12 +79,12 @@ def test_the_peers_loss_is_ours(config, learn_sigma):
         terms = diffusion_terms(schedule, output, batch["tokens"], x_t, t, noise, batch["num_tokens"])
         return sum(term.mean() for term in terms.values())
 
-    peer = Train(False, peer_spec(config), training_spec(config), batch)
+    peer = Train(False, peer_spec(config), training_spec(config, "none"), batch)
     assert peer.loss(t, noise) == pytest.approx(float(ours(random_params(parameter_shapes(model)))), rel=2e-5)
 
 
 def test_the_peer_trains_and_gives_its_memory_back_between_turns(config):
-    peer = Train(False, peer_spec(config), training_spec(config), synthetic_batch(config))
+    peer = Train(False, peer_spec(config), training_spec(config, "none"), synthetic_batch(config))
     before = [parameter.detach().clone() for parameter in peer._params]
     first = peer.step().item()
     assert all((a != b).any() for a, b in zip(before, peer._params, strict=True) if a.grad is not None)

@@ -273,7 +273,10 @@ def set_key(key, value):
         (set_key("model.kv_compress_ratio", 2), r"block"),
         (set_key("model.num_classes", 7), r"num_classes"),
         (set_key("model.num_heads", 5), r"config.model.hidden_size"),
-        (set_key("model.remat", "some"), r"config.model.remat = 'some': must be one of none, dots, attention, full"),
+        (
+            set_key("model.remat", "some"),
+            r"config.model.remat = 'some': must be one of auto, none, dots, ",
+        ),
         (set_key("model.attention", "xla"), r"config.model.attention = 'xla': must be one of auto, plain, blockwise"),
         (set_key("model.attention", "cudnn"), r"config.model.attention = 'cudnn': needs an NVIDIA GPU .* of 12 on cpu"),
         (set_key("model.resolution", 40), r"config.model.resolution = 40: must be a multiple of 16"),

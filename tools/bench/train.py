@@ -30,6 +30,7 @@ from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.objectives.distribution_matching import IS_PAIR, NOISE
 from pixart_jax.objectives.prior_preservation import IS_PRIOR
 from pixart_jax.tokens import block_order, grid_positions
+from pixart_jax.training.memory import memory_limit, settle_remat
 from pixart_jax.training.program import Program
 
 from .options import make_parser, parse_with_config
@@ -106,13 +107,16 @@ class TrainProgram:
         check_attention(config, devices[0])
         check_offload(config, devices[0])
         self.mesh = make_mesh(mesh_spec(config), devices)
-        program = Program(config, self.mesh)
+        shapes, limit = synthetic_shapes(config, self.mesh, training_batch), memory_limit(devices[0])
+        settled, choice = settle_remat(config, self.mesh, shapes, limit=limit)
+        self.remat = choice.policy
+        program = Program(settled, self.mesh)
         self.abstract, self.frozen = program.birth.shapes
         # Compiled once, where `fresh` by itself would be for every turn.
         self.create_state = jax.jit(
             program.birth.fresh, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, program.birth.shapes)
         )
-        lowered = program.lower(synthetic_shapes(config, self.mesh, training_batch))
+        lowered = program.lower(shapes)
         begin = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
@@ -162,7 +166,7 @@ def bench_train(config: ConfigDict, steps: int, rounds: int, peer: str) -> Figur
     """Ours on all devices, and in turns with it PyTorch's where there is one device."""
     program, batch_size = TrainProgram(config, jax.devices()), config.data.batch_size
     missing = missing_peer(config, jax.device_count()) or missing_training(config)
-    theirs = () if missing else (peer_spec(config), training_spec(config), synthetic_batch(config))
+    theirs = () if missing else (peer_spec(config), training_spec(config, program.remat), synthetic_batch(config))
     with open_peers(peer, missing, "torch_train.Train", *theirs) as (peers, absence):
         for call in peers.values():
             with contextlib.suppress(Failed):  # Its turn says so.
@@ -184,6 +188,7 @@ def bench_train(config: ConfigDict, steps: int, rounds: int, peer: str) -> Figur
         "argument_bytes": getattr(memory, "argument_size_in_bytes", None),
         "scratch_bytes": getattr(memory, "temp_size_in_bytes", None),
         "dtype": config.dtype,
+        "remat": program.remat,
         "batch_size": batch_size,
         "tokens": position_base(config) ** 2,
         "steps": steps,
@@ -205,10 +210,14 @@ def missing_training(config: ConfigDict) -> str | None:
     return None
 
 
-def training_spec(config: ConfigDict) -> dict[str, object]:
-    """The fields of `torch_train.TrainingSpec`. Whatever our policy keeps, the peer keeps all or nothing."""
+def training_spec(config: ConfigDict, remat: str) -> dict[str, object]:
+    """The fields of `torch_train.TrainingSpec`, beside our policy.
+
+    PyTorch checkpoints gradients of whole blocks or not at all. Compiled, it computes elementwise functions again of
+    its own accord, which is what "dots" does: beside that and "none" it is left to it.
+    """
     fields = ("learning_rate", "b1", "b2", "eps", "weight_decay", "grad_clip")
     return {name: config.optimizer[name] for name in fields} | {
         "ema_decay": config.train.ema_decay,
-        "rematerialise": config.model.remat != "none",
+        "rematerialise": remat in ("attention", "full"),
     }
