@@ -243,6 +243,7 @@ def table(rows: Sequence[tuple[Case, dict]], width: int | None = None) -> Iterat
         "sent by collectives GB": lambda case, r: collectives(r),
         "lower bound s": lambda case, r: bound(r),
         "utilisation ≤": lambda case, r: f"{r['utilisation']:.0%}" if "utilisation" in r else "",
+        "estimated s": lambda case, r: f"{r['estimated_seconds']:.3g}" if r.get("estimated_seconds") else "",
         "compiled in s": lambda case, r: f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else "",
     }
     cells = [list(columns), *([show(case, result) for show in columns.values()] for case, result in rows)]

@@ -52,6 +52,7 @@ from pixart_jax.training.flops import forward_flops
 from pixart_jax.training.memory import settle_remat
 from pixart_jax.training.program import Program
 
+from .aot_cycles import estimate
 from .aot_hlo import BETWEEN_SLICES, count_traffic
 from .bench.train import synthetic_batch, synthetic_shapes, training_batch
 
@@ -151,12 +152,15 @@ def compile_case(case: Case) -> dict:
         lowered = Program(config, mesh).lower(shapes)
         flops = train_flops(config)
         executed = flops + recomputed_flops(config, flops)
+        attended = 3 + (config.model.remat == "full")
+        layers = (3 if config.adapter.kind == "full" else 2) + (config.model.remat in ("attention", "full"))
     else:
         # As tools.sample draws: whole parameters on every chip.
         config.mesh.update({"fsdp": 1, "context": 1, "tensor": 1})
         config.data.batch_size, config.train.accumulation_steps = topology.chips, 1
         lowered = lower_sampling(config, make_mesh(devices=devices))
         flops = executed = sampling_flops(config)
+        attended = layers = 2 * config.sample.num_steps
     lower_seconds = time.perf_counter() - begin
     figures = {
         "chips": topology.chips,
@@ -168,6 +172,8 @@ def compile_case(case: Case) -> dict:
         "capacity_bytes": topology.hardware.memory_bytes,
         "flops": flops / topology.chips,
         "executed_flops": executed / topology.chips,
+        "attention_flops": attended * attention_flops(config) / topology.chips,
+        "unfilled_flops": layers * unfilled_flops(config, topology.hardware.matrix_rows) / topology.chips,
         "lower_seconds": lower_seconds,
         "jax": jax.__version__,
         "libtpu": importlib.metadata.version("libtpu"),
@@ -255,12 +261,27 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
         return 0
     if config.model.remat == "full":
         return forward
+    return forward - attention_flops(config)
+
+
+def attention_flops(config: ConfigDict) -> float:
+    """Of a forward pass over all chips: logits and weighted values, a multiply-add each."""
     model, tokens = build_model(config), position_base(config) ** 2
     text = 0 if model.num_classes else model.max_text_tokens
     ratios = model.kv_compress or (1,) * model.depth
     keys = sum(tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text for ratio in ratios)
-    # Logits and weighted values, a multiply-add each.
-    return forward - 4 * tokens * keys * model.hidden_size * config.data.batch_size
+    return 4 * tokens * keys * model.hidden_size * config.data.batch_size
+
+
+def unfilled_flops(config: ConfigDict, rows: int) -> float:
+    """What a forward pass over all chips would compute more in its products with weights if it used all of the matrix
+    units that they take up: widths that are no multiple of their rows leave some idle."""
+    model = build_model(config)
+    width, hidden = model.hidden_size, int(model.hidden_size * model.mlp_ratio)
+    products = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+    products += [] if model.num_classes else [(width, width)] * 2
+    more = sum(math.ceil(a / rows) * rows * math.ceil(b / rows) * rows - a * b for a, b in products)
+    return 2 * more * model.depth * position_base(config) ** 2 * config.data.batch_size
 
 
 def sampling_flops(config: ConfigDict) -> float:
@@ -290,8 +311,12 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
     arguments, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
-    traffic = count_traffic(text, topology.chips)
-    bounds = lower_bounds(figures["executed_flops"], traffic.memory_bytes, traffic.collective_bytes, hardware)
+    traffic, cycles = count_traffic(text, topology.chips), estimate(text)
+    occupied = figures["executed_flops"] + figures["unfilled_flops"]
+    if cycles.kernels:  # Their products as the program has them, in place of those that the model needs.
+        occupied += cycles.kernel_flops(hardware) - figures["attention_flops"]
+    bounds = lower_bounds(occupied, traffic.memory_bytes, traffic.collective_bytes, hardware)
+    seconds = cycles.seconds(hardware)
     return {
         "fits": total <= hardware.memory_bytes,
         "argument_bytes": arguments,
@@ -305,6 +330,13 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
         "collective_counts": traffic.collective_counts,
         "unknown_loops": traffic.unknown_loops,
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
+        # What the matrix units' time comes to, idle rows included.
+        "occupied_flops": occupied,
+        # The compiler's, of all but the kernels, which it does not estimate.
+        "estimated_cycles": cycles.cycles,
+        "estimated_seconds": seconds,
+        "estimated_utilisation": figures["flops"] / hardware.peak_flops / seconds if seconds else None,
+        "kernels_not_estimated": cycles.others,
         "bounds_seconds": bounds,
         "bound_seconds": max(bounds.values()),
         "utilisation": figures["flops"] / hardware.peak_flops / max(bounds.values()),

@@ -24,6 +24,8 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 
 _BITS = re.compile(r"(?:f|s|u|bf|c|f8e\w*?)(\d+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+# Axes from the innermost on, then rows and lanes of a tile.
+_TILE = re.compile(r"\{([\d,]+):T\((\d+),(\d+)\)")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations)=(?:\{([^}]*)\}|(%[\w.\-]+))")
@@ -39,7 +41,8 @@ class Traffic:
 
     Attributes:
       memory_bytes: read from and written to the device's main memory. A fusion reads its operands and writes its
-        results once, and of what it slices only the slice; so does a custom kernel, whatever it reads again.
+        results once, and of what it slices only the slice; so does a custom kernel, whatever it reads again. Arrays
+        count with the padding of their layout.
       collective_bytes: kind -> bytes that a device sends, if the collective sends no more than it must: an all-reduce
         of S bytes over n devices 2·S·(n-1)/n, an all-gather to S bytes S·(n-1)/n. BETWEEN_SLICES is what it hands over.
       collective_counts: kind -> how many are executed.
@@ -164,14 +167,26 @@ def _closing(text: str, opening: int) -> int:
     raise ValueError(f"no closing bracket in {text[:200]}")
 
 
-def array_bytes(type_text: str, *, main_memory: bool = False) -> float:
-    """Bytes of an array, or of all in a tuple; with `main_memory` without those that the compiler keeps nearer."""
+def array_bytes(type_text: str) -> float:
+    """Bytes of an array's numbers, or of all in a tuple."""
+    return padded_bytes(type_text, padded=False)
+
+
+def padded_bytes(type_text: str, *, main_memory: bool = False, padded: bool = True) -> float:
+    """Bytes that an array takes, or all in a tuple: whole tiles, T(rows, lanes) of its layout's two innermost axes.
+
+    With `main_memory` without those that the compiler keeps nearer.
+    """
     total = 0.0
     for name, sizes, layout in _ARRAY.findall(type_text):
         if main_memory and re.search(r"S\([1-9]", layout):
             continue
         bits = 8 if name == "pred" else int(match[1]) if (match := _BITS.match(name)) else 0
-        total += math.prod(int(size) for size in sizes.split(",") if size) * bits / 8
+        shape = [int(size) for size in sizes.split(",") if size]
+        if padded and (tile := _TILE.match(layout)) and len(shape) > 1:
+            for axis, unit in zip(map(int, tile[1].split(",")), (int(tile[3]), int(tile[2])), strict=False):
+                shape[axis] = -(-shape[axis] // unit) * unit
+        total += math.prod(shape) * bits / 8
     return total
 
 
@@ -264,17 +279,17 @@ def memory_bytes(instruction: Instruction, computation: Computation, module: Mod
     if opcode == "custom-call" and not _is_kernel(instruction):  # The compiler's own notes.
         return 0.0
     operands = [computation.instructions[name].type for name in instruction.operands]
-    read = [array_bytes(operand, main_memory=True) for operand in operands]
+    read = [padded_bytes(operand, main_memory=True) for operand in operands]
     if opcode.endswith("-start") and result.startswith("("):
         # (operands, results, ...), but (result, operand, ...) of a copy.
         result = tuple_elements(result)[0 if opcode == "copy-start" else 1]
-    written = array_bytes(result, main_memory=True)
+    written = padded_bytes(result, main_memory=True)
     if opcode == "dynamic-update-slice":
         return 2 * read[1]
     if opcode in ("send", "recv"):
-        return read[0] if opcode == "send" else array_bytes(tuple_elements(result)[0], main_memory=True)
+        return read[0] if opcode == "send" else padded_bytes(tuple_elements(result)[0], main_memory=True)
     if opcode.removesuffix("-start") in SLICES:
-        return written + min(read[0], array_bytes(result))
+        return written + min(read[0], padded_bytes(result))
     if opcode == "fusion":
         fused = module[instruction.called()[0]]
         needed = (_fused_read(fused, fused.parameters[i], module) for i in range(len(operands)))
@@ -297,7 +312,7 @@ def _waits(fused: Computation) -> bool:
 
 def _fused_read(fused: Computation, name: str, module: Module) -> float:
     """What a fusion reads of one of its values: all, unless it only slices it, or writes a slice into it."""
-    whole = array_bytes(fused.instructions[name].type)
+    whole = padded_bytes(fused.instructions[name].type)
     total = 0.0
     for user, instruction in fused.instructions.items():
         places = [i for i, operand in enumerate(instruction.operands) if operand == name]
@@ -306,7 +321,7 @@ def _fused_read(fused: Computation, name: str, module: Module) -> float:
         if (instruction.opcode in COLLECTIVES or instruction.opcode == "custom-call") and _waits(fused):
             continue
         if instruction.opcode in SLICES and places == [0]:
-            total += array_bytes(instruction.type)
+            total += padded_bytes(instruction.type)
         elif instruction.opcode == "bitcast":
             total += _fused_read(fused, user, module)
         elif instruction.opcode == "fusion":
@@ -325,7 +340,7 @@ def _fused_write(fused: Computation, name: str, module: Module) -> float:
     if (instruction.opcode in COLLECTIVES or instruction.opcode == "custom-call") and _waits(fused):
         return 0.0
     if instruction.opcode == "dynamic-update-slice":
-        return array_bytes(fused.instructions[instruction.operands[1]].type)
+        return padded_bytes(fused.instructions[instruction.operands[1]].type)
     if instruction.opcode == "bitcast" or "AsyncCollectiveStart" in instruction.attributes:
         return _fused_write(fused, instruction.operands[0], module)
     if instruction.opcode == "tuple":
@@ -333,4 +348,4 @@ def _fused_write(fused: Computation, name: str, module: Module) -> float:
     if instruction.opcode == "fusion":
         inner = module[instruction.called()[0]]
         return _fused_write(inner, inner.root, module)
-    return array_bytes(instruction.type)
+    return padded_bytes(instruction.type)

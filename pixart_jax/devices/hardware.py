@@ -13,7 +13,9 @@ class Hardware:
     memory. watts: the most the device itself draws (TDP), None where the vendor does not say. device_kinds: what
     `jax.Device.device_kind` calls it. interconnect: bytes/s that a TPU can send to the others of its slice over all its
     links, which is half of what Google publishes as bidirectional; None where it is not known here. network: bytes/s
-    that its part of the host's network cards sends to other slices; None likewise.
+    that its part of the host's network cards sends to other slices; None likewise. matrix_rows: rows and columns of a
+    TPU's matrix unit; products of narrower matrices leave the rest of it idle. clock: Hz, at which its matrix units
+    together come to peak_flops.
     """
 
     peak_flops: float
@@ -23,6 +25,8 @@ class Hardware:
     device_kinds: tuple[str, ...]
     interconnect: float | None = None
     network: float | None = None
+    matrix_rows: int = 1
+    clock: float | None = None
 
     def utilisation(self, flops_per_second: float, num_devices: int) -> float:
         """Model FLOPs over all devices as a share of their peak: MFU (Chowdhery et al. 2022, PaLM, appendix B)."""
@@ -47,11 +51,17 @@ HARDWARE = {
     # cloud.google.com/tpu/docs/v4; the power is the most measured by Jouppi et al. 2023 (arXiv:2304.01433).
     "v4": Hardware(275e12, 32e9, 1.2e12, 192, ("TPU v4",)),
     # cloud.google.com/tpu/docs/v5e, v5p, v6e. Google publishes no power for these. Eight v5e share two network cards of
-    # 100 Gbit/s, eight v6e four of 200.
-    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e"), 200e9, 3.125e9),
-    "v5p": Hardware(459e12, 95e9, 2.765e12, None, ("TPU v5", "TPU v5p"), 600e9),
-    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e"), 400e9, 12.5e9),
+    # 100 Gbit/s, eight v6e four of 200. A v5e has four matrix units of 128×128, a v5p eight in two cores, a v6e four of
+    # 256×256; the clocks follow from the peaks.
+    "v5e": Hardware(197e12, 16e9, 0.819e12, None, ("TPU v5 lite", "TPU v5e"), 200e9, 3.125e9, 128, 1.5e9),
+    "v5p": Hardware(459e12, 95e9, 2.765e12, None, ("TPU v5", "TPU v5p"), 600e9, None, 128, 1.75e9),
+    "v6e": Hardware(918e12, 32e9, 1.64e12, None, ("TPU v6 lite", "TPU v6e"), 400e9, 12.5e9, 256, 1.75e9),
 }
+
+
+def chip_name(device_kind: str) -> str:
+    """The key in HARDWARE of what `jax.Device.device_kind` names, "" of what is not there."""
+    return next((name for name, hardware in HARDWARE.items() if device_kind in hardware.device_kinds), "")
 
 
 def find_hardware(device_kind: str) -> Hardware | None:

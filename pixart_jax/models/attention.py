@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from pixart_jax.devices.hardware import chip_name
 from pixart_jax.devices.sharding import HEADS, ROWS, TOKENS, dividing_axes
 from pixart_jax.errors import InputError
 from pixart_jax.models.blockwise_attention import blockwise_attention
@@ -114,7 +115,8 @@ def _attend(q, k, v, key_length, *, implementation: str, device: jax.Device):
         case "cudnn":
             return cudnn_attention(q, k, v, key_length)
         case "splash":
-            return splash_attention(q, k, v, key_length, interpret=device.platform == "cpu")
+            chip = chip_name(device.device_kind)
+            return splash_attention(q, k, v, key_length, chip=chip, interpret=device.platform == "cpu")
 
 
 def choose(device: jax.Device, q, k) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +14,42 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     FullMask,
     MultiHeadMask,
+    QKVLayout,
     SegmentIds,
     make_splash_mha,
 )
 
 from pixart_jax.models.remat import ATTENTION_RESULT
 
+# The tokens along the lanes, which they fill where heads of 72 would be padded to 128.
+LAYOUTS = {f"{name}_layout": QKVLayout.SEQ_MINOR for name in "qkv"}
+
 # The kernel's blocks are whole numbers of a TPU's 128 lanes.
 LANES = 128
-# Most queries and keys of a block. A head of 72 fills 128 lanes, so a block of 512 is 128 KiB of bfloat16 and its
-# logits are 1 MiB of float32: little beside a TPU's vector memory, and long enough to hide the copies behind the
-# matrix products. To be tuned on hardware: no TPU has timed them.
-MAX_BLOCK = 512
+# Most queries and keys that a step of the kernels holds, and most keys that it multiplies at once. The backward kernel
+# makes all gradients together, in five products where a kernel for dq and one for dk and dv need seven. It writes a
+# part of dq for every block of keys, so that these are as long as the vector memory allows: up to 4,096 keys there is
+# one part, and nothing to add up. By the compiler's schedule (docs/scale.md); no TPU has timed them.
+MAX_QUERIES, MAX_KEYS, MAX_AT_ONCE = 1024, 4096, 512
+# Most queries times keys of a block, in bytes of one of their features: more does not fit beside the rest.
+MAX_BLOCK_BYTES = 2 * 512 * 4096
 
 
-def splash_attention(q, k, v, key_length=None, *, interpret: bool = False):
+# Blocks that tools.tune has found better: of a chip, by "QUERIESxKEYS".
+TABLE_FILE = pathlib.Path(__file__).with_name("splash_blocks.json")
+
+
+class Blocks(NamedTuple):
+    """Queries and keys of a step of the kernels, and how many of the keys are multiplied at once."""
+
+    queries: int
+    keys: int
+    at_once: int
+
+
+def splash_attention(
+    q, k, v, key_length=None, *, chip: str = "", blocks: Blocks | None = None, interpret: bool = False
+):
     """Scaled dot-product attention by a kernel that keeps no logits.
 
     Lengths are filled up to multiples of 128. A key that does not exist has another segment id than the queries, which
@@ -34,6 +59,8 @@ def splash_attention(q, k, v, key_length=None, *, interpret: bool = False):
       q: [B, N, heads, head_dim].
       k, v: [B, M, heads, head_dim].
       key_length: i32[B], only the first so many keys of each sample exist; None is all.
+      chip: a key of `hardware.HARDWARE`, whose blocks are in the table if any are.
+      blocks: in place of the table's, and of the rule's. They divide the lengths.
       interpret: run on a CPU, slowly.
 
     Returns:
@@ -50,17 +77,9 @@ def splash_attention(q, k, v, key_length=None, *, interpret: bool = False):
         exists = jnp.arange(k.shape[2]) < key_length[:, None]
         segments = SegmentIds(q=jnp.ones((batch, q.shape[2]), jnp.int32), kv=exists.astype(jnp.int32))
 
-    block_q, block_kv = _block(q.shape[2]), _block(k.shape[2])
     kernel = make_splash_mha(
         MultiHeadMask([FullMask((q.shape[2], k.shape[2]))] * heads),
-        block_sizes=BlockSizes(
-            block_q=block_q,
-            block_kv=block_kv,
-            block_q_dkv=block_q,
-            block_kv_dkv=block_kv,
-            block_q_dq=block_q,
-            block_kv_dq=block_kv,
-        ),
+        block_sizes=_block_sizes(blocks or find_blocks(chip, q.shape[2], k.shape[2], q.dtype.itemsize)),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION_RESULT,
@@ -75,6 +94,43 @@ def _heads_first(x):
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
 
-def _block(length: int) -> int:
-    """The largest block up to MAX_BLOCK that cuts a multiple of 128 into equal ones."""
-    return next(size for size in range(MAX_BLOCK, 0, -LANES) if length % size == 0)
+def find_blocks(chip: str, queries: int, keys: int, itemsize: int) -> Blocks:
+    """The table's, which are for bfloat16, or else the rule's."""
+    found = _table().get(chip, {}).get(f"{queries}x{keys}") if itemsize == 2 else None
+    return Blocks(*found) if found else blocks_by_rule(queries, keys, itemsize)
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, list[int]]]:
+    return json.loads(TABLE_FILE.read_text(encoding="utf-8"))
+
+
+def blocks_by_rule(queries: int, keys: int, itemsize: int) -> Blocks:
+    """The largest that the vector memory holds.
+
+    Args:
+      queries, keys: multiples of 128.
+      itemsize: bytes of a feature.
+    """
+    block_kv = _block(keys, MAX_KEYS * 2 // max(itemsize, 2))
+    at_once = _block(block_kv, MAX_AT_ONCE)
+    block_q = _block(queries, min(MAX_QUERIES, max(MAX_BLOCK_BYTES // (block_kv * itemsize), LANES)))
+    return Blocks(block_q, block_kv, at_once)
+
+
+def _block_sizes(blocks: Blocks) -> BlockSizes:
+    return BlockSizes(
+        block_q=blocks.queries,
+        block_kv=blocks.keys,
+        block_kv_compute=blocks.at_once,
+        block_q_dkv=blocks.queries,
+        block_kv_dkv=blocks.keys,
+        block_kv_dkv_compute=blocks.at_once,
+        use_fused_bwd_kernel=True,
+        **LAYOUTS,
+    )
+
+
+def _block(length: int, most: int) -> int:
+    """The largest block up to `most` that cuts a multiple of 128 into equal ones."""
+    return next(size for size in range(most // LANES * LANES, 0, -LANES) if length % size == 0)

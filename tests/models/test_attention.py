@@ -25,6 +25,8 @@ HEADS, HEAD_DIM = 2, 12
 CASES = {
     "padded images": (200, 200, [200, 131, 7]),
     "padded text": (130, 30, [1, 30, 17]),
+    # Keys of several blocks, of which the kernel for the gradients gives a part of dq each.
+    "many keys": (130, 400, [400, 300, 1]),
     "compressed keys, of which a whole block is padding": (192, 150, [150, 96, 48]),
     "nothing padded": (60, 70, None),
 }
@@ -34,7 +36,8 @@ CASES = {
 def small_blocks(monkeypatch):
     """Several blocks even of the short sequences that tests can afford."""
     monkeypatch.setattr(blockwise, "BLOCK", 48)
-    monkeypatch.setattr(splash, "MAX_BLOCK", 128)
+    for name, size in {"MAX_QUERIES": 128, "MAX_KEYS": 256, "MAX_AT_ONCE": 128}.items():
+        monkeypatch.setattr(splash, name, size)
 
 
 def make_inputs(queries, keys, dtype=np.float32):
@@ -115,6 +118,33 @@ def test_padding_is_neither_seen_nor_moved_nor_nan(name):
     np.testing.assert_allclose(out[2], run(name, (q, k, v, d_out), lengths)[0][2], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "itemsize", "expected"),
+    [
+        # Block of queries, of keys, and keys at once: text, 512 px, 1024 px, compressed, 2K; Σ's text.
+        (1024, 128, 2, (1024, 128, 128)),
+        (1024, 1024, 2, (1024, 1024, 512)),
+        (4096, 4096, 2, (512, 4096, 512)),
+        (4096, 1024, 2, (1024, 1024, 512)),
+        (16384, 16384, 2, (512, 4096, 512)),
+        (4096, 384, 2, (1024, 384, 384)),
+        # Twice the bytes, half the keys; and lengths that are multiples of 128 alone.
+        (4096, 4096, 4, (512, 2048, 512)),
+        (896, 896, 2, (896, 896, 128)),
+    ],
+)
+def test_blocks_of_splash_attention_fit_the_vector_memory(queries, keys, itemsize, expected, monkeypatch):
+    monkeypatch.undo()
+    assert splash.blocks_by_rule(queries, keys, itemsize) == expected
+
+
+def test_blocks_of_the_table_are_its_chips(monkeypatch):
+    monkeypatch.setattr(splash, "_table", lambda: {"v5e": {"1024x512": [256, 512, 128]}})
+    assert splash.find_blocks("v5e", 1024, 512, 2) == (256, 512, 128)
+    for other in (("v6e", 1024, 512, 2), ("v5e", 1024, 512, 4), ("v5e", 1024, 1024, 2)):
+        assert splash.find_blocks(*other) == splash.blocks_by_rule(*other[1:])
+
+
 def test_a_whole_model_equals_the_plain_one():
     """Loss and gradients, with key/value compression, padded images and padded text. The blockwise one is tried on a
     mesh, below."""
@@ -154,7 +184,7 @@ def test_sharded_attention_equals_unsharded():
 
 # --- Choice -----------------------------------------------------------------------------------------------------------
 
-CPU, TPU = (types.SimpleNamespace(platform=name) for name in ("cpu", "tpu"))
+CPU, TPU = (types.SimpleNamespace(platform=name, device_kind=name) for name in ("cpu", "tpu"))
 HOPPER, VOLTA, AMD = (types.SimpleNamespace(platform="gpu", compute_capability=c) for c in ("9.0", "7.0", "gfx942"))
 
 

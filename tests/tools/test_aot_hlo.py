@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tools.aot_hlo import array_bytes, count_traffic, group_size, tuple_elements
+from tools.aot_hlo import array_bytes, count_traffic, group_size, padded_bytes, tuple_elements
 
 # As the TPU compiler prints them, cut down: names, layouts, memory spaces and asynchronous pairs are its own.
 MODULE = """HloModule jit_step, is_scheduled=true
@@ -93,7 +93,8 @@ def test_memory_counts_slices_and_leaves_out_what_stays_on_the_chip():
     kernel = ROW
     updating = ROW + i + ROW
     scattering = ROW + ROW // 4
-    after = 2 * ROWS + ROWS + ROWS  # The sum; its copy into space 1; from there to the other device.
+    rows = ROWS // 10 * 16  # Tiles of eight.
+    after = 2 * rows + rows + rows  # The sum; its copy into space 1; from there to the other device.
     assert count_traffic(MODULE, 8).memory_bytes == 10 * (slicing + gathering + kernel + updating + scattering) + after
 
 
@@ -182,6 +183,7 @@ def test_a_collective_beside_other_work_counts_once():
     part = 2 * 120 * 32
     assert traffic.collective_counts == {"all-gather": 28}
     assert traffic.collective_bytes == {"all-gather": 28 * part}
+    part = 2 * 128 * 32  # In tiles of 128.
     counter = 4 + 4  # Read, with the constant; its new value lies elsewhere.
     assert traffic.memory_bytes == 28 * (part + 2 * part + 2 * 4 * 256 + counter) + 4 + 4
     assert traffic.unknown_loops == 0
@@ -221,7 +223,10 @@ def test_what_goes_to_other_slices():
 def test_types():
     assert array_bytes("bf16[8,128]{1,0:T(8,128)(2,1)}") == 2048
     assert array_bytes("(f32[2,3]{1,0}, pred[5]{0}, s4[10]{0}, f8e4m3fn[4]{0}, token[])") == 24 + 5 + 5 + 4
-    assert array_bytes("(f32[2]{0:T(128)S(1)}, f32[3]{0:T(128)})", main_memory=True) == 12
+    assert padded_bytes("(f32[2]{0:T(128)S(1)}, f32[3]{0:T(128)})", main_memory=True) == 12
+    # Heads of 72 fill lanes of 128, unless the tokens lie along them.
+    assert padded_bytes("bf16[3,20,72]{2,1,0:T(8,128)(2,1)}") == 3 * 24 * 128 * 2
+    assert padded_bytes("bf16[3,128,72]{1,2,0:T(8,128)(2,1)}") == 3 * 128 * 72 * 2
     nested = "((f32[2]{0}, s32[]{:T(128)}), f32[4,8]{1,0:T(4,128)}, u32[])"
     assert tuple_elements(nested) == ["(f32[2]{0}, s32[]{:T(128)})", "f32[4,8]{1,0:T(4,128)}", "u32[]"]
 

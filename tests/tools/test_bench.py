@@ -249,7 +249,7 @@ def test_checkpoint(config_file, tmp_path, capsys):
 
 
 def test_torch_save(tmp_path):
-    figures = make_contender("torch_parts.Save", False, "cpu", [(100, 50), (30,)]).turn(str(tmp_path / "state.pt"))
+    figures = make_contender("torch_parts.Save", "eager", "cpu", [(100, 50), (30,)]).turn(str(tmp_path / "state.pt"))
     assert min(figures["seconds"], figures["restore_seconds"]) > 0
     assert 16 * 5030 < figures["bytes"] < 16 * 5030 + 10_000
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,8 @@ python -m tools.bench --what=checkpoint --config=configs/stage3_256.py
 python -m tools.bench --what=scaling --config=configs/quickstart.py
 python -m tools.bench --what=data [--resolution=256]
 python -m tools.bench --what=convert [--size=XL/2]
+python -m tools.bench --what=encoders
+python -m tools.bench --suite=gpu [--minutes=25] --out DIR
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from pixart_jax.commands import BEGINS_AGAIN, command, tool, with_commands
 from pixart_jax.errors import InputError
 
 from .rates import where
+from .suite import run_suite
 from .table import table
 
 # A module of this package each, imported when asked for: an accelerator image lacks what some of them need.
-BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert")
+BENCHMARKS = ("train", "forward", "sample", "attention", "checkpoint", "scaling", "data", "convert", "encoders")
 
 
 @tool(BEGINS_AGAIN)
@@ -44,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {"-h", "--help"} & set(argv) and not any(arg.startswith("--what") for arg in argv):
         parser.print_help()
         return 0
+    if any(arg.partition("=")[0] == "--suite" for arg in argv):
+        try:
+            return run_suite(argv)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     args, rest = parser.parse_known_args(argv)
     try:
         benchmark = importlib.import_module(f".{args.what}", __package__)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pixart_jax.errors import InputError
-from pixart_jax.models.attention import IMPLEMENTATIONS, AttentionSpec, attention, unmet_needs
+from pixart_jax.models.attention import IMPLEMENTATIONS, PLAIN, AttentionSpec, attention, unmet_needs
 from pixart_jax.tokens import DOWNSAMPLE
 
 from .options import make_parser, numbers, parse
@@ -34,6 +34,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     parser = make_parser(__name__, __doc__)
     parser.add_argument("--resolutions", default="256,512,1024,2048", help="pixels (default: %(default)s)")
     parser.add_argument("--kv-compress", default="1,2", help="ratios (default: %(default)s)")
+    parser.add_argument("--text", default="", help="lengths of text that they attend to as well (default: none)")
     parser.add_argument("--batch-size", type=int, default=1, help="images (default: %(default)s)")
     parser.add_argument("--heads", type=int, default=16, help="(default: %(default)s)")
     parser.add_argument("--head-dim", type=int, default=72, help="(default: %(default)s)")
@@ -48,13 +49,16 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     device = jax.devices()[0]
     dtype = args.dtype or ("float32" if device.platform == "cpu" else "bfloat16")
     resolutions, ratios = numbers("--resolutions", args.resolutions), numbers("--kv-compress", args.kv_compress)
+    texts = numbers("--text", args.text) if args.text else []
     for resolution, ratio in itertools.product(resolutions, ratios):
         if resolution % (DOWNSAMPLE * PATCH_SIZE * ratio):
             raise InputError(f"--resolutions={resolution}: cannot be cut into blocks of {ratio} tokens of 16 pixels")
     with open_peers(args.peer, missing_torch(), "torch_parts.Attention", torch_device(), dtype) as (peers, absence):
-        for resolution, ratio, backward in itertools.product(resolutions, ratios, (False, True)):
+        # Each ratio's keys, and those of texts.
+        kinds = [(ratio, 0) for ratio in ratios] + [(1, length) for length in texts]
+        for resolution, (ratio, length), backward in itertools.product(resolutions, kinds, (False, True)):
             queries = (resolution // (DOWNSAMPLE * PATCH_SIZE)) ** 2
-            shape = (args.batch_size, queries, queries // ratio**2, args.heads, args.head_dim)
+            shape = (args.batch_size, queries, length or queries // ratio**2, args.heads, args.head_dim)
             about: dict[str, object] = {"resolution": resolution, "kv_compress": ratio, "backward": backward}
             about |= dict(zip(("batch_size", "queries", "keys", "heads", "head_dim"), shape, strict=True))
             about |= {"dtype": dtype} | absence
@@ -94,16 +98,19 @@ def bench_attention(
     shapes = [(batch, length, heads, head_dim) for length in (queries, keys, keys, queries)]
     q, k, v, d_out = (jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes))
     length = jnp.full(batch, keys, jnp.int32)
-    attend = functools.partial(attention, spec=AttentionSpec(implementation))
 
-    def forward(q, k, v, d_out, length):
-        return attend(q, k, v, length)
+    def forward(spec, q, k, v, d_out, length):
+        return attention(q, k, v, length, spec=spec)
 
-    def both(q, k, v, d_out, length):
-        _, gradient = jax.vjp(lambda q, k, v: attend(q, k, v, length), q, k, v)
+    def both(spec, q, k, v, d_out, length):
+        _, gradient = jax.vjp(functools.partial(attention, key_length=length, spec=spec), q, k, v)
         return gradient(d_out)
 
-    call = functools.partial(jax.jit(both if backward else forward), q, k, v, d_out, length)
+    compute = jax.jit(both if backward else forward, static_argnums=0)
+    call = functools.partial(compute, AttentionSpec(implementation), q, k, v, d_out, length)
+    difference = {}
+    if implementation != "plain" and logits_bytes <= MAX_LOGITS_BYTES[platform]:
+        difference = {"max_difference": largest_difference(call(), compute(PLAIN, q, k, v, d_out, length))}
     jax.block_until_ready(call())
     calls = math.ceil(args.seconds / time_calls(call, 1, jax.block_until_ready))
     turn = functools.partial(time_warm, call, calls, jax.block_until_ready)
@@ -111,9 +118,20 @@ def bench_attention(
     figures = compare(turn, turns, args.rounds)
     rate = attention_flops(*shape, backward) / figures["seconds"]
     measured = matrix_rate(dtype, platform)
-    return figures | {
-        "flops_per_second": rate,
-        "matrix_flops_per_second": measured,
-        "utilisation": rate / measured,
-        "steps": calls,
-    }
+    return (
+        figures
+        | difference
+        | {
+            "flops_per_second": rate,
+            "matrix_flops_per_second": measured,
+            "utilisation": rate / measured,
+            "steps": calls,
+        }
+    )
+
+
+def largest_difference(got, wanted) -> float:
+    """Of any number of the outputs, or of the three gradients, as a share of the largest of its array."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    shares = [jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b.astype(jnp.float32)).max() for a, b in pairs]
+    return float(max(shares))

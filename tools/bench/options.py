@@ -23,7 +23,7 @@ def make_parser(module_name: str, doc: str, *, calls: int | None = None) -> argp
         "--peer",
         default="auto",
         help=f"what of PyTorch to compare with: {', '.join(VARIANTS)}, several with commas between them, or none "
-        "(default: compile on a GPU, both on a CPU)",
+        "(default: compile,cudnn on a GPU, eager,compile on a CPU)",
     )
     return parser
 

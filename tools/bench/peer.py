@@ -25,7 +25,8 @@ from pixart_jax.models.params import parameter_shapes
 
 from .turns import Call, in_process
 
-VARIANTS = ("eager", "compile")
+# "cudnn" is "compile" with SDPA told to try cuDNN's kernel first, which PyTorch by itself does not.
+VARIANTS = ("eager", "compile", "cudnn")
 # Of the GPU's memory, for each of the two frameworks.
 MEMORY_SHARE = 0.47
 
@@ -117,7 +118,7 @@ def missing_peer(config: ConfigDict, num_devices: int = 1) -> str | None:
 def choose_variants(option: str) -> list[str]:
     """The variants of a `--peer`."""
     if option == "auto":
-        return ["compile"] if torch_device() == "cuda" else list(VARIANTS)
+        return ["compile", "cudnn"] if torch_device() == "cuda" else ["eager", "compile"]
     return [] if option == "none" else option.split(",")
 
 
@@ -129,21 +130,27 @@ def open_peers(
 
     Args:
       missing: why there can be none, or None.
-      contender: "module.Class" of this package, made in each process of whether it is to compile and the arguments.
+      contender: "module.Class" of this package, made in each process, as the variant says, of whether it is to compile
+        and the arguments.
     """
     variants = [] if missing else choose_variants(option)
     with contextlib.ExitStack() as stack:
         calls = {
-            name: stack.enter_context(in_process(make_contender, contender, name == "compile", *arguments))
-            for name in variants
+            name: stack.enter_context(in_process(make_contender, contender, name, *arguments)) for name in variants
         }
         yield calls, {} if variants else {"peer_missing": missing or "--peer=none"}
 
 
-def make_contender(contender: str, *arguments):
-    """Imports PyTorch, which the process that asks for it does not."""
+def make_contender(contender: str, variant: str, *arguments):
+    """Imports PyTorch, which the process that asks for it does not. The process is the contender's for good."""
     module, _, name = contender.rpartition(".")
-    return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments)
+    made = getattr(importlib.import_module(f".{module}", __package__), name)
+    if variant == "cudnn":
+        attention = importlib.import_module("torch.nn.attention")
+        order = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+        backends = [getattr(attention.SDPBackend, backend) for backend in order]
+        attention.sdpa_kernel(backends, set_priority=True).__enter__()
+    return made(variant != "eager", *arguments)
 
 
 def random_array(path: str, shape: Sequence[int]) -> np.ndarray:
