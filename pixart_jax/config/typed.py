@@ -66,7 +66,7 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
         qk_norm=config.model.qk_norm,
         adaln=config.model.adaln,
         learn_sigma=config.model.learn_sigma,
-        # Undecided it is drawn with alone: `training.program.Program.lower` refuses to train so.
+        # Undecided it is drawn with, or trained where memory is no question: `training.memory.settle_remat`.
         remat="none" if config.model.remat == AUTO else config.model.remat,
         attention=AttentionSpec(config.model.attention, mesh),
         dtype=jnp.dtype(config.dtype),

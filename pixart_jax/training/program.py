@@ -17,7 +17,6 @@ from pixart_jax.adapters.adapter import Adapter, Apply, Params, bind
 from pixart_jax.checkpoints.state import Birth, TrainState
 from pixart_jax.config import ConfigDict, build_adapter, build_model, build_objective, build_tx, optimizer_spec
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.models.remat import AUTO
 from pixart_jax.objectives.objective import Gradients
 from pixart_jax.optimizers import learning_rate_schedule
 from pixart_jax.training.flops import gradient_flops
@@ -44,7 +43,7 @@ class Program:
     """One config on one mesh. Nothing is allocated or compiled before it is asked for.
 
     Attributes:
-      config: its `model.remat` must be settled (`memory.settle_remat`) where the step is to be lowered.
+      config: `memory.settle_remat` settles its `model.remat`; undecided it is "none".
       mesh: None where only FLOPs are wanted.
     """
 
@@ -105,8 +104,6 @@ class Program:
         Args:
           ema_warmup: in place of the config's, of a run that began with another.
         """
-        if self.config.model.remat == AUTO:
-            raise ValueError("config.model.remat is undecided: memory.settle_remat decides it")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         warmup = self.config.train.ema_warmup if ema_warmup is None else ema_warmup
         step = jax.jit(self._step(warmup), donate_argnums=0, out_shardings=(shardings, None))

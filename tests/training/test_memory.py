@@ -123,9 +123,3 @@ def test_limits():
     assert memory_limit(device(None, "NVIDIA H200")) == HARDWARE["h200"].memory_bytes
     assert memory_limit(device(None, "unheard of")) is None
     assert memory_limit(jax.devices()[0]) is None
-
-
-def test_an_undecided_step_is_not_compiled():
-    config = tiny()
-    with pytest.raises(ValueError, match="undecided"):
-        Program(config, MESH).lower(synthetic_shapes(config, MESH))
