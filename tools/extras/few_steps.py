@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -42,11 +43,11 @@ class Drawn:
         self._gallery = glyphs.kept(glyphs.pixels)
         self.reference = self.draw(base, "dpm-solver", REFERENCE_STEPS)
 
-    def draw(self, pipeline: TextToImage, sampler: str, num_steps: int) -> np.ndarray:
-        """uint8[n, H, W, 3]."""
+    def draw(self, pipeline: TextToImage, sampler: str, num_steps: int, guidance_scale: float | None = None):
+        """uint8[n, H, W, 3]; the scale is None for the pipeline's own manner."""
         seeds = [int(place) for place in self.places]
         request = Request(self.captions, seed=seeds, sampler=sampler, num_steps=num_steps, batch_size=len(seeds))
-        return pipeline.draw(request)
+        return pipeline.draw(dataclasses.replace(request, guidance_scale=guidance_scale))
 
     def figures(self, pictures: np.ndarray) -> tuple[float, float]:
         """Retrieval@1 among all glyphs; and how far the pictures are from the reference: the root of the mean squared
@@ -62,13 +63,16 @@ def run(desk: Desk) -> Result:
     drawn = Drawn(desk, base)
     lines: dict[str, dict[int, tuple[float, float]]] = {}
     shown: dict[str, np.ndarray] = {}
-    for name, pipeline, sampler, steps in [
-        *((sampler, base, sampler, STEPS) for sampler in SAMPLERS),
-        ("lcm, distilled", student, "lcm", tuple(n for n in STEPS if n <= 8)),
+    few = tuple(n for n in STEPS if n <= 8)
+    for name, pipeline, sampler, steps, scale in [
+        *((sampler, base, sampler, STEPS, None) for sampler in SAMPLERS),
+        # What the sampler alone does.
+        ("lcm, not distilled", base, "lcm", few, base.parts.guidance_scale),
+        ("lcm, distilled", student, "lcm", few, None),
     ]:
         lines[name] = {}
         for num_steps in steps:
-            pictures = drawn.draw(pipeline, sampler, num_steps)
+            pictures = drawn.draw(pipeline, sampler, num_steps, scale)
             lines[name][num_steps] = drawn.figures(pictures)
             shown[f"{name} {num_steps}"] = pictures
             print(f"{name}, {num_steps} step(s): retrieval@1 {lines[name][num_steps][0]:.3f}", flush=True)
