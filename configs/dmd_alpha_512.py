@@ -14,7 +14,8 @@ Expected: pictures of the teacher's kind in one step without guidance, in sample
   released weights could not be had.
 
 Timesteps, guidance, losses, optimizer and the average's decay are those of PixArt's training script, which keeps the
-latents of its pairs alone and measures them by LPIPS; here by their squared difference.
+latents of its pairs alone and measures them by LPIPS, for which docs/adapting.md has the settings; here it is their
+squared difference.
 """
 
 from pixart_jax.config.stages import alpha_config

@@ -79,8 +79,13 @@ def tokens_to_latents(
     tokens: np.ndarray, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1
 ) -> np.ndarray:
     """Tokens f32[..., N, p·p·C], padding included, back to unscaled latents f32[..., h, w, C]."""
-    tokens = np.asarray(tokens[..., : grid[0] * grid[1], :], np.float32)
-    tokens = tokens[..., np.argsort(block_order(grid, block_ratio)), :]
+    real = np.asarray(tokens[..., : grid[0] * grid[1], :], np.float32)
+    return grid_latents(real, grid, patch_size, latent_scale, block_ratio)
+
+
+def grid_latents(tokens, grid: tuple[int, int], patch_size: int, latent_scale: float, block_ratio: int = 1):
+    """As `tokens_to_latents`, of numpy's or jax's tokens, to arrays of the same kind."""
+    tokens = tokens[..., : grid[0] * grid[1], :][..., np.argsort(block_order(grid, block_ratio)), :]
     return unpatchify(tokens, grid, patch_size) / latent_scale
 
 

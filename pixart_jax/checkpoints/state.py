@@ -54,6 +54,7 @@ class Birth:
       mesh: devices that they are laid over.
       seed: of the run.
       offload: the optimizer's state lies in the hosts' memory; see `offload.in_host_memory`.
+      beside: arrays on the mesh that the frozen half holds beside what the adapter puts there, by other names.
     """
 
     model: PixArt
@@ -62,10 +63,17 @@ class Birth:
     mesh: Mesh
     seed: int
     offload: bool = False
+    beside: dict[str, Params] = dataclasses.field(default_factory=dict, compare=False)
 
     @functools.cached_property
     def shapes(self) -> tuple[TrainState, Params]:
         """Shapes, dtypes and shardings of state and frozen half, as jax.ShapeDtypeStruct; allocates nothing."""
+        state, frozen = self._split
+        return state, self._whole(frozen, jax.tree.map(_shape_of, self.beside))
+
+    @functools.cached_property
+    def _split(self) -> tuple[TrainState, Params]:
+        """The same, of what the adapter makes alone."""
         shapes = jax.eval_shape(lambda: self._fresh(jax.random.key(0), jax.random.key(0)))
         state, frozen = with_shardings(shapes, self.mesh, self.adapter.rules())
         return (state.replace(opt_state=in_host_memory(state.opt_state)) if self.offload else state), frozen
@@ -73,11 +81,12 @@ class Birth:
     @property
     def holds_something(self) -> bool:
         """Whether there is a frozen half, which a run that goes on makes again."""
-        return bool(jax.tree.leaves(self.shapes[1]))
+        return bool(jax.tree.leaves(self._split[1]))
 
     def fresh(self) -> tuple[TrainState, Params]:
         """Of random parameters."""
-        return jax.jit(self._fresh, out_shardings=_shardings(self.shapes))(*self._keys())
+        state, frozen = jax.jit(self._fresh, out_shardings=_shardings(self._split))(*self._keys())
+        return state, self._whole(frozen, self.beside)
 
     def start(
         self, arrays: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None = None
@@ -91,13 +100,18 @@ class Birth:
         born = functools.partial(_begin, self.adapter, self.tx)
         base = _place(arrays, abstract_params(self.model, self.mesh))
         before = None if trained is None else _place(trained, self.shapes[0].params)
-        return jax.jit(born, out_shardings=_shardings(self.shapes), donate_argnums=0)(base, self._keys()[1], before)
+        begin = jax.jit(born, out_shardings=_shardings(self._split), donate_argnums=0)
+        state, frozen = begin(base, self._keys()[1], before)
+        return state, self._whole(frozen, self.beside)
 
     def frozen(self, arrays: dict[str, np.ndarray] | None) -> Params:
         """The frozen half alone, as `start`, or without arrays `fresh`, has made it."""
+        return self._whole(self._frozen(arrays), self.beside)
+
+    def _frozen(self, arrays: dict[str, np.ndarray] | None) -> Params:
         if not self.holds_something:
-            return self.shapes[1]
-        shardings = _shardings(self.shapes[1])
+            return self._split[1]
+        shardings = _shardings(self._split[1])
         if arrays is None:
             return jax.jit(lambda *keys: self._fresh(*keys)[1], out_shardings=shardings)(*self._keys())
         frozen = jax.jit(lambda base, key: self.adapter.split(base, key)[1], out_shardings=shardings, donate_argnums=0)
@@ -113,6 +127,9 @@ class Birth:
     def _fresh(self, init_key: jax.Array, adapter_key: jax.Array) -> tuple[TrainState, Params]:
         return _begin(self.adapter, self.tx, init_params(self.model, init_key), adapter_key)
 
+    def _whole(self, frozen: Params, beside: dict[str, Params]) -> Params:
+        return {**frozen, **beside} if beside else frozen
+
     def _keys(self) -> tuple[jax.Array, jax.Array]:
         return stream_key(self.seed, "init"), stream_key(self.seed, "adapter")
 
@@ -125,6 +142,10 @@ def _place(arrays: dict[str, np.ndarray], shapes: Params) -> Params:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def _shape_of(array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def _shardings(tree):

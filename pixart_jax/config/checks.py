@@ -47,6 +47,7 @@ def check_config(config: ConfigDict) -> None:
         _prompts_are_read,
         _losses_fit,
         _distillation_has_a_teacher,
+        _lpips_has_its_files,
         _metrics_have_what_they_need,
         _adapter_start_has_an_adapter,
         _lora_has_a_base,
@@ -261,6 +262,19 @@ def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
     for key, value in unset.items():
         cure = f"is for denoising, and config.objective.kind is {kind!r}; set it to {value!r}"
         require(flatten(config)[key] == value, key, cure)
+
+
+def _lpips_has_its_files(config: ConfigDict, require: Require) -> None:
+    objective = config.objective
+    wanted = objective.distance == "lpips"
+    require(
+        not wanted or (objective.kind == "distribution_matching" and bool(config.data.pair_source.strip())),
+        "objective.distance",
+        "compares the pictures of distribution matching's pairs (config.data.pair_source); set it to huber or l2",
+    )
+    for key in ("lpips_vgg", "lpips_heads"):
+        require(not wanted or bool(objective[key].strip()), f"objective.{key}", "name the file of LPIPS's weights")
+        require(wanted or not objective[key], f"objective.{key}", "only the distance 'lpips' reads it; set it to ''")
 
 
 def check_batch(config: ConfigDict, num_devices: int) -> None:

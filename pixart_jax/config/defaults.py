@@ -206,9 +206,12 @@ SETTINGS = {
         # Unless 0: w is drawn from `guidance` to this, and the student takes it as an input, so that its pictures have
         # any guidance scale from 1 + `guidance` to 1 + this (tools.sample --guidance-scale) at the price of none.
         "guidance_to": Setting(0.0, NOT_NEGATIVE),
-        # Of student and target, or of a pair's pictures: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d².
-        "distance": Setting("huber", one_of(*DISTANCES)),
+        # Of student and target, or of a pair's latents: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d². "lpips"
+        # is of a pair's pictures; the files of its weights are below (docs/adapting.md says where they are to be had).
+        "distance": Setting("huber", one_of(*DISTANCES, "lpips")),
         "huber_c": Setting(0.001, POSITIVE),
+        "lpips_vgg": Setting(""),
+        "lpips_heads": Setting(""),
         # Distribution matching's own. Of the distance between what student and teacher draw of one noise, for which
         # data.pair_source has the teacher's; the learning rate of the score network, 0 being the student's; and its
         # updates for each of the student's.

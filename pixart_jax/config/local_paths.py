@@ -12,6 +12,8 @@ _PATHS = (
     "init_from",
     "init.null_text",
     "adapter.init_from",
+    "objective.lpips_vgg",
+    "objective.lpips_heads",
     "data.data_dir",
     "data.vae",
     "data.text_encoder",

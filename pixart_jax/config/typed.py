@@ -28,7 +28,7 @@ from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.models.remat import AUTO
 from pixart_jax.objectives.consistency import consistency_loss
 from pixart_jax.objectives.denoising import diffusion_loss
-from pixart_jax.objectives.distribution_matching import DistributionMatching, latent_distance
+from pixart_jax.objectives.distribution_matching import Distance, DistributionMatching, latent_distance
 from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_adapter_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec, build_optimizer
@@ -150,23 +150,34 @@ def _pattern(config: ConfigDict, key: str) -> tuple[tuple[str, float], ...]:
     return tuple(pairs)
 
 
-def build_objective(config: ConfigDict, adapter: Adapter) -> Gradients:
-    """What a config descends."""
+def build_objective(config: ConfigDict, adapter: Adapter, distance: Distance | None = None) -> Gradients:
+    """What a config descends.
+
+    Args:
+      distance: that of pictures, where the config wants it: it is made of files and of data.
+
+    Raises:
+      InputError: it is wanted and missing.
+    """
     if config.objective.kind == "distribution_matching":
-        return _distribution_matching(config, adapter)
+        return _distribution_matching(config, adapter, distance)
     gradients = descend(_loss(config, adapter))
     has_dropout = config.adapter.kind == "lora" and config.adapter.lora.dropout > 0
     return with_adapter_keys(gradients) if has_dropout else gradients
 
 
-def _distribution_matching(config: ConfigDict, adapter: Adapter) -> Gradients:
+def _distribution_matching(config: ConfigDict, adapter: Adapter, distance: Distance | None) -> Gradients:
     objective = config.objective
     assert isinstance(adapter, Followed)  # `check_config` has seen to it.
+    if objective.distance == "lpips" and distance is None:
+        raise InputError(
+            "config.objective.distance = 'lpips': only a training run opens the networks of it; here set it to 'l2'"
+        )
     return DistributionMatching(
         adapter,
         linear_schedule(),
         guidance=objective.guidance,
-        distance=latent_distance(objective.distance, objective.huber_c),
+        distance=distance or latent_distance(objective.distance, objective.huber_c),
         regression_weight=objective.regression_weight,
         fake_updates=objective.fake_updates,
         min_snr_gamma=config.train.min_snr_gamma,

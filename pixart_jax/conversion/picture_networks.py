@@ -42,7 +42,24 @@ def load_picture_network(
       InputError: the file is damaged, or another network's.
     """
     picture = np.zeros((1, input_size, input_size, 3), np.float32)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), picture))["params"]
+    return load_network(path, network, picture, rules, dropped=dropped, misfit=misfit)
+
+
+def load_network(
+    path: pathlib.Path,
+    network: nn.Module,
+    inputs: Any,
+    rules: Sequence[Rule],
+    *,
+    dropped: str = "(?!)",
+    misfit: str = "",
+) -> Any:
+    """As `load_picture_network`, of a network that takes something else.
+
+    Args:
+      inputs: what it takes: arrays, or their shapes.
+    """
+    shapes = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), inputs)["params"]
     expected = {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
     arrays, _ = open_checkpoint(path, None)
     left_out = {name for name in arrays if re.fullmatch(dropped, name)}

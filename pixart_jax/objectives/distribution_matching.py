@@ -29,8 +29,8 @@ NOISE, IS_PAIR = "noise", "is_pair"
 # Timesteps at which scores are compared and the fake network is trained.
 _FIRST, _LAST = 1, 998
 
-# (the student's tokens, the teacher's, batch) -> how far apart they are, f32[B].
-Distance = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array]], jax.Array]
+# (the student's tokens, the teacher's, batch, the frozen half) -> how far apart they are, f32[B].
+Distance = Callable[[jax.Array, jax.Array, Mapping[str, jax.Array], Params], jax.Array]
 
 
 def one_step(student: Callable, schedule: DiffusionSchedule, noise, conditions: Mapping):
@@ -79,7 +79,7 @@ def matching_loss(schedule: DiffusionSchedule, latents, found: Direction, t, num
 def latent_distance(kind: str, huber_c: float) -> Distance:
     """The mean over tokens of `consistency.pointwise`."""
 
-    def distance(drawn, wanted, batch):
+    def distance(drawn, wanted, batch, frozen):
         return token_mean(pointwise(drawn - wanted, kind, huber_c), batch["num_tokens"])
 
     return distance
@@ -155,7 +155,7 @@ class DistributionMatching:
             terms = {"dm": self._matching_loss(trained[FAKE], held, latents, conditions, draws)}
             loss = terms["dm"]
             if is_pair is not None:
-                apart = self.distance(latents, tokens, conditions)
+                apart = self.distance(latents, tokens, conditions, held.frozen)
                 terms["regression"] = 2 * jnp.mean(jnp.where(is_pair, apart, 0.0))
                 loss = loss + self.regression_weight * terms["regression"]
             return loss, ({**terms, "loss": loss}, latents)

@@ -70,7 +70,8 @@ def begin(plan: Plan, checkpoints: Checkpoints) -> Beginning:
     if checksum != before:
         raise InputError(
             f"config.init_from = {plan.config.init_from!r}: the frozen weights have checksum {checksum}, and this run "
-            f"began with those of {before}; name the weights that it began with, or another workdir"
+            f"began with those of {before}; name the weights that it began with, those of LPIPS and of its decoder "
+            "among them, or another workdir"
         )
     plan.data.batches.set_state(progress["iterator"])
     # Runs of before there was one have none.

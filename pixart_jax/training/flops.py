@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.adapters.adapter import Adapter
+from pixart_jax.adapters.adapter import Adapter, Params
 from pixart_jax.adapters.full import Full
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.params import apply_of, init_params
@@ -68,7 +68,10 @@ def _countable(model: PixArt) -> PixArt:
 
 
 def gradient_flops(
-    model: PixArt, parts_of: Callable[[PixArt], tuple[Adapter, Gradients]], batch: Mapping
+    model: PixArt,
+    parts_of: Callable[[PixArt], tuple[Adapter, Gradients]],
+    batch: Mapping,
+    beside: Mapping[str, Params] | None = None,
 ) -> float | None:
     """FLOPs of an objective's gradient for one global batch: what a step must compute, however it does it.
 
@@ -79,6 +82,7 @@ def gradient_flops(
       model: the model that is trained; how it is unrolled, rematerialised and what its attention runs on is ignored.
       parts_of: the adapter and the objective of such a model.
       batch: name -> array or jax.ShapeDtypeStruct with the global batch as leading axis.
+      beside: what the objective finds in the frozen half beside the adapter's own, likewise.
 
     Returns:
       FLOPs of the step over all devices and accumulation steps, or None as `count_flops`.
@@ -89,5 +93,7 @@ def gradient_flops(
         lambda key: adapter.split(init_params(plain, key), key), jax.eval_shape(lambda: jax.random.key(0))
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch["tokens"].shape[0]))
-    held = Held(frozen, adapter.drawn(trained), jax.eval_shape(lambda: jnp.int32(0)))
+    held = Held(
+        {**frozen, **beside} if beside else frozen, adapter.drawn(trained), jax.eval_shape(lambda: jnp.int32(0))
+    )
     return count_flops(gradients, trained, held, dict(batch), keys)

@@ -144,7 +144,7 @@ def _gradient_peak(config: ConfigDict, mesh: Mesh, batch: BatchShapes, parts: Pa
     state, frozen = jax.tree.map(bare, program.birth.shapes)
     pictures = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    gradients = parts.objective(config, program.adapter)
+    gradients = parts.gradients(config, program.adapter)
     traced = jax.make_jaxpr(gradients)(state.params, Held(frozen, state.ema_params, state.step), pictures, keys)
     return peak_bytes(traced.jaxpr, padded=device.platform == "tpu")
 

@@ -38,6 +38,7 @@ from pixart_jax.files.locks import hold
 from pixart_jax.models.remat import AUTO
 from pixart_jax.training.facts import run_facts
 from pixart_jax.training.inputs.base import TrainingData, abstract_batch, batch_spec
+from pixart_jax.training.inputs.distance import open_distance
 from pixart_jax.training.inputs.held_out import open_held_out
 from pixart_jax.training.inputs.looked_at import LookedAt, open_looked_at
 from pixart_jax.training.inputs.opening import open_data
@@ -129,6 +130,8 @@ def _open_plan(
         share, num_shares = batch_share(mesh)
         spec = batch_spec(config, num_shares)
         data = open_data(config, spec, process_index=share, process_count=num_shares)
+        distance = open_distance(config, mesh)
+        parts = dataclasses.replace(parts, distance=distance.held) if distance else parts
         held_out = open_held_out(config, spec, data.manifest)
         looked_at = open_looked_at(config)
         program = settled_program(config, mesh, parts, abstract_batch(data, spec, mesh, config.data.batch_size), limit)
@@ -149,7 +152,8 @@ def _open_plan(
         settings, sources, prompts = flatten(config), shard_folders(config), configured_prompts(config.sample.prompts)
         begun = (weights or {}) | {f"adapter/{name}": array for name, array in (trained or {}).items()}
         facts = run_facts(settings, sources, data.batches.get_state(), begun, prompts)
-        agree("what the run is", facts | (looked_at.facts() if looked_at else {}))
+        more = (looked_at.facts() if looked_at else {}) | (distance.facts if distance else {})
+        agree("what the run is", facts | more)
         check_shared(path, ending.waits.file)
     return Plan(
         config,

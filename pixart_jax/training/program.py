@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import optax
@@ -17,6 +18,7 @@ from pixart_jax.adapters.adapter import Adapter, Apply, Params, bind
 from pixart_jax.checkpoints.state import Birth, TrainState
 from pixart_jax.config import ConfigDict, build_adapter, build_model, build_objective, build_tx, optimizer_spec
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.objectives.distribution_matching import Distance
 from pixart_jax.objectives.objective import Gradients
 from pixart_jax.optimizers import learning_rate_schedule
 from pixart_jax.training.flops import gradient_flops
@@ -26,13 +28,39 @@ from pixart_jax.training.step import TrainStep, make_train_step
 BatchShapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
+class HeldDistance(NamedTuple):
+    """A distance that networks measure.
+
+    Attributes:
+      measure: of tokens, see `Distance`.
+      weights: of the networks, arrays on the mesh by name: it finds them in the frozen half.
+    """
+
+    measure: Distance
+    weights: dict[str, Params]
+
+
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What of a run may be another: each makes its part as the config says, unless it is replaced."""
+    """What of a run may be another: each makes its part as the config says, unless it is replaced.
+
+    Attributes:
+      distance: of the pictures of pairs, where the config wants it; the objective then takes it as a third argument.
+    """
 
     adapter: Callable[[ConfigDict, PixArt], Adapter] = build_adapter
-    objective: Callable[[ConfigDict, Adapter], Gradients] = build_objective
+    objective: Callable[..., Gradients] = build_objective
     optimizer: Callable[[ConfigDict], optax.GradientTransformation] = build_tx
+    distance: HeldDistance | None = None
+
+    @property
+    def weights(self) -> dict[str, Params]:
+        """What the frozen half holds beside the adapter's."""
+        return self.distance.weights if self.distance else {}
+
+    def gradients(self, config: ConfigDict, adapter: Adapter) -> Gradients:
+        """The objective."""
+        return self.objective(config, adapter, *((self.distance.measure,) if self.distance else ()))
 
 
 FROM_CONFIG = Parts()
@@ -70,7 +98,8 @@ class Program:
         config, tx = self.config, self.parts.optimizer(self.config)
         if self.mesh is None:
             raise ValueError("a program without a mesh has no state: only its FLOPs can be counted")
-        return Birth(self.model, self.adapter, tx, self.mesh, config.seed, config.train.offload_optimizer)
+        offload = config.train.offload_optimizer
+        return Birth(self.model, self.adapter, tx, self.mesh, config.seed, offload, self.parts.weights)
 
     @property
     def state(self) -> TrainState:
@@ -88,7 +117,7 @@ class Program:
 
     def _step(self, ema_warmup: bool) -> TrainStep:
         return make_train_step(
-            self.parts.objective(self.config, self.adapter),
+            self.parts.gradients(self.config, self.adapter),
             self.birth.tx,
             seed=self.config.seed,
             ema_decay=self.config.train.ema_decay,
@@ -114,6 +143,6 @@ class Program:
 
         def parts_of(model):
             adapter = self.parts.adapter(self.config, model)
-            return adapter, self.parts.objective(self.config, adapter)
+            return adapter, self.parts.gradients(self.config, adapter)
 
-        return gradient_flops(self.model, parts_of, batch)
+        return gradient_flops(self.model, parts_of, batch, self.parts.weights)

@@ -203,7 +203,7 @@ def test_pairs_are_drawn_of_the_teachers_noise(stub):
     drawn = one_step(lambda x, t, **more: scaled(trained, x, t, **more), SCHEDULE, batch[NOISE], {
         "text": batch["text"], "text_drop": jnp.zeros(4, bool)
     })  # fmt: skip
-    apart = L2(drawn, batch["tokens"], batch)
+    apart = L2(drawn, batch["tokens"], batch, {})
     assert float(metrics["regression"]) == pytest.approx(float(apart[2:].mean()), rel=1e-5)
     assert float(metrics["loss"]) == pytest.approx(
         float(metrics["dm"] + 0.25 * metrics["regression"] + metrics["fake"])

@@ -5,21 +5,28 @@ import json
 import jax
 import numpy as np
 import pytest
+import torch
+from lpips_files import HEADS, VGG, lpips_files
 from tiny_run import read_metrics, tiny_config
 from tiny_words import CAPTIONS, write_words_data
 
 from pixart_jax.adapters.followed import FAKE
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model, check_config
+from pixart_jax.cluster.ending import Ending
+from pixart_jax.config import build_adapter, build_model, build_objective, check_config
+from pixart_jax.config.local_paths import resolve_paths
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.training.inputs.base import batch_spec
+from pixart_jax.training.inputs.distance import open_distance
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
+from pixart_jax.training.plan import open_plan
 from tools import teacher_pairs
 
 PAIRS = ["--num-pairs", "6", "--batch-size", "2", "--pairs-per-shard", "4", "--num-steps", "2", "--seed", "3"]
@@ -128,6 +135,33 @@ def test_it_goes_on_as_if_never_stopped(root, whole, tmp_path, compilations):
     assert [row["regression"] > 0 for row in rows[0]] == [True, False] * 2 and rows[0][2]["dm"] > 0
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Settings with which pictures are compared."""
+    folder = lpips_files(tmp_path_factory)
+    paths = {f"objective.lpips_{name}": str(folder / file) for name, file in (("vgg", VGG), ("heads", HEADS))}
+    return {"objective.distance": "lpips", **paths, "sample.every": 0}
+
+
+def test_networks_that_compare_pictures_are_only_held(root, compared, tmp_path):
+    # Of a weight beside which all that does not come through the decoder is nothing.
+    more = {"objective.regression_weight": 1e6, "objective.fake_updates": 1, "data.batch_size": 2}
+    config = student_config(root, 1, **compared, **more)
+    with open_plan(config, tmp_path / "run", Ending()) as plan:
+        assert set(plan.program.frozen) == {"teacher", "lpips", "decoder"}
+    state = train_and_evaluate(config, str(tmp_path / "run"))
+    (row,) = read_metrics(tmp_path / "run")
+    assert 0 < row["regression"] < 5 and row["grad_norm"] > 1e3
+    progress = Checkpoints(tmp_path / "run", read_only=True).directory / "1" / "progress" / "metadata"
+    assert "conv5_3" not in progress.read_text() and not {"lpips", "decoder"} & set(state.params)
+    heads = torch.load(compared["objective.lpips_heads"])
+    heads["lin0.model.1.weight"] += 1
+    torch.save(heads, tmp_path / "others.pth")
+    others = {**compared, "objective.lpips_heads": str(tmp_path / "others.pth")}
+    with pytest.raises(InputError, match="the weights that it began with, those of LPIPS"):
+        train_and_evaluate(student_config(root, 2, **others, **more), str(tmp_path / "run"))
+
+
 def test_the_student_alone_is_averaged_exported_and_drawn(root, whole):
     state, workdir = whole
     assert FAKE in state.params and FAKE not in state.ema_params
@@ -169,3 +203,27 @@ def test_what_cannot_be_matched_is_refused(root):
         config = student_config(root, 2, **settings)
         with pytest.raises(InputError, match=said):
             open_data(config, batch_spec(config))
+
+
+def test_pictures_that_cannot_be_compared_are_refused(root, compared, tmp_path):
+    config = student_config(root, 2, **compared)
+    with pytest.raises(InputError, match="only a training run opens the networks"):
+        build_objective(config, build_adapter(config, build_model(config)))
+    manifest = json.loads((root / "pairs" / "manifest.json").read_text())
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "manifest.json").write_text(
+        json.dumps(manifest | {"bucket_histogram": {"16x64": 2, "32x32": 4}})
+    )
+    for settings, said in [
+        ({"data.pair_source": ""}, "config.objective.distance"),
+        ({"objective.lpips_vgg": ""}, "config.objective.lpips_vgg"),
+        ({"objective.distance": "l2"}, "config.objective.lpips_vgg .* only the distance 'lpips' reads it"),
+        ({"objective.lpips_vgg": "gs://x"}, "config.objective.lpips_vgg"),
+        ({"objective.lpips_heads": str(tmp_path)}, "no such file; name lpips/weights/v0.1/vgg.pth"),
+        ({"data.pair_source": str(tmp_path / "mixed")}, "config.data.pair_source .* are of 16x64, 32x32"),
+    ]:
+        config = student_config(root, 2, **compared | settings)
+        with pytest.raises(InputError, match=said):
+            check_config(config)
+            resolve_paths(config)
+            open_distance(config, make_mesh())
