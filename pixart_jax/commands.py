@@ -35,6 +35,7 @@ _SCRIPTS = {
     "extract_features": "pixart-extract",
     "inspect_data": "pixart-inspect",
     "sample": "pixart-sample",
+    "tune": "pixart-tune",
 }
 
 GOES_ON = "goes on where this one stopped"

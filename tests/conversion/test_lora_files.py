@@ -26,6 +26,7 @@ from pixart_jax.conversion.formats.lora_reading import read_lora, read_loras, sp
 from pixart_jax.conversion.lora import adapter_arrays, merge
 from pixart_jax.errors import InputError
 from pixart_jax.generation.adaptation import Adaptation, adapted
+from pixart_jax.generation.parts import as_it_is
 from pixart_jax.models.params import apply_of
 
 # File, case, and the alpha of those that do not tell it.
@@ -73,9 +74,9 @@ def test_several_merged_are_what_they_draw():
     ]
     model = apply_of(base().stored.model)
     laid = [Adaptation(Lora, lambda pair=pair: trained_half(*pair)) for pair in loras]
-    apply, weights = adapted(model, base_params, laid)
+    over, weights = adapted(as_it_is, base_params, laid)
     tokens, t, conditions = inputs()
-    drawn = to_nchw(apply(weights(), tokens, t, **conditions))
+    drawn = to_nchw(over(model)(weights(), tokens, t, **conditions))
     merged = to_nchw(model(params_of(merge(base(), loras)), tokens, t, **conditions))
     np.testing.assert_allclose(drawn, merged, atol=2e-5 * np.abs(merged).max())
     assert relative_error(drawn, "out/dora_scale1") > 0.01

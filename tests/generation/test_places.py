@@ -121,14 +121,14 @@ def test_a_disk_that_is_full_later_keeps_what_is_drawn(weights, tmp_path, monkey
 def test_pictures_are_given_out_one_by_one(weights):
     pipeline = TextToImage.from_checkpoint(weights)
     decoded = []
-    decode = pipeline.parts.decode_latents
+    decode = pipeline.parts.draw_latents
 
     def watched(latents):
         for picture in decode(latents):
             decoded.append(picture)
             yield picture
 
-    object.__setattr__(pipeline.parts, "decode_latents", watched)
+    object.__setattr__(pipeline.parts, "draw_latents", watched)
     from pixart_jax.generation.request import Request
 
     pictures = pipeline.draw_each(Request(["a", "b", "c"], num_steps=1))

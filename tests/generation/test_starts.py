@@ -69,7 +69,7 @@ def seen(weights):
         latents[:] = [batch]
         return iter(np.zeros((len(batch), 8 * batch.shape[1], 8 * batch.shape[2], 3), np.float32))
 
-    return TextToImage(dataclasses.replace(opened.parts, decode_latents=decode)), latents
+    return TextToImage(dataclasses.replace(opened.parts, decode_latents=decode, draw_latents=None)), latents
 
 
 def drawn(seen, request, start):

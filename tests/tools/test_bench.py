@@ -80,7 +80,9 @@ def test_the_peers_loss_is_ours(config, learn_sigma):
         return sum(term.mean() for term in terms.values())
 
     peer = Train(False, peer_spec(config), training_spec(config, "none"), batch)
-    assert peer.loss(t, noise) == pytest.approx(float(ours(random_params(parameter_shapes(model)))), rel=2e-5)
+    # The likelihood at t = 0 is over a variance of 1e-4, which magnifies what float32 rounds: processors differ.
+    tolerance = 2e-4 if learn_sigma else 2e-5
+    assert peer.loss(t, noise) == pytest.approx(float(ours(random_params(parameter_shapes(model)))), rel=tolerance)
 
 
 def test_the_peer_trains_and_gives_its_memory_back_between_turns(config):

@@ -159,13 +159,13 @@ def test_only_what_compares_is_set_side_by_side(place, result, tmp_path, capsys)
     assert evaluate.main(["--compare", str(place / "out" / "result.json"), path]) == 0
     assert "weights b, step 3" in capsys.readouterr().out  # Whose prompts nobody knows may be the same.
     assert evaluate.main(["--compare", path, path]) == 0
+    assert capsys.readouterr().out.count(str(place / "generated")) == 2
     for more, said in (
         (["--num-steps", "3"], "does not heed --num-steps"),
         (["--suite", "compbench", "a"], "heed PICTURES"),
     ):
         assert evaluate.main(["--compare", path, path, *more]) == 2
         assert said in capsys.readouterr().err
-    assert capsys.readouterr().out.count(str(place / "generated")) == 2
     for change, said in [
         ({"networks": {"distances": network | {"preprocessing": "pytorch-fid"}}}, "'clean-fid' and 'pytorch-fid'"),
         ({"pictures": result["pictures"] | {"used": 5}}, "pictures.used: 7 and 5"),

@@ -22,7 +22,7 @@ NUM_CANDIDATES, NUM_SUBJECT, NUM_OTHERS, NUM_SHOWN = 12, 16, 128, 8
 GUIDANCE = 1.5
 
 SETTINGS = (
-    "optimizer.learning_rate=6e-4", "optimizer.warmup_steps=20", "data.text_drop_prob=0.0", "train.num_steps=500",
+    "optimizer.learning_rate=4e-4", "optimizer.warmup_steps=20", "data.text_drop_prob=0.0", "train.num_steps=1500",
     "train.ema_decay=0.98", "train.checkpoint_every=100", "train.log_every=50",
 )  # fmt: skip
 
@@ -60,9 +60,9 @@ def run(desk: Desk) -> Result:
         "the base": None,
         # Of the subject both see as many pictures a step.
         "with prior preservation": desk.train(
-            "with_prior", f"data.source={taught}", f"data.prior_source={kept}", "data.batch_size=16", *SETTINGS
+            "with_prior", f"data.source={taught}", f"data.prior_source={kept}", "data.batch_size=32", *SETTINGS
         ),
-        "without": desk.train("without_prior", f"data.source={taught}", "data.batch_size=8", *SETTINGS),
+        "without": desk.train("without_prior", f"data.source={taught}", "data.batch_size=16", *SETTINGS),
     }
     gallery = glyphs.kept(np.concatenate([glyphs.pixels, subject.pixels[None]]))
     others = np.unique(np.linspace(0, len(glyphs.captions) - 1, NUM_OTHERS).astype(int))
