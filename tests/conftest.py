@@ -27,11 +27,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 from absl import logging as absl_logging
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import transfers
 from made_once import made_once
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Files that take longest, in that order: those that start, kill and resume whole runs.
 LONGEST = (
