@@ -29,9 +29,8 @@ from pixart_jax.files import check_writable, write_atomically
 from pixart_jax.generation.picture_lists import Wanted, draw_list
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
-from pixart_jax.samplers import SAMPLERS
 
-from .drawing_options import as_typed
+from .drawing_options import add_manner_options, as_typed
 from .sample import ProgressLines
 from .shares import add_share, check_share
 
@@ -107,12 +106,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-images", type=int, default=100, help="of each prompt (default: %(default)s)")
     parser.add_argument("--out", required=True, type=path_argument, metavar="DIR", help="for the pictures")
     parser.add_argument("--seed", type=seed_argument, default=0, help="of the first; each has the next one")
-    parser.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="where the checkpoint has none")
-    parser.add_argument("--vae", type=path_argument, metavar="DIR", help="where the checkpoint has none")
-    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help="a run's averaged or raw weights")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: the checkpoint's)")
-    parser.add_argument("--num-steps", type=int, help="(default: the checkpoint's)")
-    parser.add_argument("--guidance-scale", type=float, help="(default: the checkpoint's)")
+    add_manner_options(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="pictures at a time (default: %(default)s)")
     add_share(parser)
     return parser.parse_args(argv)

@@ -20,6 +20,7 @@ from pixart_jax.generation.adaptation import AdapterFile
 from pixart_jax.generation.controlled import ControlGiven, read_control
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.samplers import SAMPLERS
 from pixart_jax.shortcuts.eight_bits import MODES
 
 # Attributes of a `Request` that are options, in an error that is about one.
@@ -84,6 +85,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=TILE_SIZE,
         help="latent cells along a side up to which pictures are decoded at once, 8 pixels each (default: %(default)s)",
     )
+
+
+def add_manner_options(parser: argparse.ArgumentParser) -> None:
+    """How a model draws many pictures for training: what is not given is as the checkpoint says."""
+    parser.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="where the checkpoint has none")
+    parser.add_argument("--vae", type=path_argument, metavar="DIR", help="where the checkpoint has none")
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help="a run's averaged or raw weights")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: the checkpoint's)")
+    parser.add_argument("--num-steps", type=int, help="(default: the checkpoint's)")
+    parser.add_argument("--guidance-scale", type=float, help="(default: the checkpoint's)")
 
 
 def add_control_options(parser: argparse.ArgumentParser) -> None:

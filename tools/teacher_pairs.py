@@ -28,9 +28,9 @@ from pixart_jax.generation.picture_lists import weights_checksum
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.generation.teacher_pairs import TeacherPairs, spec_of
-from pixart_jax.samplers import SAMPLERS
 from pixart_jax.training.metrics import format_duration
 
+from .drawing_options import add_manner_options
 from .shares import add_share, check_counts, check_share, share_of
 
 
@@ -93,12 +93,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=path_argument, metavar="DIR", help="must not exist")
     parser.add_argument("--num-pairs", type=int, required=True, help="of all processes together")
     parser.add_argument("--seed", type=seed_argument, default=0, help="of the noises (default: %(default)s)")
-    parser.add_argument("--text-encoder", type=path_argument, metavar="DIR", help="where the checkpoint names none")
-    parser.add_argument("--vae", type=path_argument, metavar="DIR", help="where the checkpoint names none")
-    parser.add_argument("--ema", action=argparse.BooleanOptionalAction, help="a run's averaged or raw weights")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: the checkpoint's)")
-    parser.add_argument("--num-steps", type=int, help="(default: the checkpoint's)")
-    parser.add_argument("--guidance-scale", type=float, help="(default: the checkpoint's)")
+    add_manner_options(parser)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: %(default)s)")
     parser.add_argument(
         "--pairs-per-shard", type=int, default=1024, help="what a kill can cost at most (default: %(default)s)"
