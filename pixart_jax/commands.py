@@ -34,6 +34,7 @@ _SCRIPTS = {
     "evaluate": "pixart-evaluate",
     "extract_features": "pixart-extract",
     "inspect_data": "pixart-inspect",
+    "publish": "pixart-publish",
     "sample": "pixart-sample",
     "tune": "pixart-tune",
 }

@@ -23,7 +23,7 @@ FLOORS = [
     ["conversion"],
     ["warm_start", "encoding", "evaluators"],
     ["training", "generation"],
-    ["main", "studio"],
+    ["main", "studio", "hub"],
 ]
 # What runs where only jax, flax, optax, einops and numpy are installed: packages, and single modules of others.
 CORE = [

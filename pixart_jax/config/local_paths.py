@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import Any
+
 from pixart_jax.config.settings import ConfigDict, flatten
 from pixart_jax.files import local_path
 
@@ -39,6 +42,25 @@ def resolve_paths(config: ConfigDict) -> None:
     # Else these are the prompts themselves.
     if values["sample.prompts"].strip().endswith(".txt") and "\n" not in values["sample.prompts"]:
         config.sample.prompts = _resolved(values["sample.prompts"], "config.sample.prompts")
+
+
+def without_folders(config: ConfigDict) -> dict[str, Any]:
+    """Every key of a config by its dotted name, and of paths the last part alone: a machine's folders are its own."""
+    values = flatten(config)
+    for key in (*_SOURCES, *_PATHS):
+        values[key] = ",".join(_last(part) for part in values[key].split(","))
+    if values["sample.prompts"].strip().endswith(".txt"):
+        values["sample.prompts"] = _last(values["sample.prompts"])
+    return values
+
+
+def _last(text: str) -> str:
+    kind = next((kind for kind in _KINDS if text.startswith(kind)), "")
+    if not (rest := text.removeprefix(kind).strip()):
+        return text
+    path = pathlib.PurePath(rest)
+    # What reads as a hub's id is no folder of anyone.
+    return kind + (path.name if path.is_absolute() or len(path.parts) > 2 or rest.startswith((".", "~")) else str(path))
 
 
 def _resolved(text: str, option: str) -> str:

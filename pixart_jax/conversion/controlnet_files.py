@@ -8,6 +8,7 @@ import pathlib
 from pixart_jax.conversion.arrays import WEIGHTS, open_arrays, read_json
 from pixart_jax.conversion.control import CONFIG, Control, convert_control, open_control, open_folder
 from pixart_jax.conversion.formats.controlnet import CONTROLNET, Half
+from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.names.controlnet import CONTROL, RESEARCH, count_copies, revert_controlnet
 from pixart_jax.conversion.runs import load_run_control
 from pixart_jax.conversion.weight_files import check_weight_file, find_weights
@@ -27,7 +28,8 @@ def open_controlnet(path: pathlib.Path, model: PixArt, *, ema: bool = True) -> C
 
     Args:
       path: PixArt's `.pth`, whose base model is left aside; the research project's folder, or its file of arrays; what
-        tools.convert wrote with a ControlNet in it, or that folder in it; or the workdir of a run.
+        tools.convert wrote with a ControlNet in it, or that folder in it; the workdir of a run; or the hub id of one
+        of the former, see `hub.fetch`.
       model: the base.
       ema: of a run, the averaged parameters.
 
@@ -35,7 +37,10 @@ def open_controlnet(path: pathlib.Path, model: PixArt, *, ema: bool = True) -> C
       InputError: there is none, it is damaged, or it does not fit the base: lists parameters and shapes.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; a ControlNet is {_KINDS}")
+        try:
+            path = fetch(str(path), encoders=False)
+        except InputError as error:
+            raise InputError(f"{error}\n{path} does not exist here; a ControlNet is {_KINDS}") from error
     if (path / "checkpoints").is_dir():
         return load_run_control(path, model, ema=ema)[0]
     if (path / "model.json").exists():

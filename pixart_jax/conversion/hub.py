@@ -29,6 +29,10 @@ _FORMS = [
 # What else is in such a folder: configurations and tokenizers, but no other weights' index.
 _SMALL = r"(?!.*\.index\.).+\.(json|model|txt)"
 _ENCODERS = ("text_encoder", "vae", "tokenizer", "scheduler")
+# Ours, see `conversion.stored`: its marks; its encoders; and what is published beside it for people.
+_OURS = ("model.json", "params/_METADATA")
+_OUR_ENCODERS = ("text_encoder/", "vae/", "encoders/")
+_FOR_PEOPLE = ("README.md", ".gitattributes", "images/")
 
 # A revision with a slash cannot be told from a path, but for the hub's own.
 _ID = re.compile(
@@ -54,7 +58,8 @@ class _Id:
 def fetch(source: str, *, encoders: bool = True) -> pathlib.Path:
     """The local path of weights, which are downloaded unless they are here or in the cache.
 
-    Of a pipeline only what conversion reads is fetched: of each part its configuration and one form of its weights.
+    Of a pipeline only what conversion reads is fetched: of each part its configuration and one form of its weights. Of
+    a model in our own format, all of it.
     Without the hub, the cache has to do. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they always do.
 
     Args:
@@ -93,7 +98,7 @@ def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
     if commit is not None:
         absent = [n for n in names if not isinstance(try_to_load_from_cache(wanted.repo, n, revision=commit), str)]
         new, total = (sum(sizes[name] for name in some) for some in (absent, names))
-        print(f"{wanted.text}: {len(names)} files, {_bytes(total)}, of which {_bytes(new)} to download", flush=True)
+        print(f"{wanted.text}: {len(names)} files, {as_bytes(total)}, of which {as_bytes(new)} to download", flush=True)
         _check_space(pathlib.Path(constants.HF_HUB_CACHE), new)
     folder = snapshot_download(
         wanted.repo,
@@ -132,9 +137,9 @@ def _list_files(wanted: _Id) -> tuple[dict[str, int], str | None]:
     except errors.LocalEntryNotFoundError:
         raise InputError(
             f"{wanted.text}: no such file or folder, and as a hub id it is not in the cache and the hub cannot be "
-            f"reached: {_line(cause)}; correct the path, or check the network, the proxy and HF_ENDPOINT"
+            f"reached: {one_line(cause)}; correct the path, or check the network, the proxy and HF_ENDPOINT"
         ) from cause
-    print(f"{wanted.text}: the hub cannot be reached ({_line(cause)}); looking in the cache", flush=True)
+    print(f"{wanted.text}: the hub cannot be reached ({one_line(cause)}); looking in the cache", flush=True)
     return sizes, None
 
 
@@ -149,6 +154,9 @@ def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:
             raise InputError(f"{wanted.text} is no file of weights, which end with {', '.join(_FILES)}")
         folder = posixpath.dirname(wanted.path)
         return [wanted.path, *_around(sizes, folder), *_present(sizes, folder, [CONFIG_FILE])]
+    if all(inside(name) in sizes for name in _OURS):
+        left = _FOR_PEOPLE if encoders else (*_FOR_PEOPLE, *_OUR_ENCODERS)
+        return [name for name in sizes if name.startswith(inside("")) and not name.startswith(tuple(map(inside, left)))]
     if inside("model_index.json") in sizes and _weights(sizes, inside("transformer")):
         folders = [inside(name) for name in ("transformer", *(_ENCODERS if encoders else ()))]
         for folder in folders:
@@ -218,15 +226,15 @@ def _offers(wanted: _Id, sizes: Mapping[str, int], folder: str) -> list[str]:
     # A .bin is offered only as part of its folder: by itself it may be anything.
     lone = [name for name in below if name.endswith((".pth", ".pt", ".safetensors"))]
     found |= {name: sizes[name] for name in lone if posixpath.dirname(name) not in found}
-    return [f"{wanted.with_path(name)} ({_bytes(found[name])})" for name in sorted(found)]
+    return [f"{wanted.with_path(name)} ({as_bytes(found[name])})" for name in sorted(found)]
 
 
 def _check_space(cache: pathlib.Path, new: int) -> None:
     existing = next(path for path in [cache, *cache.absolute().parents] if path.exists())
     if new > (free := shutil.disk_usage(existing).free):
         raise InputError(
-            f"{cache} has room for {_bytes(free)}, {_bytes(new)} are to be downloaded; make room, or set HF_HOME to a "
-            "folder on a larger disk"
+            f"{cache} has room for {as_bytes(free)}, {as_bytes(new)} are to be downloaded; make room, or set HF_HOME "
+            "to a folder on a larger disk"
         )
 
 
@@ -257,7 +265,7 @@ def _errors_explained(wanted: _Id) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         raise InputError(
-            f"{wanted.text}: the hub refuses: {_line(error)}; check HF_TOKEN, or try again later"
+            f"{wanted.text}: the hub refuses: {one_line(error)}; check HF_TOKEN, or try again later"
         ) from error
     except OSError as error:
         if error.errno is None:
@@ -276,16 +284,16 @@ def _errors_explained(wanted: _Id) -> Iterator[None]:
 
 def _broken_off(wanted: _Id, error: Exception) -> InputError:
     return InputError(
-        f"{wanted.text}: the download broke off: {_line(error)}; run it again, files that have arrived are kept"
+        f"{wanted.text}: the download broke off: {one_line(error)}; run it again, files that have arrived are kept"
     )
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error of the client in one line, without the request's address and number."""
     lines = str(error).strip().splitlines()
     return getattr(error, "server_message", None) or (lines[0] if lines else type(error).__name__)
 
 
-def _bytes(count: int) -> str:
+def as_bytes(count: int) -> str:
     unit, scale = next(pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= pair[1] or pair[1] == 1e3)
     return f"{count / scale:,.1f} {unit}"

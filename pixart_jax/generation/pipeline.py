@@ -31,6 +31,7 @@ from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
 from pixart_jax.generation.denoiser import check_reuse, denoiser_of, eight_bit_parts
+from pixart_jax.generation.from_hub import local_model
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
 from pixart_jax.generation.parts import Parts, as_it_is
@@ -62,8 +63,9 @@ class TextToImage:
     pipeline = TextToImage.from_checkpoint("weights/sigma-1024")   # what tools.convert wrote, or a run's workdir
     images = pipeline("a lighthouse in fog", aspect_ratio="16:9", seed=1)   # uint8[1, 768, 1344, 3]
 
-    `from_checkpoint` opens one, a call draws. What can be asked for is a `Request`; the same can be drawn with `draw`,
-    or with `draw_each`, which hands each picture over as soon as it is done.
+    `from_checkpoint` opens one, or `from_pretrained` by its id on the hub; a call draws. What can be asked for is a
+    `Request`; the same can be drawn with `draw`, or with `draw_each`, which hands each picture over as soon as it is
+    done.
 
     Args:
       parts: what `from_checkpoint` finds.
@@ -139,6 +141,20 @@ class TextToImage:
         )
         parts = cls(dataclasses.replace(parts, wrap=wrap, text_once=text_once)).adapted(adapters).parts
         return cls(parts if int8 is None else eight_bit_parts(parts, int8))
+
+    @classmethod
+    def from_pretrained(cls, name: str, **how: Any) -> TextToImage:
+        """Opens a model by its id on the hub: downloaded and, where it is a pipeline of diffusers, converted once.
+
+        Args:
+          name: owner/name, also owner/name@revision; or a folder, as `from_checkpoint` takes it. See
+            `from_hub.local_model`.
+          how: as `from_checkpoint`. Adapters may be ids too.
+
+        Raises:
+          InputError: the hub has no such model, or as `from_checkpoint`.
+        """
+        return cls.from_checkpoint(local_model(str(name)), **how)
 
     def adapted(self, adapters: Sequence[Adaptation | AdapterFile | str | pathlib.Path]) -> TextToImage:
         """Another one with adapters laid over this one's model; they share all that is loaded.

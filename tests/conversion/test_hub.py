@@ -4,22 +4,18 @@ The hub's client reads its settings when it is imported, so each call has a proc
 """
 
 import collections
-import hashlib
-import http.server
-import json
 import os
 import pathlib
 import re
 import socket
 import subprocess
 import sys
-import threading
-import urllib.parse
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from hub_server import Hub, file_headers, serving
 
 from pixart_jax.conversion.hub import fetch
 from pixart_jax.conversion.sources import open_source
@@ -117,76 +113,47 @@ REPOS = {
 TOKEN = "hf_of_a_test"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of a hub as its client asks for; v1 of each repository has `at v1` at the end of each file."""
+class Served(Hub):
+    """Those repositories; v1 of each has `at v1` at the end of each file."""
 
-    protocol_version = "HTTP/1.1"
-    # How often each method and path was asked for.
     asked: ClassVar = collections.Counter()
 
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        self.asked[self.command, path] += 1
-        parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            repo, what, revision = "/".join(parts[2:4]), "".join(parts[4:5]), "".join(parts[5:6]) or "main"
-        else:
-            repo, what, revision = "/".join(parts[:2]), "".join(parts[2:3]), "".join(parts[3:4])
+    def revision(self, repo, revision):
         commit = COMMITS.get(revision, revision)
-        if repo not in REPOS:
-            return self.refuse(401, "RepoNotFound")
+        if commit not in COMMITS.values() or repo not in REPOS:
+            return commit, None
+        ending = b" at v1" if commit == COMMITS["v1"] else b""
+        return commit, {name: data + ending for name, data in REPOS[repo].items()}
+
+    def exists(self, repo):
+        return repo in REPOS
+
+    def odd(self, repo, what, name):
         if repo == "them/down":
             return self.refuse(503, "")
         if repo == "them/html":
             return self.answer(b"<html>please log in</html>")
-        if commit not in COMMITS.values():
-            return self.refuse(404, "RevisionNotFound")
-        files = {name: data + (b" at v1" if commit == COMMITS["v1"] else b"") for name, data in REPOS[repo].items()}
-        if what in ("", "revision"):
-            size = 10**15 if repo == "them/large" else None
-            siblings = [{"rfilename": name, "size": size or len(data)} for name, data in files.items()]
-            return self.answer(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
-        if what == "tree":
-            tree = [{"type": "file", "path": n, "size": len(data), "oid": f"{n}{commit}"} for n, data in files.items()]
-            return self.answer(json.dumps(tree).encode())
-        assert what == "resolve"
-        if repo == "them/gated" and self.headers["authorization"] != f"Bearer {TOKEN}":
+        if repo == "them/gated" and what == "resolve" and self.headers["authorization"] != f"Bearer {TOKEN}":
             return self.refuse(403, "GatedRepo")
-        name = "/".join(parts[4:])
-        data = files[name] if repo != "them/short" or self.command == "HEAD" else files[name][:-1]
-        self.answer(data, {"ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"', "X-Repo-Commit": commit})
+        if repo == "them/short" and what == "resolve" and self.command == "GET":
+            return self.answer(REPOS[repo][name][:-1], file_headers(REPOS[repo][name], COMMITS["main"]))
+        return False
 
-    do_HEAD = do_GET
-
-    def refuse(self, status, code):
-        self.answer(b"", {"X-Error-Code": code}, status)
-
-    def answer(self, data, headers=(), status=200):
-        self.send_response(status)
-        for name, value in {**dict(headers), "Content-Length": len(data)}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
+    def size(self, repo, data):
+        return 10**15 if repo == "them/large" else len(data)
 
 
 @pytest.fixture(scope="module")
 def endpoint():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Served) as address:
+        yield address
 
 
 @pytest.fixture
 def call(endpoint, tmp_path):
     """Calls fetch; returns what it printed, and what it returned or "error: " and the message; of several calls a list
     of these."""
-    Hub.asked.clear()
+    Served.asked.clear()
     clean = {name: value for name, value in os.environ.items() if not re.match("HF_|.*PROXY", name.upper())}
     clean |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
@@ -210,7 +177,7 @@ def call(endpoint, tmp_path):
 def downloaded(repo):
     """How often each file of a repository was downloaded."""
     names = {f"/{repo}/resolve/{commit}/{name}": name for commit in COMMITS.values() for name in REPOS[repo]}
-    return {names[path]: count for (method, path), count in Hub.asked.items() if method == "GET" and path in names}
+    return {names[path]: count for (method, path), count in Served.asked.items() if method == "GET" and path in names}
 
 
 def check_files(folder, repo, names, suffix=b""):
@@ -281,7 +248,7 @@ def closed_port():
 
 def test_nothing_is_downloaded_twice(call):
     _, first = call("them/pipeline")
-    Hub.asked.clear()
+    Served.asked.clear()
     printed, again = call("them/pipeline")
     assert again == first and not downloaded("them/pipeline")
     assert "of which 0.0 kB to download" in printed
@@ -290,9 +257,9 @@ def test_nothing_is_downloaded_twice(call):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         hangs = {"HF_ENDPOINT": f"http://127.0.0.1:{mute.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "1"}
         for settings in (refuses, hangs, {"HF_HUB_OFFLINE": "1"}):
-            Hub.asked.clear()
+            Served.asked.clear()
             printed, again = call("them/pipeline", **settings)
-            assert again == first and not Hub.asked
+            assert again == first and not Served.asked
             assert "the hub cannot be reached" in printed and "looking in the cache" in printed
 
 
