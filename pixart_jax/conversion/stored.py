@@ -20,6 +20,7 @@ from pixart_jax.checkpoints.checksums import array_checksum, device_checksum
 from pixart_jax.checkpoints.contents import without
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
+from pixart_jax.conversion.mapped import mapped_arrays
 from pixart_jax.conversion.stored_fields import check_stored_fields
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
@@ -131,11 +132,18 @@ def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[st
     (directory / "model.json").write_text(stored.to_json(), encoding="utf-8")
 
 
+class _FileForEach(ocp.PyTreeCheckpointHandler):
+    """Writes each array as a file."""
+
+    def finalize(self, directory):
+        """Nothing: Orbax would look for the parts of processes to merge, and warn that there are none."""
+
+
 def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
     """Writes a new Orbax checkpoint, which `ocp.StandardCheckpointer` restores, with checksums in it.
 
-    Uncompressed, which trained weights hardly gain from, and without Orbax's defensive copy: so that no second copy of
-    the model is ever in memory.
+    Uncompressed, which trained weights hardly gain from, each array in a file of its own, which `mapped` opens where it
+    lies; and without Orbax's defensive copy: so that no second copy of the model is ever in memory.
 
     Args:
       params: '/'-joined path to array of each parameter.
@@ -149,7 +157,7 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
         # Orbax warns where it is absent.
         (jax.Array, type_handlers.ArrayHandler()),
     )
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    handler = _FileForEach(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
     tree = flax.traverse_util.unflatten_dict(dict(params), sep="/")
     with ocp.Checkpointer(handler) as checkpointer:
         try:
@@ -211,6 +219,15 @@ class StoredArrays(Mapping[str, np.ndarray]):
         return self._read(list(self.shapes))
 
     def _read(self, paths: list[str]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = mapped_arrays(self._path, paths)
+        if left := [path for path in paths if path not in arrays]:
+            arrays |= self._read_by_orbax(left)
+        for name in paths:
+            if self._checksums.get(name) is not None:
+                check_array(self._path, name, array_checksum(arrays[name]), self._checksums)
+        return {path: arrays[path] for path in paths}
+
+    def _read_by_orbax(self, paths: list[str]) -> dict[str, np.ndarray]:
         def tree(value):
             return flax.traverse_util.unflatten_dict(dict.fromkeys(paths, value), sep="/")
 
@@ -226,11 +243,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
         except Exception as error:
             which = f": {paths[0]}" if len(paths) == 1 else ""
             raise InputError(f"{self._path}{which} is damaged: {reason(error)}") from error
-        arrays = flax.traverse_util.flatten_dict(found, sep="/")
-        for name, array in arrays.items():
-            if self._checksums.get(name) is not None:
-                check_array(self._path, name, array_checksum(array), self._checksums)
-        return arrays
+        return flax.traverse_util.flatten_dict(found, sep="/")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -293,6 +306,18 @@ def restore_tree(path: pathlib.Path, abstract: Any, *, is_eight_bit: Callable[[s
 
 def _restore_some(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
     """By '/'-joined path, as `restore_tree`, but of the dtypes that are stored."""
+    mapped = {
+        name: array
+        for name, array in mapped_arrays(path, abstract).items()
+        if (array.shape, array.dtype) == (abstract[name].shape, abstract[name].dtype)
+    }
+    # Each process sends its own devices what they hold; a CPU takes the mapped pages for its own.
+    placed = {name: jax.device_put(array, abstract[name].sharding) for name, array in mapped.items()}
+    left = {name: leaf for name, leaf in abstract.items() if name not in placed}
+    return placed | (_restore_by_orbax(path, left) if left else {})
+
+
+def _restore_by_orbax(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values())
     handler = ocp.PyTreeCheckpointHandler(
         restore_concurrent_gb=1 + math.ceil(largest / 1e9), multiprocessing_options=alone()

@@ -356,7 +356,7 @@ def test_encoders_or_none(pipelines, tmp_path):
 def test_a_damaged_encoder_of_ours(to, ours, tmp_path, capsys):
     """Is one error, after which nothing of the transformer is left either."""
     convert(ours / "ours-sigma", tmp_path / "model")
-    path = max((tmp_path / "model/vae/params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    path = max((tmp_path / "model/vae/params").glob("*/0*"), key=lambda path: path.stat().st_size)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert "is damaged" in refused(capsys, tmp_path / "model", tmp_path / "x", f"--to={to}")
     assert os.listdir(tmp_path) == ["model"]
