@@ -233,6 +233,11 @@ def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
         "is for config.objective.kind='consistency'; set it to 0",
     )
     require(
+        1000 % config.objective.solver_steps == 0,
+        "objective.solver_steps",
+        "must divide the 1000 timesteps: 50 as in the paper, or 10, 20, 25, 100",
+    )
+    require(
         kind == "distribution_matching" or not config.data.pair_source.strip(),
         "data.pair_source",
         f"pairs are for distribution matching, and config.objective.kind is {kind!r}; set it to ''",

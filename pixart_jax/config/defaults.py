@@ -206,6 +206,8 @@ SETTINGS = {
         # Unless 0: w is drawn from `guidance` to this, and the student takes it as an input, so that its pictures have
         # any guidance scale from 1 + `guidance` to 1 + this (tools.sample --guidance-scale) at the price of none.
         "guidance_to": Setting(0.0, NOT_NEGATIVE),
+        # In how many steps the teacher goes all the way: of consistency, each lands where the next prediction stands.
+        "solver_steps": Setting(50, POSITIVE),
         # Of student and target, or of a pair's latents: "huber" is √(d² + c²) - c with c = huber_c, "l2" is d². "lpips"
         # is of a pair's pictures; the files of its weights are below (docs/adapting.md says where they are to be had).
         "distance": Setting("huber", one_of(*DISTANCES, "lpips")),

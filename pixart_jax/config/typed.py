@@ -196,6 +196,7 @@ def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
             guidance_to=objective.guidance_to,
             distance=objective.distance,
             huber_c=objective.huber_c,
+            solver_steps=objective.solver_steps,
         )
     if config.data.prior_source:
         return prior_preservation_loss(

@@ -129,6 +129,7 @@ def test_what_cannot_be_distilled_is_refused(teacher):
         ({"train.min_snr_gamma": 5.0}, "config.train.min_snr_gamma"),
         ({"adapter.kind": "controlnet", "adapter.controlnet.num_copies": 1}, "config.adapter.kind"),
         ({"objective.distance": "l1"}, "config.objective.distance"),
+        ({"objective.solver_steps": 30}, "config.objective.solver_steps = 30: must divide the 1000 timesteps"),
         ({"objective.guidance_to": 4.0}, "config.objective.guidance_to = 4.0: must be more than"),
         ({"objective.kind": "denoising", "objective.guidance_to": 9.0}, "config.objective.guidance_to"),
     ]:
