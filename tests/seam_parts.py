@@ -26,7 +26,7 @@ from pixart_jax.objectives.objective import descend
 from pixart_jax.samplers.steps import Apply
 from pixart_jax.training.looks import open_evaluators
 from pixart_jax.training.loop import train_and_evaluate
-from pixart_jax.training.program import Parts
+from pixart_jax.training.program import FROM_CONFIG, Parts
 
 RATES = {"student": 1e-2, "critic": 1e-3}
 
@@ -216,6 +216,13 @@ def with_colour(plan):
     return [samples, MeanColour(samples.drawings), *others]
 
 
+# What a config may say beside its own settings, by the kind of run.
+SETTINGS = {
+    # Until the last third, which is another program.
+    "routed": {"model.route.ratio": 0.5, "model.route.first": 0, "model.route.last": 0, "model.route.until": 0.7},
+}
+
+
 # --- Runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -233,13 +240,14 @@ def _train(kind: str, data, init_from, workdir: pathlib.Path, kill_at: int, devi
     use_devices(devices)
     log_the_run()
     config = seam_config(data, init_from)
+    config.update_from_flattened_dict(SETTINGS.get(kind, {}))
     if devices > 1:
         config.mesh.fsdp = 2
     mark = workdir.with_name(f"{workdir.name}.killed")
     train_and_evaluate(
         config,
         workdir,
-        parts=PARTS[kind],
+        parts=PARTS.get(kind, FROM_CONFIG),
         evaluators=lambda plan: [*with_colour(plan), Killer(kill_at, mark)],
     )
 

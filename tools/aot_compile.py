@@ -29,8 +29,10 @@ from jax.sharding import Mesh
 from pixart_jax.adapters.adapter import Apply, Parameters, Params
 from pixart_jax.config import (
     ConfigDict,
+    architecture,
     build_adapter,
     build_model,
+    build_route,
     check_batch,
     check_config,
     mesh_spec,
@@ -155,7 +157,8 @@ def compile_case(case: Case) -> dict:
         attended = 3 + (config.model.remat == "full")
         layers = (3 if config.adapter.kind == "full" else 2) + (config.model.remat in ("attention", "full"))
     else:
-        # As tools.sample draws: whole parameters on every chip.
+        # As tools.sample draws: whole parameters on every chip, and all tokens.
+        config.model.route.ratio = 0.0
         config.mesh.update({"fsdp": 1, "context": 1, "tensor": 1})
         config.data.batch_size, config.train.accumulation_steps = topology.chips, 1
         lowered = lower_sampling(config, make_mesh(devices=devices))
@@ -266,11 +269,24 @@ def recomputed_flops(config: ConfigDict, flops: float) -> float:
 
 def attention_flops(config: ConfigDict) -> float:
     """Of a forward pass over all chips: logits and weighted values, a multiply-add each."""
-    model, tokens = build_model(config), position_base(config) ** 2
+    model = build_model(config)
     text = 0 if model.num_classes else model.max_text_tokens
     ratios = model.kv_compress or (1,) * model.depth
-    keys = sum(tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text for ratio in ratios)
-    return 4 * tokens * keys * model.hidden_size * config.data.batch_size
+    products = sum(
+        tokens * (tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text)
+        for tokens, ratio in zip(block_tokens(config), ratios, strict=True)
+    )
+    return 4 * products * model.hidden_size * config.data.batch_size
+
+
+def block_tokens(config: ConfigDict) -> list[int]:
+    """Of a picture without padding, how many tokens each block sees in training."""
+    tokens, depth, route = position_base(config) ** 2, architecture(config)["depth"], build_route(config)
+    if route is None:
+        return [tokens] * depth
+    unit = config.model.kv_compress_ratio**2
+    kept = route.kept(tokens // unit) * unit
+    return [kept if route.first <= block <= route.last else tokens for block in range(depth)]
 
 
 def unfilled_flops(config: ConfigDict, rows: int) -> float:
@@ -281,7 +297,7 @@ def unfilled_flops(config: ConfigDict, rows: int) -> float:
     products = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
     products += [] if model.num_classes else [(width, width)] * 2
     more = sum(math.ceil(a / rows) * rows * math.ceil(b / rows) * rows - a * b for a, b in products)
-    return 2 * more * model.depth * position_base(config) ** 2 * config.data.batch_size
+    return 2 * more * sum(block_tokens(config)) * config.data.batch_size
 
 
 def sampling_flops(config: ConfigDict) -> float:

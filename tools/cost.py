@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from pixart_jax.commands import BEGINS_AGAIN, command, tool, with_commands
-from pixart_jax.config import ConfigDict, check_config, read_config_file
+from pixart_jax.config import ConfigDict, check_config, phases, read_config_file
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.errors import InputError
 from pixart_jax.models.t5 import XXL, T5Encoder
@@ -134,10 +134,13 @@ def stage_costs(stage: argparse.Namespace, config: ConfigDict, args: argparse.Na
 
 
 def image_flops(config: ConfigDict) -> float:
-    """Forward and backward pass of one picture of the square's size."""
+    """Forward and backward pass of one picture of the square's size, the mean over the run's parts."""
     # A step's FLOPs are proportional to its batch; large batches of large pictures need not be made up.
     config.data.batch_size = 1
-    return require_count(Program(config, None).flops(training_batch(config)))
+    parts, total = phases(config), 0.0
+    for (done, own), end in zip(parts, [*(done for done, _ in parts[1:]), config.train.num_steps], strict=True):
+        total += (end - done) * require_count(Program(own, None).flops(training_batch(own)))
+    return total / config.train.num_steps
 
 
 @functools.cache

@@ -7,12 +7,14 @@ This package needs only the core's imports, so that a benchmark can read configs
 from pixart_jax.config.checks import check_attention, check_batch, check_config, check_offload
 from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.config.files import find_config, load_config, read_config_file
+from pixart_jax.config.phases import Phase, phases
 from pixart_jax.config.settings import check_keys, flatten, override, require_setting, unknown_key_error
 from pixart_jax.config.typed import (
     architecture,
     build_adapter,
     build_model,
     build_objective,
+    build_route,
     build_tx,
     eval_metrics,
     eval_timesteps,
@@ -27,10 +29,12 @@ from pixart_jax.config.typed import (
 
 __all__ = [
     "ConfigDict",
+    "Phase",
     "architecture",
     "build_adapter",
     "build_model",
     "build_objective",
+    "build_route",
     "build_tx",
     "check_attention",
     "check_batch",
@@ -49,6 +53,7 @@ __all__ = [
     "mesh_spec",
     "optimizer_spec",
     "override",
+    "phases",
     "position_base",
     "read_config_file",
     "require_setting",

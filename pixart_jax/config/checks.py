@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 
 from pixart_jax.adapters.layers import is_target, layers_of
 from pixart_jax.config.defaults import DISTILLED, SETTINGS, ConfigDict, default_config
+from pixart_jax.config.savings_checks import Require, route_fits
 from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
@@ -21,9 +21,6 @@ from pixart_jax.models.layers import keys_per_block
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.optimizers import lr_scale
 from pixart_jax.tokens import DOWNSAMPLE
-
-# (ok, key, cure): see `require_setting`.
-Require = Callable[[bool, str, str], None]
 
 
 def check_config(config: ConfigDict) -> None:
@@ -52,6 +49,7 @@ def check_config(config: ConfigDict) -> None:
         _adapter_start_has_an_adapter,
         _lora_has_a_base,
         _controlnet_has_a_base,
+        route_fits,
     ):
         check(config, require)
 

@@ -23,6 +23,7 @@ from pixart_jax.config.declaration import (
     some_of,
     within,
 )
+from pixart_jax.config.savings import ROUTE
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
@@ -121,6 +122,7 @@ SETTINGS = {
         "scan_unroll": Setting(1, within(1, 1 << 10)),
         # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.
         "attention": Setting("auto", one_of(*IMPLEMENTATIONS)),
+        "route": ROUTE,
     },
     "adapter": {
         # What of the model is trained: "full" is everything. Beside frozen weights, which are `init_from`'s: "lora"

@@ -26,10 +26,11 @@ from pixart_jax.models.controlnet import ControlNet
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.models.remat import AUTO
+from pixart_jax.models.routing import PATH_DROP, ROUTE_KEYS, Route, routed
 from pixart_jax.objectives.consistency import consistency_loss
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.distribution_matching import Distance, DistributionMatching, latent_distance
-from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_adapter_keys
+from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
@@ -74,10 +75,19 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
     )
 
 
+def build_route(config: ConfigDict) -> Route | None:
+    """Which tokens pass which blocks by; None where none do."""
+    own = config.model.route
+    last = own.last + (architecture(config)["depth"] if own.last < 0 else 0)
+    return Route(own.ratio, own.first, last, PATH_DROP if own.form == "sprint" else 0.0) if own.ratio else None
+
+
 def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
     """What of the model a config trains."""
+    route = build_route(config)
+    apply = routed(model, route) if route else apply_of(model)
     if config.adapter.kind == "lora":
-        return _guided(config, model, Lora(apply_of(model), lora_spec(config), jnp.dtype(config.dtype)))
+        return _guided(config, model, Lora(apply, lora_spec(config), jnp.dtype(config.dtype)))
     if config.adapter.kind == "controlnet":
         controlnet = ControlNet(model, config.adapter.controlnet.num_copies)
         return Controlled(controlnet, apply_of(model), jnp.dtype(config.dtype))
@@ -85,7 +95,7 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
         return _guided(config, model, Taught(apply_of(model), jnp.dtype(config.dtype)))
     if config.objective.kind == "distribution_matching":
         return Followed(apply_of(model), jnp.dtype(config.dtype))
-    return Full(apply_of(model))
+    return Full(apply)
 
 
 def _guided(config: ConfigDict, model: PixArt, student: Taught | Lora) -> Adapter:
@@ -161,9 +171,11 @@ def build_objective(config: ConfigDict, adapter: Adapter, distance: Distance | N
     """
     if config.objective.kind == "distribution_matching":
         return _distribution_matching(config, adapter, distance)
-    gradients = descend(_loss(config, adapter))
-    has_dropout = config.adapter.kind == "lora" and config.adapter.lora.dropout > 0
-    return with_adapter_keys(gradients) if has_dropout else gradients
+    draws = {
+        "adapter_keys": config.adapter.kind == "lora" and config.adapter.lora.dropout > 0,
+        ROUTE_KEYS: config.model.route.ratio > 0,
+    }
+    return with_keys(descend(_loss(config, adapter)), *(name for name, drawn in draws.items() if drawn))
 
 
 def _distribution_matching(config: ConfigDict, adapter: Adapter, distance: Distance | None) -> Gradients:

@@ -46,18 +46,19 @@ def descend(loss: LossFn) -> Gradients:
     return gradients
 
 
-# What the adapter's keys are folded with: no objective makes so many others of a sample's key.
-_ADAPTER = 1 << 20
+# What the keys of a condition are folded with: no objective makes so many others of a sample's key.
+_SALTS = {"adapter_keys": 1 << 20, "route_keys": 2 << 20}
 
 
-def with_adapter_keys(gradients: Gradients) -> Gradients:
-    """An objective whose adapter draws random numbers too, of a key for each sample: the condition `adapter_keys` [B].
+def with_keys(gradients: Gradients, *names: str) -> Gradients:
+    """An objective whose model draws random numbers too, of a key for each sample: the conditions of these names [B],
+    those of `_SALTS`.
 
     What the objective itself draws stays as it is.
     """
 
-    def with_keys(trained, held, batch, keys):
-        own = jax.vmap(lambda key: jax.random.fold_in(key, _ADAPTER))(keys)
-        return gradients(trained, held, batch | {"adapter_keys": own}, keys)
+    def with_more(trained, held, batch, keys):
+        own = {name: jax.vmap(lambda key, salt=_SALTS[name]: jax.random.fold_in(key, salt))(keys) for name in names}
+        return gradients(trained, held, batch | own, keys)
 
-    return with_keys
+    return with_more if names else gradients

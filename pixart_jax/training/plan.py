@@ -25,6 +25,7 @@ from pixart_jax.config import (
     check_offload,
     flatten,
     mesh_spec,
+    phases,
 )
 from pixart_jax.config.local_paths import resolve_paths
 from pixart_jax.data.examples import BatchSpec
@@ -61,7 +62,8 @@ class Plan:
       workdir: exists, and can be written to.
       ending: of the process.
       mesh: devices that it is laid over.
-      program: what it computes there; its config says what `config.model.remat` has come to.
+      parts: what it computes there, each part with the number of steps before it, see `config.phases`: one of all
+        states and frozen halves. Their configs say what `config.model.remat` has come to.
       spec: the shapes of this process's part of a batch.
       data: what it trains on.
       held_out: what it is evaluated on, if anything.
@@ -76,7 +78,7 @@ class Plan:
     workdir: pathlib.Path
     ending: Ending
     mesh: Mesh
-    program: Program
+    parts: list[tuple[int, Program]]
     spec: BatchSpec
     data: TrainingData
     held_out: HeldOut | None
@@ -86,6 +88,11 @@ class Plan:
     warm_start: WarmStart | None
     weights: dict[str, np.ndarray] | None
     trained: dict[str, np.ndarray] | None
+
+    @property
+    def program(self) -> Program:
+        """The first part's."""
+        return self.parts[0][1]
 
     @property
     def last(self) -> int:
@@ -134,7 +141,9 @@ def _open_plan(
         parts = dataclasses.replace(parts, distance=distance.held) if distance else parts
         held_out = open_held_out(config, spec, data.manifest)
         looked_at = open_looked_at(config)
-        program = settled_program(config, mesh, parts, abstract_batch(data, spec, mesh, config.data.batch_size), limit)
+        shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
+        programs = [(done, settled_program(own, mesh, parts, shapes, limit)) for done, own in phases(config)]
+        program = programs[0][1]
         # A run that goes on has its own weights, but for those that are never saved.
         wanted = config.init_from and (program.birth.holds_something or not has_checkpoint(path))
         warm_start = open_init_from(config, data.manifest, path) if wanted else None
@@ -160,7 +169,7 @@ def _open_plan(
         path,
         ending,
         mesh,
-        program,
+        programs,
         spec,
         data,
         held_out,

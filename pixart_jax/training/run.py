@@ -20,7 +20,7 @@ from pixart_jax.errors import TrainingDiverged
 from pixart_jax.evaluators.evaluator import Evaluator
 from pixart_jax.objectives.objective import Batch, Metrics
 from pixart_jax.training.beginning import Beginning, begin, warn_of_lag
-from pixart_jax.training.compiled import Compiled, compile_step
+from pixart_jax.training.compiled import Compiled, compile_steps
 from pixart_jax.training.journal import Journal
 from pixart_jax.training.metrics import MetricsWindow, Stopwatch, progress_line
 from pixart_jax.training.plan import Plan
@@ -41,12 +41,13 @@ class Run:
         checkpoints: Checkpoints,
         journal: Journal,
         watchdog: Watchdog,
-        compiled: Compiled | None,
+        compiled: Sequence[Compiled],
     ):
         self._plan, self._evaluators, self._beginning, self._compiled = plan, evaluators, beginning, compiled
         self._checkpoints, self._journal, self._watchdog = checkpoints, journal, watchdog
         self.state = beginning.state
         self._start, self._last = int(beginning.state.step), plan.last
+        self._at = self._start + 1
         self._window = MetricsWindow(beginning.pending)
         self._stopwatch = Stopwatch(self._start)
         self._looked: set[str] = set()
@@ -73,8 +74,8 @@ class Run:
 
     @property
     def _program(self) -> Compiled:
-        assert self._compiled is not None  # `open_run` compiles it where there is a step to make.
-        return self._compiled
+        """That of the step at hand."""
+        return next(program for program in reversed(self._compiled) if program.done < self._at)
 
     def after(self, step: int, metrics: Metrics) -> None:
         """What follows a step: log, save, stop, look, each when it is due."""
@@ -99,6 +100,7 @@ class Run:
         # compiled when its first one comes.
         first = step - self._start <= MetricsWindow.IN_FLIGHT + 1 or self._plan.config.data.online
         self._watchdog.beat(step - 1, "a step", first=first)
+        self._at = step
 
     def log(self, step: int) -> None:
         """Writes the means of the steps since the last log step."""
@@ -196,9 +198,9 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
         warn_of_lag(plan, beginning.ema_warmup)
         journal = Journal(plan, evaluators, start)
         closing.callback(journal.close)
-        compiled = compile_step(plan, beginning.ema_warmup) if start < plan.last else None
+        compiled = compile_steps(plan, start, beginning.ema_warmup)
         if compiled:
-            journal.compiled(compiled.step)
+            journal.compiled(compiled[0].step)
         watchdog = Watchdog(plan.workdir, train.hang_timeout, ending=ending)
         closing.callback(watchdog.stop)
         run = Run(plan, evaluators, beginning, checkpoints, journal, watchdog, compiled)

@@ -42,10 +42,12 @@ def checksums_of(workdir, step):
 
 
 @pytest.mark.parametrize(
-    ("kind", "devices"), [("biases", 1), ("teacher", 2), ("average", 1), ("two", 1)], ids=lambda value: str(value)
+    ("kind", "devices"),
+    [("biases", 1), ("teacher", 2), ("average", 1), ("two", 1), ("routed", 1)],
+    ids=lambda value: str(value),
 )
 def test_a_killed_run_goes_on_bit_identical(kind, devices, data, base, tmp_path):
-    """Adapter with a frozen half, objective with a frozen teacher, one with the average, and two networks."""
+    """Adapter with a frozen half, frozen teacher, the average, two networks; and a run of two programs."""
     settings = {"init_from": base, "devices": devices}
     assert train_in_a_process(kind, data, tmp_path / "whole", **settings) == 0
     assert train_in_a_process(kind, data, tmp_path / "run", kill_at=8, **settings) == -signal.SIGKILL

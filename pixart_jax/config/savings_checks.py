@@ -1,0 +1,45 @@
+"""What settings of `savings` can work together with others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pixart_jax.config.defaults import ConfigDict
+from pixart_jax.config.typed import architecture, build_model, build_route, position_base
+from pixart_jax.models.layers import keys_per_block
+
+# (ok, key, cure): see `settings.require_setting`.
+Require = Callable[[bool, str, str], None]
+
+
+def route_fits(config: ConfigDict, require: Require) -> None:
+    """Refuses routes of blocks that there are not, of what is no training from noise, and what a mesh cannot split."""
+    route = build_route(config)
+    if route is None:
+        return
+    depth = architecture(config)["depth"]
+    require(
+        config.objective.kind == "denoising",
+        "model.route.ratio",
+        f"config.objective.kind={config.objective.kind!r} compares predictions of whole pictures, of a teacher that "
+        "sees all tokens; set it to 0",
+    )
+    require(
+        config.adapter.kind != "controlnet",
+        "model.route.ratio",
+        "a ControlNet's copies follow the control of every token, of a base that never missed any; set it to 0",
+    )
+    cure = f"must be one of the {depth} blocks, at or behind config.model.route.first = {route.first}"
+    require(route.first <= route.last < depth, "model.route.last", cure)
+    ratio, sampling = config.model.kv_compress_ratio, config.model.kv_sampling
+    units = position_base(config) ** 2 // ratio**2
+    kept = route.kept(units)
+    what = f"{ratio}x{ratio} blocks of tokens" if ratio > 1 else "tokens"
+    require(kept < units, "model.route.ratio", f"lets none of the {units} {what} of a picture pass by; raise it")
+    compressed = bool(build_model(config).kv_compress)
+    keys = kept * (keys_per_block(sampling, ratio) if compressed else 1)
+    require(
+        keys % config.mesh.context == 0,
+        "mesh.context",
+        f"must divide the {keys} keys that config.model.route.ratio = {route.ratio:g} leaves of a picture",
+    )
