@@ -41,6 +41,7 @@ settings.load_profile("any machine")
 # Files that take longest, in that order: those that start, kill and resume whole runs.
 LONGEST = (
     "test_kills.py", "test_resume.py", "test_cluster_ends.py", "test_extract_features.py", "test_install.py",
+    "test_notebooks.py", "test_publish.py",
     "test_online.py", "test_small_runs.py", "test_text_to_image.py", "test_seams.py", "test_cluster.py",
     "test_train.py", "test_full_size_steps.py", "test_app.py", "test_photographs.py", "test_sharding.py",
     "test_init_from.py", "test_recipe.py",
