@@ -12,6 +12,7 @@ Whoever has pixart_jax draws from it: TextToImage.from_pretrained("me/mine").
 from __future__ import annotations
 
 import argparse
+import collections
 import hashlib
 import os
 import pathlib
@@ -37,8 +38,8 @@ from . import convert
 FORMATS = ("orbax", "diffusers", "controlnet", *(name for name in ADAPTER_WRITERS))
 # What a run is published as, by config.adapter.kind.
 USUAL = {"full": "orbax", "lora": "peft", "controlnet": "controlnet"}
-# Of the files that are listed one by one.
-LISTED = 40
+# Of a folder with more files there is one line.
+LISTED = 12
 
 
 @tool(GOES_ON)
@@ -150,10 +151,13 @@ def show(repo: str, contents: Contents, files: Mapping[str, pathlib.Path | bytes
     """Says what would go up."""
     sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
     print(f"{repo}: {contents.kind.title}, {len(files)} files, {as_bytes(sum(sizes.values()))}")
-    for name in sorted(sizes)[:LISTED]:
-        print(f"  {as_bytes(sizes[name]):>12}  {name}")
-    if len(sizes) > LISTED:
-        print(f"  {'...':>12}  {len(sizes) - LISTED} more")
+    folders = collections.Counter(name.split("/")[0] for name in sizes)
+    lines: dict[str, list[int]] = {}
+    for name in sorted(sizes):
+        folder = name.split("/")[0]
+        lines.setdefault(f"{folder}/" if folders[folder] > LISTED else name, []).append(sizes[name])
+    for name, found in lines.items():
+        print(f"  {as_bytes(sum(found)):>12}  {name}" + (f"  {len(found)} files" if len(found) > 1 else ""))
     print(f"{CARD}:")
     print("\n".join(f"  {line}".rstrip() for line in card.splitlines()), flush=True)
 

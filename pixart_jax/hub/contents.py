@@ -82,8 +82,8 @@ def look(source: pathlib.Path) -> Contents:
     files = {
         path.relative_to(source).as_posix(): path
         for path in sorted(source.rglob("*"))
-        # Not what a hub's client and file systems leave there.
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        # Not what git, a hub's client and file systems leave there; arrays have files that begin with a dot.
+        if path.is_file() and not path.relative_to(source).parts[0].startswith(".") and path.name != ".DS_Store"
     }
     for path in files.values():
         if path.suffix == ".incomplete":
