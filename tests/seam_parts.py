@@ -28,6 +28,8 @@ from pixart_jax.training.looks import open_evaluators
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.program import FROM_CONFIG, Parts
 
+# Of the features that the seams' data have.
+ALIGN_DIM = 6
 RATES = {"student": 1e-2, "critic": 1e-3}
 
 
@@ -220,6 +222,11 @@ def with_colour(plan):
 SETTINGS = {
     # Until the last third, which is another program.
     "routed": {"model.route.ratio": 0.5, "model.route.first": 0, "model.route.last": 0, "model.route.until": 0.7},
+    # Likewise, and the block that is looked at sees half of the tokens.
+    "aligned": {
+        **{"align.weight": 0.5, "align.block": 0, "align.dim": ALIGN_DIM, "align.width": 16, "align.until": 0.7},
+        **{"model.route.ratio": 0.5, "model.route.first": 0, "model.route.last": 0},
+    },
 }
 
 

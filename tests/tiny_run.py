@@ -37,6 +37,8 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
         "num_classes": 3,
         "records_per_shard": 10,
     } | manifest
+    # Apart, so that no other number depends on whether there are any.
+    rng_align, width = np.random.default_rng(1), fields.get("align_dim", 0)
     with FeatureShardWriter(directory, **fields) as writer:
         for i in range(num_samples):
             bucket = buckets[i % len(buckets)]
@@ -51,6 +53,7 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
                     latent_mean=latent_mean,
                     latent_std=np.full(shape, 0.1, np.float32),
                     **control_of(latent_mean, fields.get("control", "none")),
+                    align=rng_align.normal(size=(2, 3, width)).astype(np.float16) if width else None,
                     texts=(Text(f"picture number {i}", features),),
                     label=i % 3,
                 )

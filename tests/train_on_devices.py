@@ -25,6 +25,8 @@ MESHES = (
     ("full", {"fsdp": 2, "context": 4}),
     # Half of the tokens pass the first block by.
     ("routed", {"fsdp": 2, "context": 4}),
+    # Beside a projector, which is trained too.
+    ("aligned", {"fsdp": 2, "context": 4}),
     # Whose frozen half is split too; "lora" is DoRA with dropout.
     ("lora", {"data": 2, "fsdp": 4}),
     ("controlnet", {"data": 2, "fsdp": 4}),
@@ -47,6 +49,8 @@ def make_config(mesh, adapter):
         config.sample.update({"sampler": "dmd", "num_steps": 1})
     elif adapter == "routed":
         config.model.route.update({"ratio": 0.5, "first": 0, "last": 0, "form": "sprint"})
+    elif adapter == "aligned":
+        config.align.update({"weight": 0.5, "block": 1, "dim": 8, "width": 16})
     elif adapter != "full":
         config.adapter.kind = adapter
     config.adapter.controlnet.num_copies = 1

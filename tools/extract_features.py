@@ -35,6 +35,7 @@ from pixart_jax.data.shards.manifest import CONTROLS, read_manifest
 from pixart_jax.data.shards.records import TEXT_DTYPES
 from pixart_jax.encoding.control import open_control
 from pixart_jax.encoding.engine import Units, extract
+from pixart_jax.encoding.picture_features import KINDS, PictureFeatures, open_features
 from pixart_jax.encoding.pictures import EncodedPictures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.encoding.reference import ReferenceUnits
@@ -49,7 +50,7 @@ from .shares import add_share, check_counts, check_share, share_of
 # to do where features exist, and the other way round.
 OF_PICTURES = (
     "data_dir", "caption_weights", "min_side", "max_pixels", "checkpoint", "vae", "text_encoder", "labels", "dtype",
-    "batch_size", "control", "control_dir", "hed",
+    "batch_size", "control", "control_dir", "hed", "align", "align_weights",
 )  # fmt: skip
 OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
 
@@ -131,7 +132,23 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
         num_threads=args.num_threads,
         control=args.control,
         make_control=make_control,
+        features=features_of(args),
     )
+
+
+def features_of(args: argparse.Namespace) -> PictureFeatures | None:
+    """What the model is to be aligned with, as the command line says; says what it takes of a shard."""
+    if bool(args.align) != bool(args.align_weights):
+        raise InputError(
+            "--align and --align-weights go together: name the network, and the file or folder of its weights"
+        )
+    if not args.align:
+        return None
+    features = open_features(args.align, args.align_weights)
+    side = max(args.resolution)
+    count = features.bytes_per_picture(side, side)
+    print(f"--align: {count:,} bytes of {features.name} to a square picture of {side} pixels", file=sys.stderr)
+    return features
 
 
 def open_reference(args: argparse.Namespace) -> Units:
@@ -242,6 +259,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     control.add_argument("--control-dir", metavar="DIR", help="control pictures of the pictures' own names and sizes")
     control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
+
+    align = parser.add_argument_group(
+        "alignment", "for training with config.align: a frozen network's view of each picture"
+    )
+    align.add_argument("--align", choices=KINDS, help="the network: a DINOv2 or DINOv3, or EfficientNet-lite0")
+    align.add_argument(
+        "--align-weights", type=path_argument, metavar="PATH", help="its published file, or folder of transformers"
+    )
 
     encoders = parser.add_argument_group("encoders", "directories that tools.convert wrote")
     encoders.add_argument("--checkpoint", type=path_argument, metavar="DIR", help="a model with both encoders")

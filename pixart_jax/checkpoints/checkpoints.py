@@ -12,7 +12,7 @@ import math
 import pathlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -237,14 +237,14 @@ class Checkpoints:
             + "".join(f"\n  step {step}: {error}" for step, error in damaged.items())
         )
 
-    def restore_params(self, abstract, *, ema: bool = True, leaving: str = ""):
+    def restore_params(self, abstract, *, ema: bool = True, leaving: Collection[str] = ()):
         """Only the (EMA) parameters of the newest checkpoint, with the shapes, dtypes and shardings of `abstract`.
 
         Those that are converted to another dtype on the way are not held against their checksums. Where the run goes on
         meanwhile, and deletes what is being read, the newest that there is then is taken; `latest_step` is that.
 
         Args:
-          leaving: the name of a whole network among the parameters that is not wanted; there need not be one.
+          leaving: names of whole networks among the parameters that are not wanted; there need not be any.
 
         Raises:
           InputError: there is no checkpoint, or it is of another model or damaged.
@@ -264,7 +264,7 @@ class Checkpoints:
             "them (config.train.keep_checkpoints), or save less often (config.train.checkpoint_every)"
         )
 
-    def _restore_item(self, step: int, item: str, abstract, leaving: str):
+    def _restore_item(self, step: int, item: str, abstract, leaving: Collection[str]):
         recorded = without(self.read_progress(step)[0][item], leaving)
         self._check_shapes(step, recorded, abstract)
         with any_error_is_damage(item):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -120,9 +120,9 @@ def any_error_is_damage(what: str):
         raise Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
 
 
-def without(leaves: Mapping[str, Leaf], network: str) -> dict[str, Leaf]:
-    """What of '/'-joined paths does not lie below `network`; all, where that is ""."""
-    return {path: leaf for path, leaf in leaves.items() if not network or not path.startswith(f"{network}/")}
+def without(leaves: Mapping[str, Leaf], networks: Collection[str]) -> dict[str, Leaf]:
+    """What of '/'-joined paths lies below none of the `networks`."""
+    return {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] not in networks}
 
 
 def flatten_tree(tree: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pixart_jax.config.declaration import (
     some_of,
     within,
 )
-from pixart_jax.config.savings import ROUTE
+from pixart_jax.config.savings import ALIGN, ROUTE
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
@@ -223,6 +223,7 @@ SETTINGS = {
         "fake_learning_rate": Setting(0.0, NOT_NEGATIVE),
         "fake_updates": Setting(1, within(1, 1 << 10)),
     },
+    "align": ALIGN,
     "optimizer": {
         # "adamw" (α) or "came" (Σ, whose weight_decay is 0).
         "name": Setting("adamw", one_of(*OPTIMIZERS)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pixart_jax.config.declaration import NOT_NEGATIVE, Range, Setting, one_of, within
 from pixart_jax.models.routing import FORMS
 
+SHARE_OF_STEPS = Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")
+
 # Tokens that pass a stretch of blocks by, in training alone (models.routing, docs/cheap.md).
 ROUTE = {
     # Share of each picture's real tokens, drawn anew at each step; 0 routes nothing.
@@ -16,5 +18,19 @@ ROUTE = {
     # "tread"; or "sprint", where all tokens of every tenth picture pass by, so that pictures can be guided by that.
     "form": Setting("tread", one_of(*FORMS)),
     # Share of train.num_steps after which no token passes by any more: SPRINT's last stage. 1 is never.
-    "until": Setting(1.0, Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")),
+    "until": Setting(1.0, SHARE_OF_STEPS),
+}
+
+# Representation alignment: what a block makes of the noisy tokens is drawn to a frozen network's features of the
+# picture, which tools.extract_features --align has put into the shards (objectives.alignment, docs/cheap.md).
+ALIGN = {
+    # Of the mean of 1 - cos beside the other loss; REPA's is 0.5. 0 aligns nothing.
+    "weight": Setting(0.0, NOT_NEGATIVE),
+    # The block whose tokens are compared, counted from 0: REPA's is the eighth of 28.
+    "block": Setting(7, NOT_NEGATIVE),
+    # Width of the features, 768 of a ViT-B; and between the projector's three layers.
+    "dim": Setting(768, within(1, 1 << 16)),
+    "width": Setting(2048, within(1, 1 << 16)),
+    # Share of train.num_steps after which the other loss goes on alone. 1 is never.
+    "until": Setting(1.0, SHARE_OF_STEPS),
 }

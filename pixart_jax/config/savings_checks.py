@@ -43,3 +43,22 @@ def route_fits(config: ConfigDict, require: Require) -> None:
         "mesh.context",
         f"must divide the {keys} keys that config.model.route.ratio = {route.ratio:g} leaves of a picture",
     )
+
+
+def alignment_fits(config: ConfigDict, require: Require) -> None:
+    """Refuses alignment of what has been trained already, and to targets that the data cannot have."""
+    if not config.align.weight:
+        return
+    require(
+        config.adapter.kind == "full" and config.objective.kind == "denoising",
+        "align.weight",
+        "draws a model to a network's features while it learns to denoise; an adapter's or a student's weights have "
+        "learnt already: set it to 0",
+    )
+    depth = architecture(config)["depth"]
+    require(config.align.block < depth, "align.block", f"must be one of the {depth} blocks, counted from 0")
+    for key, why in (
+        ("online", "encodes pictures as they come, and the targets are in shards (tools.extract_features --align)"),
+        ("prior_source", "has pictures of the model's own without targets"),
+    ):
+        require(not config.data[key], f"data.{key}", f"{why}; leave it out, or set config.align.weight to 0")

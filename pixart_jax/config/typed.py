@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter
+from pixart_jax.adapters.aligned import Aligned
 from pixart_jax.adapters.controlnet import Controlled
 from pixart_jax.adapters.followed import FAKE, Followed
 from pixart_jax.adapters.full import Full
@@ -26,7 +29,8 @@ from pixart_jax.models.controlnet import ControlNet
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.models.remat import AUTO
-from pixart_jax.models.routing import PATH_DROP, ROUTE_KEYS, Route, routed
+from pixart_jax.models.routing import PATH_DROP, ROUTE_KEYS, Route, forward, routed
+from pixart_jax.objectives.alignment import aligned_loss
 from pixart_jax.objectives.consistency import consistency_loss
 from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.distribution_matching import Distance, DistributionMatching, latent_distance
@@ -95,6 +99,10 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
         return _guided(config, model, Taught(apply_of(model), jnp.dtype(config.dtype)))
     if config.objective.kind == "distribution_matching":
         return Followed(apply_of(model), jnp.dtype(config.dtype))
+    if config.align.weight:
+        widths = (model.hidden_size, config.align.width, config.align.dim)
+        looked_at = functools.partial(forward, model, route=route, tap=config.align.block)
+        return Aligned(apply, looked_at, widths, jnp.dtype(config.dtype))
     return Full(apply)
 
 
@@ -197,7 +205,7 @@ def _distribution_matching(config: ConfigDict, adapter: Adapter, distance: Dista
 
 
 def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
-    train, objective = config.train, config.objective
+    objective = config.objective
     if objective.kind == "consistency":
         assert isinstance(adapter, Taught | Lora | Guided)  # `check_config` has seen to it.
         return consistency_loss(
@@ -210,15 +218,25 @@ def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
             huber_c=objective.huber_c,
             solver_steps=objective.solver_steps,
         )
+    loss_of = functools.partial(_denoising, config)
+    # At 0 the run's last part, which goes on without.
+    if isinstance(adapter, Aligned) and config.align.until:
+        return aligned_loss(loss_of, adapter, weight=config.align.weight)
+    return loss_of(adapter.apply)
+
+
+def _denoising(config: ConfigDict, apply: Callable) -> LossFn:
+    """That of an `Adapter.apply`."""
+    train = config.train
     if config.data.prior_source:
         return prior_preservation_loss(
-            adapter.apply,
+            apply,
             linear_schedule(),
             prior_weight=train.prior_weight,
             snr=train.snr_loss,
             min_snr_gamma=train.min_snr_gamma,
         )
-    return diffusion_loss(adapter.apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
+    return diffusion_loss(apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
 
 
 def position_base(config: ConfigDict) -> int:

@@ -12,7 +12,7 @@ import flax
 import jax
 import numpy as np
 
-from pixart_jax.adapters.followed import FAKE
+from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import (
     ConfigDict,
@@ -96,7 +96,7 @@ def open_arrays_of_run(
     def open_step(step: int) -> RunArrays:
         with _naming(checkpoints, step):
             checksums = checkpoints.recorded_checksums(step, item)
-            params = StoredArrays(checkpoints.directory / str(step) / item, shapes, checksums, leaving=FAKE)
+            params = StoredArrays(checkpoints.directory / str(step) / item, shapes, checksums, leaving=HELPERS)
 
         def read(path: str) -> np.ndarray:
             with _naming(checkpoints, step):

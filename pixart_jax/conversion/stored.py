@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import flax
@@ -185,7 +185,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
       path: where `write_params` wrote them, or an item of a training run's checkpoint.
       shapes: '/'-joined path to shape of each of them.
       checksums: '/'-joined path to `array_checksum`, where it is known; None takes those of `write_params`.
-      leaving: the name of a network among them that is not wanted; there need not be one.
+      leaving: names of networks among them that are not wanted; there need not be any.
 
     Attributes:
       shapes: as given.
@@ -200,7 +200,7 @@ class StoredArrays(Mapping[str, np.ndarray]):
         path: str | pathlib.Path,
         shapes: Mapping[str, tuple[int, ...]],
         checksums: Mapping[str, int | None] | None = None,
-        leaving: str = "",
+        leaving: Collection[str] = (),
     ):
         self._path = pathlib.Path(path).absolute()
         self._checksums = read_checksums(self._path) if checksums is None else checksums
@@ -377,8 +377,8 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
     return leaves
 
 
-def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]], leaving: str = "") -> None:
-    """Raises InputError unless the parameters stored at `path`, but for a network that is left out, have exactly these
+def check_shapes(path: pathlib.Path, wanted: Mapping[str, tuple[int, ...]], leaving: Collection[str] = ()) -> None:
+    """Raises InputError unless the parameters stored at `path`, but for networks that are left out, have exactly these
     paths and shapes."""
     found = {name: tuple(leaf.shape) for name, leaf in without(stored_leaves(path), leaving).items()}
     if rows := [

@@ -36,6 +36,7 @@ class BatchSpec:
       text_drop_prob: share of samples whose condition is replaced by the null embedding.
       group_buckets: every global batch holds pictures of one bucket only, and of one source.
       control: batches have the tokens of each sample's control picture.
+      align_dim: above 0, batches have a target of this width for each token: a frozen network's features of its place.
       noise: batches have the tokens of the noise that each sample was drawn of, zeros where it was not drawn.
 
     Raises:
@@ -57,6 +58,7 @@ class BatchSpec:
     group_buckets: bool = False
     control: bool = False
     noise: bool = False
+    align_dim: int = 0
 
     def __post_init__(self):
         for field in ("batch_size", "num_tokens", "patch_size", "latent_channels", "position_base", "block_ratio"):
@@ -134,6 +136,8 @@ class MakeExample(grain.transforms.RandomMap):
             arrays["control"] = self._control(sample, rng)
         if spec.noise:
             arrays["noise"] = np.zeros_like(tokens) if sample.noise is None else self._tokens(sample.noise)
+        if spec.align_dim:
+            arrays["align"] = self._targets(sample, grid)
         if text is None:
             return Example(arrays | {"label": np.asarray(sample.label or 0, np.int32)}, None)
         length = len(text.features)
@@ -150,6 +154,17 @@ class MakeExample(grain.transforms.RandomMap):
         return (
             tokens[_block_order((latents.shape[0] // size, latents.shape[1] // size), ratio)] if ratio > 1 else tokens
         )
+
+    def _targets(self, sample: Sample, grid: tuple[int, int]) -> np.ndarray:
+        """[N, F] in the model's order: of each token of the grid the features that cover its centre."""
+        if sample.align is None:
+            raise InputError(f"sample {sample.key!r} has no features to be aligned with")
+        rows, columns = (
+            (2 * np.arange(count) + 1) * size // (2 * count)
+            for count, size in zip(grid, sample.align.shape[:2], strict=True)
+        )
+        targets = sample.align[rows][:, columns].reshape(grid[0] * grid[1], -1)
+        return targets[_block_order(grid, self.spec.block_ratio)] if self.spec.block_ratio > 1 else targets
 
     def _control(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
         """The tokens of the control picture."""
@@ -176,8 +191,9 @@ def pack(examples: Sequence[Example], spec: BatchSpec) -> dict[str, np.ndarray]:
     batch = {}
     for name in examples[0].arrays:
         rows = [example.arrays[name] for example in examples]
-        if name in ("tokens", "positions", "control", "noise"):
-            batch[name] = np.zeros((len(rows), spec.num_tokens, rows[0].shape[-1]), np.float32)
+        if name in ("tokens", "positions", "control", "noise", "align"):
+            dtype = _TEXT_DTYPES[spec.text_dtype] if name == "align" else np.float32
+            batch[name] = np.zeros((len(rows), spec.num_tokens, rows[0].shape[-1]), dtype)
             for padded, row in zip(batch[name], rows, strict=True):
                 padded[: len(row)] = row
         else:

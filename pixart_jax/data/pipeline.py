@@ -60,6 +60,7 @@ def make_iterator(
       text_length   i32[B]            when spec.num_classes is 0; else
       label         i32[B]
       control       f32[B, N, p·p·C]  as tokens, of the control pictures, where spec.control is set
+      align         [B, N, F]  the tokens' targets, of text's dtype, where spec.align_dim is set
       noise         f32[B, N, p·p·C]  what tokens were drawn of, where spec.noise is set; zeros of those that were not
 
     Each epoch of a source visits every sample once, in a new order, with one of its captions drawn by their weights and
@@ -222,6 +223,11 @@ def _mismatches(manifest: Manifest, spec: BatchSpec) -> Iterator[str]:
         yield (
             "the data have no control pictures, and the model follows one (config.adapter.kind='controlnet'); encode "
             "the pictures again with them: tools.extract_features --control hed, canny or given"
+        )
+    if spec.align_dim and spec.align_dim != manifest.align_dim:
+        yield (
+            f"align_dim is {manifest.align_dim} in the data (of {manifest.align!r}), {spec.align_dim} in the run "
+            "(config.align.dim); set it to the data's, or encode the pictures again: tools.extract_features --align"
         )
     for bucket in manifest.buckets:
         yield from _bucket_mismatches(bucket, manifest, spec)

@@ -58,6 +58,7 @@ class SyntheticSamples:
             latent_mean=self._noise[start : start + count].reshape(rows, columns, -1),
             latent_std=None,
             control_mean=self._noise[other : other + count].reshape(rows, columns, -1) if self.spec.control else None,
+            align=self._features if self.spec.align_dim else None,
             texts=() if self.spec.num_classes else (self._texts[index % _NUM_TEXTS],),
             label=index % self.spec.num_classes if self.spec.num_classes else None,
         )
@@ -82,6 +83,8 @@ class SyntheticSamples:
             text_dtype="bfloat16" if has_text else "none",
             num_classes=self.spec.num_classes,
             control="given" if self.spec.control else "none",
+            align="synthetic" if self.spec.align_dim else "none",
+            align_dim=self.spec.align_dim,
             num_samples=NUM_SAMPLES,
             bucket_histogram=dict(zip(map(bucket_name, self._sizes), counts, strict=True)),
         )
@@ -121,6 +124,10 @@ class SyntheticSamples:
     def _noise(self) -> np.ndarray:
         size = max(height * width for height, width in self._sizes) // DOWNSAMPLE**2 * self.spec.latent_channels
         return np.random.default_rng(1).standard_normal(2 * size, np.float32).astype(np.float16)
+
+    @functools.cached_property
+    def _features(self) -> np.ndarray:
+        return np.random.default_rng(3).standard_normal((4, 4, self.spec.align_dim), np.float32).astype(np.float16)
 
     @functools.cached_property
     def _texts(self) -> list[Text]:

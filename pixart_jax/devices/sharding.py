@@ -38,7 +38,7 @@ HEADS: Axes = ("tensor",)
 WHOLE: Axes = ()
 
 # What a batch has one of for each token, on its second axis.
-PER_TOKEN = ("tokens", "positions", "control", "noise")
+PER_TOKEN = ("tokens", "positions", "control", "noise", "align")
 
 # Path's end -> axes of the mesh along each of the array's last dimensions; WHOLE, and the dimensions before, are not
 # split. EMA and optimizer state have the same ends as the parameters they belong to, but for CAME's statistics.

@@ -19,6 +19,7 @@ from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.encoding.edges import MakeControl
 from pixart_jax.encoding.engine import ONLY
+from pixart_jax.encoding.picture_features import PictureFeatures
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder
 from pixart_jax.files.unit_work import Skipped
 from pixart_jax.tokens import DOWNSAMPLE
@@ -72,6 +73,7 @@ class EncodedPictures:
       num_threads: that decode.
       control: one of `manifest.CONTROLS`: what the control pictures are, or that there are none.
       make_control: makes them, of the pictures given beside these or, for all other kinds, of these themselves.
+      features: makes what the model is to be aligned with; None makes nothing.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class EncodedPictures:
         num_threads: int = 8,
         control: str = "none",
         make_control: MakeControl | None = None,
+        features: PictureFeatures | None = None,
     ):
-        self._control, self._make_control = control, make_control
+        self._control, self._make_control, self._features = control, make_control, features
         self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder
         self._caption_cleaning, self._text_dtype = caption_cleaning, text_dtype
         self._limits, self._max_ratio = {"min_side": min_side, "max_pixels": max_pixels}, max_ratio
@@ -115,6 +118,7 @@ class EncodedPictures:
             "max_ratio": max_ratio,
             **self._limits,
             **({} if make_control is None else {"control": f"{control}: {make_control.probe()}"}),
+            **({} if features is None else {"align": features.probe()}),
         }
         self.manifests = {
             name: self._manifest(resolution) for name, resolution in zip(self._buckets, resolutions, strict=True)
@@ -153,6 +157,9 @@ class EncodedPictures:
                 for item, mean, std in zip(batch, means, stds, strict=True):
                     found = {f"{what}_mean": mean.astype(np.float16), f"{what}_std": std.astype(np.float16)}
                     latents[name, item.place] |= found
+            if self._features is not None:
+                for item, array in zip(batch, self._features(encoded["latent"]), strict=True):
+                    latents[name, item.place]["align"] = array
             batch.clear()
 
         for result in items:
@@ -262,6 +269,8 @@ class EncodedPictures:
             caption_cleaning=self._caption_cleaning,
             num_classes=len(self._pictures.class_names),
             control=self._control,
+            align=self._features.name if self._features else "none",
+            align_dim=self._features.dim if self._features else 0,
         )
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from pixart_jax.adapters.adapter import Params
-from pixart_jax.adapters.followed import FAKE
+from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance
 from pixart_jax.conversion.stored import read_stored_model, restore_params
@@ -203,7 +203,7 @@ def open_run(
     read: Callable[[], Params]
     if config.adapter.kind == "full" and not takes_guidance(config):
         abstract = kernels_as(dtype, abstract_params(model, mesh))
-        read = functools.partial(checkpoints.restore_params, abstract, ema=ema, leaving=FAKE)
+        read = functools.partial(checkpoints.restore_params, abstract, ema=ema, leaving=HELPERS)
     else:
         fields["over"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
         fields["needs"] = CONTROL_NEEDS if config.adapter.kind == "controlnet" else {}

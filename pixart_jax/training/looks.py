@@ -74,7 +74,7 @@ def _captions(plan: Plan) -> Drawings:
         samples=plan.data.samples,
         manifest=plan.data.manifest,
         decode=plan.data.decode,
-        spec=plan.spec,
+        spec=dataclasses.replace(plan.spec, align_dim=0),
         sample_fn=make_sample_fn(plan.program.apply, schedule, sampler, guidance=guidance_of_config(config)),
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,

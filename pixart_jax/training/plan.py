@@ -139,7 +139,7 @@ def _open_plan(
         data = open_data(config, spec, process_index=share, process_count=num_shares)
         distance = open_distance(config, mesh)
         parts = dataclasses.replace(parts, distance=distance.held) if distance else parts
-        held_out = open_held_out(config, spec, data.manifest)
+        held_out = open_held_out(config, dataclasses.replace(spec, align_dim=0), data.manifest)
         looked_at = open_looked_at(config)
         shapes = abstract_batch(data, spec, mesh, config.data.batch_size)
         programs = [(done, settled_program(own, mesh, parts, shapes, limit)) for done, own in phases(config)]

@@ -13,12 +13,14 @@ import zlib
 
 import numpy as np
 import pytest
+from classifier_weights import write_efficientnet
 from forked import processes
 from PIL import Image
 
 from pixart_jax.data.buckets import nearest_bucket, training_buckets
 from pixart_jax.data.decoding import decode, fit
 from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.encoding.picture_features import open_features
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
 from pixart_jax.files.locks import hold
 from tools import extract_features
@@ -210,6 +212,30 @@ def test_class_labels_for_the_first_stage(photos, weights, tmp_path):
     assert reader.manifest.num_classes == 3 and reader.manifest.text_dim == 0
     assert {reader[i].label for i in range(len(reader))} == {0, 1, 2}
     assert all("abc"[reader[i].label] == reader[i].key[0] for i in range(len(reader)))
+    assert reader.manifest.align == "none" and reader[0].align is None
+
+
+def test_features_to_be_aligned_with(photos, weights, tmp_path, capsys):
+    """In every sample, of the pixels that were encoded."""
+    network = write_efficientnet(tmp_path / "lite0.pth")
+    out, labels = tmp_path / "classes", ["--labels", "--align", "efficientnet-lite0"]
+    argv = ["--source", f"classes:{photos}", "--out", out, "--vae", weights / "vae", "--resolution", "256", *labels]
+    assert extract_features.main([str(part) for part in argv]) == 2
+    assert "--align and --align-weights go together" in capsys.readouterr().err
+    assert extract_features.main([str(part) for part in (*argv, "--align-weights", network)]) == 0
+    assert (
+        f"--align: {49 * 1280 * 2:,} bytes of efficientnet-lite0:lite0 to a square picture" in capsys.readouterr().err
+    )
+    reader = ShardReader(out)
+    assert (reader.manifest.align, reader.manifest.align_dim) == ("efficientnet-lite0:lite0", 1280)
+    features = open_features("efficientnet-lite0", network)
+    for i in (0, 7):
+        sample = reader[i]
+        number = int(sample.key[-2:])
+        path = photos / f"{sample.key}{'.png' if number % 2 else '.jpg'}"
+        image = decode(path.read_bytes(), max_pixels=10**8, min_side=1)
+        pixels = fit(image, nearest_bucket(training_buckets(256), image.height / image.width))
+        np.testing.assert_array_equal(sample.align, features(pixels[None])[0])
 
 
 @pytest.mark.parametrize(

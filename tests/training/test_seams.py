@@ -6,7 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from seam_parts import PARTS, RATES, flat, seam_config, train_in_a_process, with_colour
+from seam_parts import ALIGN_DIM, PARTS, RATES, flat, seam_config, train_in_a_process, with_colour
 from tiny_run import read_metrics, write_data
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
@@ -22,7 +22,7 @@ from tools.bench.train import synthetic_batch, synthetic_shapes
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("seams") / "data")
+    return write_data(tmp_path_factory.mktemp("seams") / "data", align="tiny", align_dim=ALIGN_DIM)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def checksums_of(workdir, step):
 
 @pytest.mark.parametrize(
     ("kind", "devices"),
-    [("biases", 1), ("teacher", 2), ("average", 1), ("two", 1), ("routed", 1)],
+    [("biases", 1), ("teacher", 2), ("average", 1), ("two", 1), ("routed", 1), ("aligned", 1)],
     ids=lambda value: str(value),
 )
 def test_a_killed_run_goes_on_bit_identical(kind, devices, data, base, tmp_path):
-    """Adapter with a frozen half, frozen teacher, the average, two networks; and a run of two programs."""
+    """Adapter with a frozen half, frozen teacher, the average, two networks; and runs of two programs."""
     settings = {"init_from": base, "devices": devices}
     assert train_in_a_process(kind, data, tmp_path / "whole", **settings) == 0
     assert train_in_a_process(kind, data, tmp_path / "run", kill_at=8, **settings) == -signal.SIGKILL

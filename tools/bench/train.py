@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pixart_jax.adapters.aligned import TARGETS
 from pixart_jax.config import (
     ConfigDict,
     build_model,
@@ -79,6 +80,10 @@ def training_batch(config, seed: int = 0, batch_size: int | None = None) -> dict
     batch = synthetic_batch(config, seed, batch_size)
     if config.data.prior_source:
         batch[IS_PRIOR] = np.arange(len(batch["tokens"])) % 2 == 1
+    if config.align.weight:
+        shape = (*batch["tokens"].shape[:2], config.align.dim)
+        dtype = jnp.float32 if config.dtype == "float32" else jnp.bfloat16
+        batch[TARGETS] = np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype)
     if config.data.pair_source:
         batch[IS_PAIR] = np.arange(len(batch["tokens"])) % 2 == 1
         batch[NOISE] = np.random.default_rng(seed).standard_normal(batch["tokens"].shape, np.float32)

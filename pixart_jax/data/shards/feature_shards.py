@@ -56,7 +56,7 @@ class FeatureShardWriter:
     Args:
       directory: the target; must not exist yet, its parent directories are made.
       latent_channels, latent_scale, latent_kind, downsample, patch_size, resolution, autoencoder, text_encoder,
-        caption_cleaning, text_dim, max_text_tokens, text_dtype, num_classes, control: see `Manifest`.
+        caption_cleaning, text_dim, max_text_tokens, text_dtype, num_classes, control, align, align_dim: see `Manifest`.
       records_per_shard: readers keep every shard's file open; choose it for hundreds of shards, not tens of thousands.
 
     Raises:
@@ -82,6 +82,8 @@ class FeatureShardWriter:
         text_dtype: str,
         num_classes: int = 0,
         control: str = "none",
+        align: str = "none",
+        align_dim: int = 0,
         records_per_shard: int = 4096,
     ):
         self._target = pathlib.Path(directory).absolute()
@@ -100,6 +102,8 @@ class FeatureShardWriter:
             text_dtype=text_dtype,
             num_classes=num_classes,
             control=control,
+            align=align,
+            align_dim=align_dim,
         )
         if records_per_shard < 1:
             raise InputError(f"records_per_shard must be at least 1, not {records_per_shard!r}")

@@ -7,7 +7,7 @@ import dataclasses
 from pixart_jax.errors import InputError
 
 # Of which sets made before there were these say nothing.
-_OPTIONAL = {"ends_crc32", "control"}
+_OPTIONAL = {"ends_crc32", "control", "align", "align_dim"}
 _JSON_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "int | None": (int, type(None))}
 # What the numbers may be, with much room above what any set has; arithmetic on them stays within 64 bits.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -16,6 +16,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "patch_size": (1, 1 << 10),
     "resolution": (0, 1 << 16),
     "text_dim": (0, 1 << 20),
+    "align_dim": (0, 1 << 16),
     "max_text_tokens": (0, 1 << 20),
     "num_classes": (0, (1 << 31) - 1),
     "latent_scale": (1e-6, 1e6),

@@ -75,6 +75,8 @@ class Manifest:
       text_dtype: what every text is stored as, one of `records.TEXT_DTYPES`; "none" for a set without text.
       num_classes: labels are in [0, num_classes); 0 if samples carry none.
       control: one of CONTROLS: what the samples' control pictures are.
+      align: name of the network whose features the samples have, such as "dinov2-base"; "none" where they have none.
+      align_dim: their width; 0 where they have none.
       num_samples: in all shards together; 0, like no shards and no histogram, in what describes a set still to be made.
       shards: in order; sample i of the set is counted through them.
       bucket_histogram: samples per bucket, keyed "{height}x{width}" in pixels.
@@ -99,6 +101,8 @@ class Manifest:
     text_dtype: str
     num_classes: int = 0
     control: str = "none"
+    align: str = "none"
+    align_dim: int = 0
     num_samples: int = 0
     shards: tuple[Shard, ...] = ()
     bucket_histogram: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -128,6 +132,11 @@ class Manifest:
             raise InputError(f"latent_kind must be one of {', '.join(LATENT_KINDS)}, not {self.latent_kind!r:.80}")
         if self.control not in CONTROLS:
             raise InputError(f"control must be one of {', '.join(CONTROLS)}, not {self.control!r:.80}")
+        if not self.align or (self.align == "none") != (self.align_dim == 0):
+            raise InputError(
+                f"align must name a network, with its width as align_dim, or be 'none' with 0, not {self.align!r:.80} "
+                f"with {self.align_dim!r}"
+            )
         for field in ("autoencoder", "text_encoder"):
             if not getattr(self, field):
                 raise InputError(f"{field} must name the encoder, not be empty")
@@ -182,6 +191,8 @@ def manifest_text(manifest: Manifest) -> str:
             del shard["ends_crc32"]
     if manifest.control == "none":
         del content["control"]
+    if manifest.align == "none":
+        del content["align"], content["align_dim"]
     return json.dumps(content, indent=2) + "\n"
 
 

@@ -126,6 +126,8 @@ class Sample:
       label: class label, for class-conditional training; or None.
       control_mean, control_std: likewise of a control picture of the same size, such as the edges; or None.
       noise: [h, w, C] like `latent_mean`, which a model drew of it, in its own units; or None.
+      align: [a, b, F] float16 or float32: a frozen network's features of the picture, in a grid of their own that
+        covers it; or None.
 
     Raises:
       InputError: a field has the wrong kind, rank, shape or dtype; names the key and the field.
@@ -141,6 +143,7 @@ class Sample:
     control_mean: np.ndarray | None = None
     control_std: np.ndarray | None = None
     noise: np.ndarray | None = None
+    align: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.key, str) or not self.key:
@@ -156,6 +159,8 @@ class Sample:
                 _check_array(owner, field, array, rank=3, dtypes=LATENT_DTYPES)
                 if array.shape != self.latent_mean.shape:
                     self._fail(field, f"has shape {array.shape}, latent_mean {self.latent_mean.shape}")
+        if self.align is not None:
+            _check_array(owner, "align", self.align, rank=3, dtypes=LATENT_DTYPES)
         if self.control_std is not None and self.control_mean is None:
             self._fail("control_std", "is there without control_mean")
         if not (isinstance(self.texts, tuple) and all(isinstance(text, Text) for text in self.texts)):
@@ -200,7 +205,7 @@ def encode_sample(sample: Sample) -> bytes:
     Returns:
       bytes that `decode_sample` turns back into an equal sample, bit for bit.
     """
-    fields = {name: getattr(sample, name) for name in LATENT_FIELDS}
+    fields = {name: getattr(sample, name) for name in (*LATENT_FIELDS, "align")}
     latents = {name: array for name, array in fields.items() if array is not None}
     header = {
         "key": sample.key,

@@ -209,6 +209,9 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
     if (manifest.latent_kind == "drawn") != (sample.noise is not None):
         needs = "must be None" if sample.noise is not None else "needs an array"
         fail("noise", f"{needs} in a set of latent_kind {manifest.latent_kind!r}")
+    if (0 if sample.align is None else sample.align.shape[-1]) != manifest.align_dim:
+        found = "is None" if sample.align is None else f"has width {sample.align.shape[-1]}"
+        fail("align", f"{found} in a set of align {manifest.align!r}, align_dim {manifest.align_dim}")
     cell = manifest.downsample * manifest.patch_size
     if sample.bucket[0] % cell or sample.bucket[1] % cell:
         fail("bucket", f"{sample.bucket} must be a multiple of downsample x patch_size = {cell} pixels on both sides")
@@ -242,7 +245,7 @@ def check_sample(sample: Sample, manifest: Manifest) -> None:
         fail("label", f"is {sample.label}, but the set has num_classes 0: declare num_classes, or leave it None")
     if manifest.num_classes > 0 and (sample.label is None or sample.label >= manifest.num_classes):
         fail("label", f"is {sample.label}, but must lie in [0, num_classes) = [0, {manifest.num_classes})")
-    floats = {name: getattr(sample, name) for name in LATENT_FIELDS}
+    floats = {name: getattr(sample, name) for name in (*LATENT_FIELDS, "align")}
     for number, text in enumerate(sample.texts):
         floats[f"texts[{number}]"] = text.features if text.scale is None else text.scale
     for field, array in floats.items():

@@ -130,6 +130,7 @@ def batch_spec(config: ConfigDict, process_count: int = 1) -> BatchSpec:
         text_drop_prob=config.data.text_drop_prob,
         group_buckets=config.data.group_buckets,
         control=config.adapter.kind == "controlnet",
+        align_dim=config.align.dim if config.align.weight else 0,
     )
 
 
