@@ -48,9 +48,11 @@ class MetricsWindow:
             self.pending.append({name: float(value) for name, value in metrics.items()})
 
     def means(self) -> dict[str, float]:
-        """Means over the window, which starts anew; of the learning rate, the last value."""
+        """Means over the window, which starts anew; of the learning rate, the last value. What only some steps have, as
+        where one of a run's parts ends, is the mean over these."""
         rows, self.pending = self.pending, []
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
         if "learning_rate" in means:
             means["learning_rate"] = rows[-1]["learning_rate"]
         return means

@@ -17,6 +17,7 @@ from pixart_jax.models.params import init_params
 from pixart_jax.objectives.alignment import cosine_distance
 from pixart_jax.objectives.objective import Held
 from pixart_jax.training.inputs.base import batch_spec
+from pixart_jax.training.metrics import MetricsWindow
 from tools.bench.train import training_batch
 
 DIM = 6
@@ -127,3 +128,5 @@ def test_alignment_ends_and_its_projector_stays():
     config = config_of(**{"align.until": 0.5, "train.num_steps": 8})
     (_, first), (done, last) = phases(config)
     assert (done, first.align.until, last.align.until, last.align.weight) == (4, 0.5, 0.0, 0.5)
+    # A log step that lies behind the end is of both kinds.
+    assert MetricsWindow([{"loss": 1.0, "align": 0.5}, {"loss": 3.0}]).means() == {"loss": 2.0, "align": 0.5}
