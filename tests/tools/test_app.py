@@ -7,6 +7,7 @@ import threading
 import urllib.request
 
 import gradio_client
+import httpx
 import numpy as np
 import pytest
 from made_once import made_once
@@ -14,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 from tiny_words import train_words_run
 
+from pixart_jax.studio.dropped import MAX_BYTES
 from tools.app import command
 
 # Without background networking it looks up no hosts, and with no sandbox it runs as root, as in CI.
@@ -274,6 +276,27 @@ def test_programs_draw_over_http(app, tmp_path):
     # Files of this machine are not handed out.
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"{app.address}gradio_api/file={command.__file__}")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.png", "..\\..\\evil.png", "/etc/evil.png", "<img src=x onerror=alert(1)>.png"]
+)
+def test_an_upload_stays_in_its_folder(name, app):
+    sent = httpx.post(f"{app.address}gradio_api/upload", files={"files": (name, b"not a picture")})
+    folder = app.studio.folder.parent
+    if sent.is_success:
+        (path,) = sent.json()
+        assert pathlib.Path(path).resolve().is_relative_to(folder) and "<" not in path
+    assert not list(folder.parent.glob("evil*")) and not pathlib.Path("/etc/evil.png").exists()
+
+
+def test_an_upload_without_end_is_refused(app):
+    """While it comes in: not when it is there."""
+    before = set(app.studio.folder.parent.rglob("*"))
+    sent = httpx.post(f"{app.address}gradio_api/upload", files={"files": ("a.png", b"\0" * (MAX_BYTES + 1))})
+    assert sent.status_code == 413, sent.text
+    left = [path for path in app.studio.folder.parent.rglob("*") if path.is_file() and path not in before]
+    assert not left
 
 
 def test_a_missing_checkpoint_is_told(tmp_path, capsys):
