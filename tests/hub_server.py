@@ -45,7 +45,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         self.asked[self.command, path] += 1
         parts = path.strip("/").split("/")
-        parts = parts[2:] if parts[:2] == ["api", "models"] else parts
+        is_api = parts[:2] in (["api", "models"], ["api", "datasets"])
+        parts = parts[2:] if is_api else parts[parts[0] == "datasets" :]
         return "/".join(parts[:2]), "".join(parts[2:3]), "".join(parts[3:4]) or "main", "/".join(parts[4:])
 
     def do_GET(self):

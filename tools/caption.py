@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Sequence
 
 from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, text_argument, tool, with_commands
-from pixart_jax.data.pictures import BadItem, Pictures, open_pictures
+from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.encoding.captioned import LIST_FILE, ODD_FILE, WITHOUT_CAPTION, CaptionedPictures
 from pixart_jax.encoding.captioner import DTYPES, Captioner
 from pixart_jax.encoding.skipped import skipped_reasons
@@ -32,7 +32,7 @@ from pixart_jax.files.typed_json import parse
 from pixart_jax.files.unit_work import SKIPPED_FILE, work_through
 from pixart_jax.training.metrics import format_duration
 
-from .extract_features import weights_of
+from .picture_source import add_picture_options, open_named
 from .shares import add_share, check_counts, check_share, share_of
 
 
@@ -62,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def open_units(args: argparse.Namespace) -> CaptionedPictures:
     """The source and the model that the command line names."""
-    weights = weights_of(args.caption_weights)
-    pictures: Pictures = open_pictures(args.pictures, caption_weights=weights, data_dir=args.data_dir)
+    pictures, about = open_named(args, args.pictures)
     print(f"{args.pictures}: {len(pictures)} items; every {args.items_per_unit} are a line here", file=sys.stderr)
     request = WITHOUT_CAPTION if args.without_caption else args.request
     # Before the model is opened, which takes minutes.
@@ -79,8 +78,7 @@ def open_units(args: argparse.Namespace) -> CaptionedPictures:
         request=request,
         old_caption_weight=args.old_caption_weight,
         about={
-            "source": args.pictures,
-            "caption_weights": weights,
+            **about,
             "model": args.model,
             "weights": captioner.fingerprint,
             "dtype": captioner.dtype,
@@ -156,10 +154,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("pictures", metavar="PICTURES", help="any source of extraction; see docs/data.md")
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the hub")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="must not exist")
-    parser.add_argument("--data-dir", help="where a list's pictures or tensorflow-datasets' data are")
-    parser.add_argument(
-        "--caption-weights", default="", metavar="FIELD=NUMBER,...", help="of a list's caption fields, e.g. prompt=0.2"
-    )
+    add_picture_options(parser)
     parser.add_argument("--min-side", type=int, default=64, help="skip smaller pictures (default: %(default)s px)")
     parser.add_argument("--max-pixels", type=int, default=2**27, help="skip larger pictures (default: %(default)s)")
 

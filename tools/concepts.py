@@ -24,13 +24,12 @@ from typing import Any
 from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, tool, with_commands
 from pixart_jax.data.noun_counts import Captions, NounCounts, ShardCaptions
 from pixart_jax.data.nouns import TAGGERS, open_tagger
-from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.shards.manifest import MANIFEST_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.files.unit_work import work_through
 from pixart_jax.training.metrics import format_duration
 
-from .extract_features import weights_of
+from .picture_source import OPTIONS, add_picture_options, open_named
 from .shares import add_share, check_counts, check_share, share_of
 
 
@@ -81,13 +80,11 @@ def count(args: argparse.Namespace, out: pathlib.Path) -> bool:
 
 def open_captions(args: argparse.Namespace) -> tuple[Captions, dict[str, Any]]:
     """The source, and what it is."""
-    weights = weights_of(args.caption_weights)
     if os.path.isfile(os.path.join(args.source, MANIFEST_FILE)):
-        if weights or args.data_dir:
-            raise InputError("--caption-weights and --data-dir are for pictures; feature shards have their own weights")
+        if given := [f"--{name.replace('_', '-')}" for name in OPTIONS if getattr(args, name)]:
+            raise InputError(f"{', '.join(given)}: only for pictures; feature shards have captions of their own")
         return ShardCaptions(args.source), {"source": args.source}
-    pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
-    return pictures, {"source": args.source, "caption_weights": weights}
+    return open_named(args, args.source)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -112,10 +109,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--caption", type=int, metavar="NUMBER", help="count each picture's caption of this number only"
     )
-    parser.add_argument(
-        "--caption-weights", default="", metavar="FIELD=NUMBER,...", help="of a list's caption fields; 0 leaves one out"
-    )
-    parser.add_argument("--data-dir", help="where tensorflow-datasets' data are")
+    add_picture_options(parser)
     parser.add_argument(
         "--items-per-unit", type=int, default=10_000, help="what a kill can cost at most (default: %(default)s)"
     )

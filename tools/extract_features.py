@@ -29,7 +29,6 @@ from pixart_jax.commands import GOES_ON, command, path_argument, quieten_librari
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
-from pixart_jax.data.pictures import open_pictures
 from pixart_jax.data.reference_features import open_reference_features
 from pixart_jax.data.shards.manifest import CONTROLS, read_manifest
 from pixart_jax.data.shards.records import TEXT_DTYPES
@@ -44,12 +43,14 @@ from pixart_jax.errors import InputError
 from pixart_jax.files.unit_work import SKIPPED_FILE
 from pixart_jax.training.metrics import format_duration
 
+from .picture_source import OPTIONS as PICTURE_OPTIONS
+from .picture_source import add_picture_options, open_named
 from .shares import add_share, check_counts, check_share, share_of
 
 # Options that say how pictures are found and encoded, by their name in the parsed arguments: there is nothing for them
 # to do where features exist, and the other way round.
 OF_PICTURES = (
-    "data_dir", "caption_weights", "min_side", "max_pixels", "checkpoint", "vae", "text_encoder", "labels", "dtype",
+    *PICTURE_OPTIONS, "min_side", "max_pixels", "checkpoint", "vae", "text_encoder", "labels", "dtype",
     "batch_size", "control", "control_dir", "hed", "align", "align_weights",
 )  # fmt: skip
 OF_REFERENCE = ("reference_text", "reference_latents", "caption_field")
@@ -84,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def open_pictures_of(args: argparse.Namespace) -> Units:
     """The source and the encoders that the command line names."""
     refuse(args, OF_REFERENCE, "is for features that exist; name their folders, or leave it out")
-    weights = weights_of(args.caption_weights)
-    pictures = open_pictures(args.source, caption_weights=weights, data_dir=args.data_dir)
+    pictures, about = open_named(args, args.source)
     pictures, make_control = open_control(
         pictures, args.control, folder=args.control_dir, hed=args.hed, options=("--control", "--control-dir", "--hed")
     )
@@ -94,16 +94,13 @@ def open_pictures_of(args: argparse.Namespace) -> Units:
         f"compiled first, and every {args.items_per_shard} items are a line here",
         file=sys.stderr,
     )
-    if pictures.others:
-        others = ", ".join(f"{count} {what}" for what, count in sorted(pictures.others.items()))
-        print(f"{args.source}: files that are no items: {others}", file=sys.stderr)
     dtype = jnp.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     mesh = local_mesh()
     vae = args.vae or (args.checkpoint and args.checkpoint / "vae")
     if not vae:
         raise InputError("pictures need an autoencoder: name a converted model (--checkpoint) or autoencoder (--vae)")
     autoencoder = Autoencoder(vae, mesh=mesh, dtype=dtype, keep=True)
-    about = {"source": args.source, "caption_weights": weights, "dtype": dtype.name, "vae": autoencoder.probe()}
+    about |= {"dtype": dtype.name, "vae": autoencoder.probe()}
     text_encoder, cleaning = None, "none"
     if not args.labels:
         directory = args.text_encoder or (args.checkpoint and args.checkpoint / "text_encoder")
@@ -190,14 +187,6 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
         raise InputError(f"{', '.join(given)} {why}")
 
 
-def weights_of(text: str) -> dict[str, float]:
-    """What --caption-weights says."""
-    try:
-        return {name: float(value) for name, _, value in (part.partition("=") for part in text.split(",") if part)}
-    except ValueError as error:
-        raise InputError(f"--caption-weights {text}: must be FIELD=NUMBER,... ({error})") from error
-
-
 def captions_of(args: argparse.Namespace) -> tuple[str, int]:
     """How captions are cleaned, and how many tokens of them are read."""
     if args.family:
@@ -242,10 +231,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="pixels along a side of the buckets' square; of several each has a folder of DIR",
     )
     source = parser.add_argument_group("source")
-    source.add_argument("--data-dir", help="where a list's pictures or tensorflow-datasets' data are")
-    source.add_argument(
-        "--caption-weights", default="", metavar="FIELD=NUMBER,...", help="of a list's caption fields, e.g. prompt=0.2"
-    )
+    add_picture_options(source)
     source.add_argument("--min-side", type=int, default=64, help="skip smaller pictures (default: %(default)s px)")
     source.add_argument("--max-pixels", type=int, default=2**27, help="skip larger pictures (default: %(default)s)")
 
@@ -257,7 +243,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="edges of the picture by Canny or HED, or a picture given by the source, or in --control-dir (default: "
         "%(default)s)",
     )
-    control.add_argument("--control-dir", metavar="DIR", help="control pictures of the pictures' own names and sizes")
+    control.add_argument(
+        "--control-dir", type=path_argument, metavar="DIR", help="control pictures of the pictures' own names and sizes"
+    )
     control.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
 
     align = parser.add_argument_group(

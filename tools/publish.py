@@ -25,7 +25,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, text_argument, tool, with_commands
 from pixart_jax.config import load_config
 from pixart_jax.conversion.formats.lora_writing import ADAPTER_WRITERS
-from pixart_jax.conversion.hub import as_bytes
+from pixart_jax.data.hub_client import as_bytes
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import read_bytes
 from pixart_jax.hub.card import Asked, make_card

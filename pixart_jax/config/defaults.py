@@ -169,6 +169,9 @@ SETTINGS = {
         # compiled once for each bucket, when its first picture comes.
         "online": Setting(False),
         "data_dir": Setting(""),
+        # With `online`: what tools.extract_features takes as --caption-column and --image-column.
+        "caption_column": Setting(""),
+        "image_column": Setting(""),
         # DreamBooth's prior preservation: pictures of the subject's class, drawn by the model itself
         # (tools.class_pictures), or shards of them. They are half of every batch; `source` is the subject.
         "prior_source": Setting(""),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 import posixpath
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from pixart_jax.conversion.names.lora import CONFIG_FILE, WEIGHT_FILES
+from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, one_line
 from pixart_jax.errors import InputError
 
 # Files that hold weights by themselves.
@@ -86,12 +84,12 @@ def fetch(source: str, *, encoders: bool = True) -> pathlib.Path:
     if match is None:
         raise InputError(f"{source}: no such file or folder, and not a hub id like owner/name")
     wanted = _Id(source, match["repo"], match["revision"], match["path"] or "")
-    with _errors_explained(wanted):
+    with errors_explained(wanted.text, wanted.repo, wanted.revision, "model"):
         return _download(wanted, encoders)
 
 
 def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     sizes, commit = _list_files(wanted)
     names = _choose(wanted, sizes, encoders)
@@ -99,7 +97,7 @@ def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
         absent = [n for n in names if not isinstance(try_to_load_from_cache(wanted.repo, n, revision=commit), str)]
         new, total = (sum(sizes[name] for name in some) for some in (absent, names))
         print(f"{wanted.text}: {len(names)} files, {as_bytes(total)}, of which {as_bytes(new)} to download", flush=True)
-        _check_space(pathlib.Path(constants.HF_HUB_CACHE), new)
+        check_space(new)
     folder = snapshot_download(
         wanted.repo,
         # Not the commit: it is by the branch that the cache is asked when the hub cannot be reached.
@@ -227,73 +225,3 @@ def _offers(wanted: _Id, sizes: Mapping[str, int], folder: str) -> list[str]:
     lone = [name for name in below if name.endswith((".pth", ".pt", ".safetensors"))]
     found |= {name: sizes[name] for name in lone if posixpath.dirname(name) not in found}
     return [f"{wanted.with_path(name)} ({as_bytes(found[name])})" for name in sorted(found)]
-
-
-def _check_space(cache: pathlib.Path, new: int) -> None:
-    existing = next(path for path in [cache, *cache.absolute().parents] if path.exists())
-    if new > (free := shutil.disk_usage(existing).free):
-        raise InputError(
-            f"{cache} has room for {as_bytes(free)}, {as_bytes(new)} are to be downloaded; make room, or set HF_HOME "
-            "to a folder on a larger disk"
-        )
-
-
-@contextlib.contextmanager
-def _errors_explained(wanted: _Id) -> Iterator[None]:
-    """Turns what the hub's client raises into InputError."""
-    from huggingface_hub import constants, errors
-
-    try:
-        yield
-    except InputError:
-        raise
-    except errors.GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{wanted.repo}"
-        raise InputError(
-            f"{wanted.repo} is gated; accept its licence on {page}, then set HF_TOKEN to a token of your account"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(f"{wanted.repo} has no branch, tag or commit {wanted.revision}; name another") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise InputError(
-            f"{wanted.text}: no such file or folder, and as a hub id there is no model {wanted.repo}; correct it, or "
-            "if it is private set HF_TOKEN to a token that may read it"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise InputError(
-            f"{wanted.text}: the hub cannot be reached, and the cache holds only part of it; run again with a network"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise InputError(
-            f"{wanted.text}: the hub refuses: {one_line(error)}; check HF_TOKEN, or try again later"
-        ) from error
-    except OSError as error:
-        if error.errno is None:
-            raise _broken_off(wanted, error) from error
-        raise InputError(
-            f"{constants.HF_HUB_CACHE} cannot be written: {error.strerror}; make room, or set HF_HOME to another folder"
-        ) from error
-    except json.JSONDecodeError as error:  # A page instead, as proxies show it to who is not logged in.
-        raise InputError(
-            f"{wanted.text}: {constants.ENDPOINT} does not answer as a hub does; check the proxy and HF_ENDPOINT"
-        ) from error
-    # RuntimeError is how the faster of the client's two protocols fails.
-    except (errors.HTTPError, errors.XetDownloadError, RuntimeError) as error:
-        raise _broken_off(wanted, error) from error
-
-
-def _broken_off(wanted: _Id, error: Exception) -> InputError:
-    return InputError(
-        f"{wanted.text}: the download broke off: {one_line(error)}; run it again, files that have arrived are kept"
-    )
-
-
-def one_line(error: Exception) -> str:
-    """An error of the client in one line, without the request's address and number."""
-    lines = str(error).strip().splitlines()
-    return getattr(error, "server_message", None) or (lines[0] if lines else type(error).__name__)
-
-
-def as_bytes(count: int) -> str:
-    unit, scale = next(pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= pair[1] or pair[1] == 1e3)
-    return f"{count / scale:,.1f} {unit}"

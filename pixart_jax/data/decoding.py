@@ -19,6 +19,9 @@ from pixart_jax.errors import InputError
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK")
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B")
 
+# First bytes, after the length, of a still picture and of a film.
+_AVIF = (b"ftypavif", b"ftypavis")
+
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
 _BYTES = re.compile(r"""b(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
@@ -43,7 +46,8 @@ class BadImage(Exception):
         "damaged": begins like one of them, but is cut short or broken.
         "too-small": a side is below the least wanted.
         "too-large": more pixels than allowed, by the header; nothing was decoded.
-        "unsupported": a whole picture whose values have no known meaning as colours, or HEIC without pillow-heif.
+        "unsupported": a whole picture whose values have no known meaning as colours, or HEIC or AVIF without a
+          package that opens it.
     """
 
     def __init__(self, reason: str, message: str):
@@ -158,6 +162,10 @@ def _open(data: bytes) -> Image.Image:
         if is_heif(data) and "HEIF" not in formats():
             raise BadImage(
                 "unsupported", "a HEIC picture, which needs one more package: pip install pillow-heif"
+            ) from None
+        if data[4:12] in _AVIF and "AVIF" not in formats():
+            raise BadImage(
+                "unsupported", "an AVIF picture, which this Pillow does not open: pip install 'pillow>=11.3'"
             ) from None
         if is_recognised(data):
             raise BadImage("damaged", f"broken header of a file of {len(data)} bytes: {_words(error)}") from error

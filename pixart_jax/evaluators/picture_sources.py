@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pixart_jax.data.pictures import Pictures, open_pictures
+from pixart_jax.data.pictures import Pictures, is_spelled_out, open_pictures
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import MANIFEST_FILE
 from pixart_jax.evaluators.picture_sets import PictureFolder, PictureSet, pixels
@@ -96,7 +96,7 @@ def open_picture_set(spec: str, per_unit: int, decoder: Callable[[ShardReader], 
     |------------------------------------------|------------------------------------------------|
     | a folder with a manifest.json            | feature shards, decoded from their latents     |
     | another folder                           | its picture files, at any depth                |
-    | tfds:..., classes:..., a list or a .tar  | what `data.pictures.open_pictures` finds there |
+    | whatever else is spelled out             | what `data.pictures.open_pictures` finds there |
 
     Args:
       per_unit: S of the set.
@@ -109,13 +109,7 @@ def open_picture_set(spec: str, per_unit: int, decoder: Callable[[ShardReader], 
     if (folder / MANIFEST_FILE).is_file():
         samples = ShardReader(folder)
         return ShardPictures(samples, spec, decoder(samples), per_unit)
-    if folder.is_dir() or not _is_source(spec):
+    if folder.is_dir() or not is_spelled_out(spec):
         return PictureFolder.open(folder, per_unit)
     source = open_pictures(spec)
     return SourcePictures(source, spec, source.fingerprint(), per_unit)
-
-
-def _is_source(spec: str) -> bool:
-    return spec.startswith(("tfds:", "classes:")) or spec.lower().endswith(
-        (".json", ".jsonl", ".tar", ".tar.gz", ".tgz")
-    )

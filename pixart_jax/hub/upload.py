@@ -8,7 +8,7 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 
-from pixart_jax.conversion.hub import one_line
+from pixart_jax.data.hub_client import one_line
 from pixart_jax.errors import InputError
 
 # Each wait is twice the one before. The client's own retries come before these.

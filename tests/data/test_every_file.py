@@ -68,6 +68,27 @@ def test_pictures_that_are_not_read_say_why(tmp_path, monkeypatch):
     assert set(outcomes(open_pictures(path)).values()) == {"unsupported"}
 
 
+def test_avif_without_a_pillow_that_opens_it(monkeypatch):
+    monkeypatch.setattr(decoding, "formats", lambda: ("JPEG", "PNG"))
+    monkeypatch.setattr(decoding, "formats_of", lambda data: ("JPEG", "PNG"))
+    with pytest.raises(decoding.BadImage, match=r"unsupported: an AVIF .*pip install 'pillow>=11\.3'"):
+        decoding.decode(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1", max_pixels=100, min_side=1)
+
+
+@pytest.mark.parametrize("ending", ["heic", "avif"])
+def test_pictures_of_phones(tmp_path, ending):
+    """Coded and decoded: the colours stay."""
+    if ending == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif "AVIF" not in picture_formats.formats():
+        pytest.skip("this Pillow opens no AVIF")
+    Image.new("RGB", (64, 48), (200, 80, 40)).save(tmp_path / f"a.{ending}", quality=90)
+    fill(tmp_path, {"a.txt": "rust"})
+    picture = open_pictures(str(tmp_path))[0]
+    image = decoding.decode(picture.data, max_pixels=10**6, min_side=1)
+    assert image.size == (64, 48) and np.abs(np.asarray(image, int) - (200, 80, 40)).max() < 6
+
+
 def test_heic_is_known_by_its_brand():
     assert picture_formats.is_heif(HEIC) and picture_formats.begins_like_a_picture(HEIC[: picture_formats.HEAD])
     assert not picture_formats.is_heif(b"\0\0\0\x18ftypisom")

@@ -286,7 +286,7 @@ def test_arbitrary_records(tmp_path_factory, records):
         ("tars", {}, r"it holds tars: name them, as in tars/\*\.tar"),
         ("lists", {}, "name the list in it, lists/a.json"),
         ("none.json", {}, "cannot read the list none.json"),
-        ("flat", {"caption_weights": {"prompt": 1}}, "are for lists and tars"),
+        ("flat", {"caption_weights": {"prompt": 1}}, "is for lists, tables, Parquet and tars"),
         ("classes:flat", {"data_dir": "x"}, "data_dir is for lists"),
         ("lists/a.json", {"caption_weights": {"promt": 1}}, "no caption field is called 'promt'; know prompt,"),
         ("lists/a.json", {"caption_weights": {"prompt": -1}}, r"caption_weights\['prompt'\] must be 0, or a number"),

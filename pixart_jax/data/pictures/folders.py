@@ -58,7 +58,7 @@ class FolderPictures:
             raise InputError(f"{root} is no folder; name one that holds pictures")
         self._root = os.fsencode(root.absolute())
         self.others: collections.Counter[str] = collections.Counter()
-        self._paths = sorted(_pictures_below(self._root, self.others))
+        self._paths = sorted(pictures_below(self._root, self.others))
         if not self._paths:
             raise InputError(f"{root}: no pictures in it or below; {_other_forms(root)}")
         self._keys_with_extension = clashing([_stem(path) for path in self._paths], self._paths)
@@ -160,11 +160,17 @@ def _stem(path: str) -> str:
 def _caption_files(path: str) -> tuple[str, ...]:
     """Where a picture's caption may be, as the trainers of the wild write it; the first that holds one counts."""
     stem = _stem(path)
-    names = (f"{stem}.txt", f"{stem}.caption", f"{path}.txt", f"{path}.caption", f"{stem}.TXT", f"{stem}.CAPTION")
+    names = (
+        f"{stem}.txt",
+        f"{stem}.caption",
+        f"{path}.txt",
+        f"{path}.caption",
+        *(f"{of}.{ending}" for of in (stem, path) for ending in ("TXT", "CAPTION")),
+    )
     return tuple(dict.fromkeys(names))
 
 
-def _pictures_below(root: bytes, others: collections.Counter[str]) -> Iterator[str]:
+def pictures_below(root: bytes, others: collections.Counter[str]) -> Iterator[str]:
     """Paths relative to `root`, in no particular order; counts what is no picture in `others`."""
     folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]  # each with the (device, inode) of those above
     while folders:
@@ -233,5 +239,5 @@ def _other_forms(root: pathlib.Path) -> str:
     names = [name for name, is_folder in _entries(os.fsencode(root)) if not (is_folder or _is_hidden(name))]
     if any(name.endswith(".tar") for name in names):
         return f"it holds tars: name them, as in {root}/*.tar"
-    lists = [name for name in names if name.endswith((".json", ".jsonl"))]
+    lists = [name for name in names if name.lower().endswith((".json", ".jsonl", ".csv", ".tsv"))]
     return f"name the list in it, {root}/{printable(sorted(lists)[0])}" if lists else "name another folder"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import glob
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, SupportsIndex
 
 import numpy as np
@@ -31,7 +30,8 @@ from pixart_jax.data.pictures.base import (
     weighed,
 )
 from pixart_jax.data.pictures.controls import EXTENSIONS, MARK
-from pixart_jax.data.pictures.json_records import checked_weights, record_captions
+from pixart_jax.data.pictures.fields import Fields
+from pixart_jax.data.pictures.patterns import expand
 from pixart_jax.data.pictures.tar_headers import DamagedTar, Member, members
 from pixart_jax.errors import InputError
 from pixart_jax.files import open_regular
@@ -72,17 +72,17 @@ class TarPictures:
 
     Args:
       pattern: path, glob, or path with a range in braces, such as shard-{00000..00099}.tar.
-      caption_weights: sampling weight by name of a caption field of .json; 1 where not given, 0 leaves the field out.
+      fields: what is read of a .json; where captions' were named, .txt and .caption are not read.
+      tars: the pattern's files, where they are known already.
 
     Raises:
-      InputError: a tar of the pattern is missing, compressed or no tar; none of them has an item; see also
-        `checked_weights`.
+      InputError: a tar of the pattern is missing, compressed or no tar; none of them has an item.
     """
 
-    def __init__(self, pattern: str, *, caption_weights: Mapping[str, float]):
-        self._weights = checked_weights(caption_weights)
+    def __init__(self, pattern: str, *, fields: Fields | None = None, tars: Sequence[str] = ()):
+        self._fields = fields or Fields()
         self._pattern = pattern
-        self._tars = [os.path.abspath(tar) for tar in expand(pattern)]
+        self._tars = [os.path.abspath(tar) for tar in tars or expand(pattern, ".tar")]
         self._damage: dict[int, str] = {}
         self._keys: list[str] = []
         self.others: collections.Counter[str] = collections.Counter()
@@ -103,7 +103,8 @@ class TarPictures:
             raise InputError(f"{pattern}: {problem}; name tars that hold pictures")
         self._put_tar_names_before_clashes()
         self.class_names = tuple(map(str, range(int(self._entries["label"].max()) + 1)))
-        digest = hashlib.sha256(json.dumps([self._tar_names(), sizes, self._weights], sort_keys=True).encode())
+        described = [self._tar_names(), sizes, self._fields.weights, *self._fields.digest]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         digest.update("\0".join(self._keys).encode())
         digest.update(self._entries.tobytes())
         self._fingerprint = digest.hexdigest()
@@ -280,7 +281,7 @@ class TarPictures:
     def _captions(self, file: BinaryIO, entry: np.void, key: str) -> tuple[tuple[str, float], ...]:
         """Those of the first member that holds any; what is wrong with the first is said if no other is right."""
         problem = None
-        for name in _CAPTIONS:
+        for name in ("json",) if self._fields.chosen else _CAPTIONS:
             if entry[name] < 0:
                 continue
             try:
@@ -304,7 +305,7 @@ class TarPictures:
             raise BadItem(key, "bad-record", f"its .json is no JSON: {error}") from error
         if not isinstance(record, dict):
             raise BadItem(key, "bad-record", f"its .json is no object but {type(record).__name__}")
-        return record_captions(record, self._weights, key)
+        return self._fields.texts(record, key)
 
 
 def _followed_by(ending: str) -> str | None:
@@ -318,39 +319,6 @@ def _control(stem: str, group: Mapping[str, _Place]) -> _Place:
     """Where the control picture is of the picture whose ending has this stem."""
     head = f"{stem}.{MARK}" if stem else MARK
     return next((group[f"{head}{kind}"] for kind in EXTENSIONS if f"{head}{kind}" in group), _NOWHERE)
-
-
-def expand(pattern: str) -> Iterator[str]:
-    """The files of a path, a glob or ranges in braces, in order.
-
-    Raises:
-      InputError: nothing matches, or a file of the range is missing; at the first, so that no range is too long.
-    """
-    if os.path.exists(pattern):
-        yield pattern
-    elif "{" in pattern:
-        for path in _expand_braces(pattern):
-            if not os.path.exists(path):
-                raise InputError(f"{path}, of {pattern}, is not there; copy it, or make the range smaller")
-            yield path
-    else:
-        paths = sorted(glob.glob(pattern, recursive=True))
-        if not paths:
-            raise InputError(f"{pattern}: no such file; name a .tar, a glob such as *.tar or a range {{00000..00099}}")
-        yield from paths
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
-    if match is None:
-        yield pattern
-        return
-    first, last = int(match[1]), int(match[2])
-    if last < first:
-        raise InputError(f"{pattern}: the range {match[0]} is empty; write the smaller number first")
-    for number in range(first, last + 1):
-        head = f"{pattern[: match.start()]}{number:0{len(match[1])}d}"
-        yield from (head + tail for tail in _expand_braces(pattern[match.end() :]))
 
 
 def _label(descriptor: int, place: _Place) -> int:

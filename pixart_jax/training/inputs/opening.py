@@ -26,6 +26,8 @@ def open_data(config: ConfigDict, spec: BatchSpec, *, process_index: int = 0, pr
     for key, unset in (
         ("caption_cleaning", "none"),
         ("data_dir", ""),
+        ("caption_column", ""),
+        ("image_column", ""),
         ("caption", ""),
         ("control", "none"),
         ("control_dir", ""),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+from absl import logging
+
 from pixart_jax.config import ConfigDict, architecture, flatten, require_setting
 from pixart_jax.data.buckets import RESOLUTIONS, training_buckets
 from pixart_jax.data.examples import BatchSpec
@@ -109,8 +111,12 @@ def _open(config: ConfigDict, key: str, spec: BatchSpec) -> Pictures:
     """The pictures that `config.data.source` or `config.data.prior_source` names."""
     data, require = config.data, functools.partial(require_setting, config)
     source = flatten(config)[key].strip()
-    caption = data.caption if key == "data.source" else ""
-    pictures = open_pictures(source, data_dir=data.data_dir or None, caption=caption)
+    # The second source is a folder that tools.class_pictures wrote.
+    fields = ("caption", "caption_column", "image_column") if key == "data.source" else ()
+    pictures = open_pictures(source, data_dir=data.data_dir or None, **{name: data[name] for name in fields})
+    if pictures.others:
+        others = ", ".join(f"{count} {what}" for what, count in sorted(pictures.others.items()))
+        logging.info("%s: files that are no items: %s", source, others)
     require(len(pictures) > 0, key, "holds no pictures")
     require(
         not spec.num_classes or len(pictures.class_names) == spec.num_classes,
