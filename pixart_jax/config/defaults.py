@@ -273,7 +273,13 @@ SETTINGS = {
         # Of the class's loss beside the subject's, with data.prior_source.
         "prior_weight": Setting(1.0, NOT_NEGATIVE),
         "log_every": Setting(100, AT_LEAST_ONE),
+        # Where numbers and pictures are shown besides the workdir's own files, with commas between them: "tensorboard",
+        # "wandb" and "mlflow" (docs/training.md#trackers).
+        "trackers": Setting("tensorboard", some_of("tensorboard", "wandb", "mlflow")),
         "checkpoint_every": Setting(1000, AT_LEAST_ONE),
+        # A copy of the workdir in a bucket, gs://BUCKET/RUN or s3://BUCKET/RUN, from which a workdir that is empty is
+        # fetched first (docs/training.md#buckets).
+        "mirror": Setting(""),
         # A checkpoint is written while training goes on. Seconds that a step may wait, to be saved, for the one before
         # to be complete; then it is not saved, unless it is the last, or a signal asks to stop.
         "checkpoint_wait": Setting(60, NOT_NEGATIVE),

@@ -40,7 +40,7 @@ def local_path(text: str | os.PathLike, option: str, *, any_bytes: bool = False)
     if not text.strip():
         raise InputError(f"{option} is empty: name a file or a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
-        raise InputError(f"{option} {text}: is a URL; name a local path, e.g. where the bucket is mounted")
+        raise InputError(f"{option} {text}: is a URL; name a local path: copy it, or mount the bucket")
     path = pathlib.Path(text)
     try:
         return path.expanduser()

@@ -9,17 +9,27 @@ import jax
 from absl import logging
 
 from pixart_jax.cluster.agreement import together
+from pixart_jax.config import flatten
+from pixart_jax.config.declaration import listed
 from pixart_jax.data.shards.manifest import ENCODERS
 from pixart_jax.evaluators.evaluator import Evaluator, Report
 from pixart_jax.figures.curves import loss_curve_png
 from pixart_jax.figures.images import save_png
 from pixart_jax.training.advice import short_run
-from pixart_jax.training.events import Events
 from pixart_jax.training.hints import next_steps, shown
 from pixart_jax.training.history import History
 from pixart_jax.training.metrics import format_duration
 from pixart_jax.training.plan import Plan
-from pixart_jax.training.record import record_config, record_parameters, record_run, told_encoders, write_json
+from pixart_jax.training.record import (
+    read_run,
+    record_config,
+    record_parameters,
+    record_run,
+    told_encoders,
+    write_json,
+)
+from pixart_jax.training.trackers import open_trackers
+from pixart_jax.training.trackers.base import Tracker
 
 RESULTS_FILE = "results.json"
 # Share of a run that its loss curve is the mean over.
@@ -46,7 +56,11 @@ class Journal:
                 for line in short_run(plan.config) if start < plan.last else ():
                     logging.warning("%s", line)
         self._begin = time.perf_counter()
-        self._events = Events(plan.workdir if self._writes else None)
+        self._trackers: list[Tracker] = []
+        with together("opening config.train.trackers"):
+            if self._writes:
+                names = listed(plan.config.train.trackers)
+                self._trackers = open_trackers(names, plan.workdir, flatten(plan.config))
         self._history: History | None = None
         self._reports: dict[str, History] = {}
         if self._writes:
@@ -66,10 +80,14 @@ class Journal:
             encoders, remat = told_encoders(self._plan.config), program.config.model.remat
             record_run(workdir, program.state.params, program.frozen, step, encoders, remat=remat)
             record_parameters(workdir, program.state.params)
+            facts = read_run(workdir)
+            for tracker in self._trackers:
+                tracker.write_facts(facts)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """The scalars of a log step."""
-        self._events.write_scalars(step, scalars)
+        for tracker in self._trackers:
+            tracker.write_scalars(step, scalars)
         if self._history:
             self._history.append(step, scalars)
 
@@ -82,10 +100,11 @@ class Journal:
     def report(self, step: int, name: str, report: Report) -> None:
         """What an evaluator of that name found after that step."""
         last, took = self._plan.last, format_duration(time.perf_counter() - self._begin)
-        if report.scalars:
-            self._events.write_scalars(step, report.scalars)
-        for picture, pixels in report.pictures.items():
-            self._events.write_images(step, {picture: pixels})
+        for tracker in self._trackers:
+            if report.scalars:
+                tracker.write_scalars(step, report.scalars)
+            for picture, pixels in report.pictures.items():
+                tracker.write_images(step, {picture: pixels})
         if not report.pictures:
             logging.info("step %d/%d  %s, in %s", step, last, report.about, took)
         if not self._writes:
@@ -121,7 +140,8 @@ class Journal:
             logging.info("%s", hint)
 
     def close(self) -> None:
-        self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
         for history in (self._history, *self._reports.values()):
             if history:
                 history.close()

@@ -27,6 +27,7 @@ from pixart_jax.config import (
     mesh_spec,
     phases,
 )
+from pixart_jax.config.declaration import listed
 from pixart_jax.config.local_paths import resolve_paths
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.prompts import configured_prompts
@@ -45,7 +46,9 @@ from pixart_jax.training.inputs.looked_at import LookedAt, open_looked_at
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
 from pixart_jax.training.memory import memory_limit, settle_remat
+from pixart_jax.training.mirror import Mirror
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
+from pixart_jax.training.trackers import check_trackers
 from pixart_jax.training.waits import announced
 from pixart_jax.warm_start.start import WarmStart, open_base
 from pixart_jax.warm_start.trained_adapter import load_trained_adapter
@@ -71,6 +74,7 @@ class Plan:
       share, num_shares: which part of every batch this process reads, and of how many.
       warm_start: the weights that it starts from, if any; of a run that goes on, only those that it holds frozen.
       weights: those of `warm_start`, read: '/'-joined path to array. Emptied when they go to the devices.
+      mirror: the workdir's copy, if this process keeps one.
       trained: what `config.adapter.init_from` holds, likewise; None where the run begins without, or goes on.
     """
 
@@ -88,6 +92,7 @@ class Plan:
     warm_start: WarmStart | None
     weights: dict[str, np.ndarray] | None
     trained: dict[str, np.ndarray] | None
+    mirror: Mirror | None = None
 
     @property
     def program(self) -> Program:
@@ -123,6 +128,12 @@ def _open_plan(
     # All decide by the least of them what fits.
     limits = [json.loads(text) for text in gather("memory", json.dumps(memory_limit(jax.local_devices()[0])))]
     limit = None if None in limits else min(limits)
+    mirror = None
+    with together("fetching what config.train.mirror has"):
+        if (url := config.train.mirror.strip()) and jax.process_index() == 0:
+            check_config(config)
+            mirror = Mirror(url, local_path(workdir, "--workdir").absolute())
+            mirror.fetch()
     with together("checking what the run needs"):
         path = local_path(workdir, "--workdir").absolute()
         refuse_patterns(path, "--workdir")
@@ -131,6 +142,7 @@ def _open_plan(
         check_batch(config, jax.device_count())
         check_attention(config, jax.devices()[0])
         check_offload(config, jax.local_devices()[0])
+        check_trackers(listed(config.train.trackers))
         if there := path.is_dir():  # Before all that takes long.
             owning.enter_context(own_workdir(path))
         mesh = make_mesh(mesh_spec(config))
@@ -179,6 +191,7 @@ def _open_plan(
         warm_start,
         weights,
         trained,
+        mirror,
     )
 
 

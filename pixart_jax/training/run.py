@@ -189,6 +189,9 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
     """Begins a run, or goes on with the one in the workdir; closes, in order, whatever it opened."""
     train, ending, birth = plan.config.train, plan.ending, "the birth of the state, or its return"
     with ExitStack() as closing:
+        if plan.mirror:
+            plan.mirror.start()
+            closing.callback(plan.mirror.close)
         with watched(plan.workdir, train.hang_timeout, birth, ending=ending), end_with_the_others(ending=ending):
             checkpoints = Checkpoints(plan.workdir, keep=train.keep_checkpoints, damage_wait=ending.waits.damage)
             closing.callback(checkpoints.close)

@@ -9,7 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from pixart_jax.training.events import Events
+from pixart_jax.training.trackers.events import Events
 
 
 @pytest.fixture(autouse=True)
@@ -48,15 +48,6 @@ def test_what_is_written_is_read_back(tmp_path):
     # The tabs of TensorBoard that show them.
     plugins = {tag: accumulator.SummaryMetadata(tag).plugin_data.plugin_name for tag in tags}
     assert (plugins["loss"], plugins["grid"]) == ("scalars", "images")
-
-
-def test_other_processes_write_no_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    events = Events(None)
-    events.write_scalars(1, {"loss": 1.0})
-    events.write_images(1, {"grid": np.zeros((1, 1, 3), np.uint8)})
-    events.close()
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_is_an_error(tmp_path):

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,22 +30,20 @@ class Events:
     A thread of its own encodes and writes. What it fails of, as a rule an OSError, is raised by a later call.
 
     Args:
-      workdir: exists; None for processes other than the first, which write no file.
+      workdir: exists.
     """
 
     # Not tensorboard's own EventFileWriter: for its file system that imports TensorFlow wherever it is installed, which
     # takes seconds. The records and what they hold are tensorboard's.
 
-    def __init__(self, workdir: pathlib.Path | None):
-        self._records: RecordWriter | None = None
+    def __init__(self, workdir: pathlib.Path):
         self._thread = ThreadPoolExecutor(1, "events")
         self._pending: collections.deque[Future] = collections.deque()
-        if workdir is not None:
-            # TensorBoard reads the files of a run in the order of their names.
-            seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-            name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
-            self._records = RecordWriter((workdir / name).open("xb"))
-            self._submit(lambda event: event.MergeFrom(Event(file_version="brain.Event:2")))
+        # TensorBoard reads the files of a run in the order of their names.
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{nanoseconds:09d}"
+        self._records = RecordWriter((workdir / name).open("xb"))
+        self._submit(lambda event: event.MergeFrom(Event(file_version="brain.Event:2")))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """A point at `step` of the curve of each name."""
@@ -67,6 +66,9 @@ class Events:
 
         self._submit(fill)
 
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Nothing: TensorBoard has no place for them, and run.json lies beside its file."""
+
     def flush(self) -> None:
         """Waits until all is on disk."""
         while self._pending:
@@ -78,12 +80,9 @@ class Events:
             self.flush()
         finally:
             self._thread.shutdown()
-            if self._records:
-                self._records.close()
+            self._records.close()
 
     def _submit(self, fill: Callable[[Event], None]) -> None:
-        if self._records is None:
-            return
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
         self._pending.append(self._thread.submit(_write, self._records, Event(wall_time=time.time()), fill))
