@@ -82,7 +82,7 @@ def open_captions(args: argparse.Namespace) -> tuple[Captions, dict[str, Any]]:
     """The source, and what it is."""
     if os.path.isfile(os.path.join(args.source, MANIFEST_FILE)):
         if given := [f"--{name.replace('_', '-')}" for name in OPTIONS if getattr(args, name)]:
-            raise InputError(f"{', '.join(given)}: only for pictures; feature shards have captions of their own")
+            raise InputError(f"{', '.join(given)}: for pictures only; feature shards have their own weights")
         return ShardCaptions(args.source), {"source": args.source}
     return open_named(args, args.source)
 
