@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pixart_jax.conversion.names.lora import CONFIG_FILE, WEIGHT_FILES
-from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, one_line
+from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, list_files
 from pixart_jax.errors import InputError
 
 # Files that hold weights by themselves.
@@ -91,7 +91,7 @@ def fetch(source: str, *, encoders: bool = True) -> pathlib.Path:
 def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    sizes, commit = _list_files(wanted)
+    sizes, commit = list_files(wanted.text, wanted.repo, wanted.revision, "model")
     names = _choose(wanted, sizes, encoders)
     if commit is not None:
         absent = [n for n in names if not isinstance(try_to_load_from_cache(wanted.repo, n, revision=commit), str)]
@@ -106,39 +106,6 @@ def _download(wanted: _Id, encoders: bool) -> pathlib.Path:
         local_files_only=commit is None,
     )
     return pathlib.Path(folder) / wanted.path
-
-
-def _list_files(wanted: _Id) -> tuple[dict[str, int], str | None]:
-    """Bytes of each file in the repository, and its commit; None for the commit means that the hub cannot be reached,
-    and the files are what the cache knows of."""
-    from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
-
-    try:
-        info = HfApi().model_info(
-            wanted.repo, revision=wanted.revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True
-        )
-        # Mirrors may leave sizes out.
-        return {file.rfilename: file.size or 0 for file in info.siblings or []}, info.sha
-    # HTTPError is of whichever HTTP library the client is built on.
-    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
-            raise
-        cause = error
-    try:
-        try:
-            sizes = {file.path: file.size for file in get_cached_repo_tree(wanted.repo, revision=wanted.revision)}
-        except errors.CachedRepoTreeNotFoundError:
-            # Single files, and whole repositories by older clients, are cached without a list.
-            folder = pathlib.Path(snapshot_download(wanted.repo, revision=wanted.revision, local_files_only=True))
-            files = (path for path in folder.rglob("*") if path.is_file())
-            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    except errors.LocalEntryNotFoundError:
-        raise InputError(
-            f"{wanted.text}: no such file or folder, and as a hub id it is not in the cache and the hub cannot be "
-            f"reached: {one_line(cause)}; correct the path, or check the network, the proxy and HF_ENDPOINT"
-        ) from cause
-    print(f"{wanted.text}: the hub cannot be reached ({one_line(cause)}); looking in the cache", flush=True)
-    return sizes, None
 
 
 def _choose(wanted: _Id, sizes: Mapping[str, int], encoders: bool) -> list[str]:

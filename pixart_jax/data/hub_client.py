@@ -11,6 +11,39 @@ from collections.abc import Iterator
 from pixart_jax.errors import InputError
 
 
+def list_files(text: str, repo: str, revision: str | None, kind: str) -> tuple[dict[str, int], str | None]:
+    """Bytes of each file in the repository, and its commit; None for the commit means that the hub cannot be reached,
+    and the files are what the cache knows of."""
+    from huggingface_hub import HfApi, constants, errors, get_cached_repo_tree, snapshot_download
+
+    api = HfApi()
+    ask = api.dataset_info if kind == "dataset" else api.model_info
+    try:
+        info = ask(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
+        # Mirrors may leave sizes out.
+        return {file.rfilename: file.size or 0 for file in info.siblings or []}, info.sha
+    # HTTPError is of whichever HTTP library the client is built on.
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
+            raise
+        cause = error
+    try:
+        try:
+            sizes = {file.path: file.size for file in get_cached_repo_tree(repo, repo_type=kind, revision=revision)}
+        except errors.CachedRepoTreeNotFoundError:
+            # Single files, and whole repositories by older clients, are cached without a list.
+            folder = pathlib.Path(snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))
+            files = (path for path in folder.rglob("*") if path.is_file())
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    except errors.LocalEntryNotFoundError:
+        raise InputError(
+            f"{text}: no such file or folder, and as a hub id it is not in the cache and the hub cannot be "
+            f"reached: {one_line(cause)}; correct the path, or check the network, the proxy and HF_ENDPOINT"
+        ) from cause
+    print(f"{text}: the hub cannot be reached ({one_line(cause)}); looking in the cache", flush=True)
+    return sizes, None
+
+
 def check_space(new: int) -> None:
     """Raises InputError where the client's cache has no room for so many bytes."""
     from huggingface_hub import constants

@@ -110,7 +110,7 @@ def test_data_sets_of_the_hub(tmp_path):
     # Without a network: what the cache holds, and one clear line for what it does not.
     (again, missing), printed = call("http://127.0.0.1:9", "hf:them/parquet", "hf:them/down")
     assert again == whole and "looking in the cache" in printed
-    assert "is not in the cache, and the hub cannot be reached" in missing and "copy the data set here" in missing
+    assert "is not in the cache and the hub cannot be reached" in missing and "check the network" in missing
 
 
 def test_several_sets_in_one_repository():

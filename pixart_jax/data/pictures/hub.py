@@ -9,7 +9,7 @@ import pathlib
 import posixpath
 import re
 
-from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, one_line
+from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, list_files
 from pixart_jax.data.picture_formats import is_image
 from pixart_jax.data.pictures.layouts import METADATA, split_of
 from pixart_jax.errors import InputError
@@ -56,7 +56,7 @@ def download(spec: str) -> Downloaded:
     with errors_explained(spec, repo, revision, "dataset"):
         from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
-        sizes, commit = _list_files(spec, repo, revision)
+        sizes, commit = list_files(spec, repo, revision, "dataset")
         kind, names, below = _choose(spec, sorted(sizes), match["path"] or "", match["split"] or "")
         if commit is not None:
             kept = (try_to_load_from_cache(repo, name, repo_type="dataset", revision=commit) for name in names)
@@ -79,31 +79,6 @@ def download(spec: str) -> Downloaded:
     if kind == "folder":
         return Downloaded(kind, [], root / below)
     return Downloaded(kind, [str(root / name) for name in names], root)
-
-
-def _list_files(spec: str, repo: str, revision: str | None) -> tuple[dict[str, int], str | None]:
-    """Bytes of each file in the repository, and its commit; None for the commit means that the hub cannot be reached,
-    and the files are what the cache holds."""
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
-
-    try:
-        info = HfApi().dataset_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
-        return {file.rfilename: file.size or 0 for file in info.siblings or []}, info.sha
-    # HTTPError is of whichever HTTP library the client is built on.
-    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
-            raise
-        cause = error
-    try:
-        folder = pathlib.Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True))
-    except errors.LocalEntryNotFoundError:
-        raise InputError(
-            f"{spec}: is not in the cache, and the hub cannot be reached: {one_line(cause)}; check the network, the "
-            "proxy and HF_ENDPOINT, or copy the data set here and name its folder"
-        ) from cause
-    print(f"{spec}: the hub cannot be reached ({one_line(cause)}); looking in the cache", flush=True)
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}, None
 
 
 def _choose(spec: str, names: list[str], path: str, split: str) -> tuple[str, list[str], str]:
