@@ -57,13 +57,23 @@ def check_config(config: ConfigDict) -> None:
 
 def _optimizer_heeds_what_is_set(config: ConfigDict, require: Require) -> None:
     name, values, defaults = config.optimizer.name, flatten(config), flatten(default_config())
-    foreign = ["optimizer.eps"] if name == "came" else [key for key in defaults if key.startswith("optimizer.came.")]
+    own = [f"optimizer.{other}." for other in ("came", "muon") if other != name]
+    foreign = [key for key in defaults if key.startswith(tuple(own)) or (name == "came" and key == "optimizer.eps")]
     for key in foreign:
         cure = f"config.optimizer.name={name!r} does not heed it; leave it at {defaults[key]!r}"
         require(values[key] == defaults[key], key, cure)
+    require(
+        name != "muon" or config.adapter.kind != "lora",
+        "optimizer.name",
+        "Muon is for the blocks' own matrices, of which a LoRA trains none; set it to adamw",
+    )
 
 
 def _schedule_has_where_to_end(config: ConfigDict, require: Require) -> None:
+    falls, share = config.optimizer.schedule == "warmup_stable_decay", config.optimizer.decay_share
+    usual = default_config().optimizer.decay_share
+    cure = f"only config.optimizer.schedule='warmup_stable_decay' heeds it; leave it at {usual}"
+    require(falls or share == usual, "optimizer.decay_share", cure)
     require(
         config.optimizer.schedule != "cosine_decay_to_constant"
         or lr_scale(config.optimizer.lr_scaling, config.data.batch_size) > 1,

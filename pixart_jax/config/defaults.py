@@ -228,15 +228,18 @@ SETTINGS = {
     },
     "align": ALIGN,
     "optimizer": {
-        # "adamw" (α) or "came" (Σ, whose weight_decay is 0).
+        # "adamw" (α), "came" (Σ, whose weight_decay is 0), or "muon" for the matrices of the blocks and AdamW for the
+        # rest, with AdamW's learning rate and weight decay (optimizers.muon).
         "name": Setting("adamw", one_of(*OPTIMIZERS)),
         "learning_rate": Setting(2e-5, POSITIVE),
         # "none", or the reference's rules for the global batch B: "sqrt" (·√(B/256), on in all its configs but
         # DreamBooth's) or "linear" (·B/256). What is logged is the result.
         "lr_scaling": Setting("none", one_of(*LR_SCALINGS)),
         # After the warm-up, counted in optimizer steps: "constant"; "cosine", to zero at the end; or
-        # "cosine_decay_to_constant", back to the rate before lr_scaling after two thirds.
+        # "cosine_decay_to_constant", back to the rate before lr_scaling after two thirds; or "warmup_stable_decay",
+        # constant, and to zero in the last `decay_share` of the steps.
         "schedule": Setting("constant", one_of(*SCHEDULES)),
+        "decay_share": Setting(0.2, Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")),
         "warmup_steps": Setting(1000, NOT_NEGATIVE),
         "b1": Setting(0.9, DECAY_RATE),
         "b2": Setting(0.999, DECAY_RATE),
@@ -250,6 +253,8 @@ SETTINGS = {
             "eps2": Setting(1e-16, POSITIVE),
             "clip_threshold": Setting(1.0, POSITIVE),
         },
+        # Muon's alone: the decay rate of the matrices' momentum.
+        "muon": {"beta": Setting(0.95, DECAY_RATE)},
         "weight_decay": Setting(0.03, NOT_NEGATIVE),
         # Largest global gradient norm.
         "grad_clip": Setting(0.01, POSITIVE),

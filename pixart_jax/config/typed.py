@@ -38,6 +38,7 @@ from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_key
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
+from pixart_jax.optimizers.muon import MuonSpec
 from pixart_jax.optimizers.two_networks import in_turns, two_networks
 from pixart_jax.samplers import guidance_of
 from pixart_jax.samplers.program import EMBEDDED
@@ -256,7 +257,10 @@ def eval_metrics(config: ConfigDict) -> list[str]:
 
 def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
     """The optimizer a config describes."""
-    fields = dict(config.optimizer) | {"came": CameSpec(**config.optimizer.came)}
+    fields = dict(config.optimizer) | {
+        "came": CameSpec(**config.optimizer.came),
+        "muon": MuonSpec(**config.optimizer.muon),
+    }
     return OptimizerSpec(
         **fields,
         batch_size=config.data.batch_size,

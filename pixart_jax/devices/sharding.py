@@ -56,6 +56,8 @@ PARTITION_RULES: tuple[Rule, ...] = (
     # Vectors are too small to be worth gathering.
     (r"(bias|scale)$", (WHOLE,)),
     (r"/(sq|sq_row|sq_col|res_row|res_col)$", (WHOLE,)),
+    # Three numbers of Muon's.
+    (r"/ns_coeffs$", (WHOLE,)),
 )
 
 

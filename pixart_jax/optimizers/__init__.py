@@ -6,13 +6,15 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
+from pixart_jax.optimizers.muon import MuonSpec, scale_by_muon_and_adam
 
-OPTIMIZERS = ("adamw", "came")
+OPTIMIZERS = ("adamw", "came", "muon")
 LR_SCALINGS = ("none", "sqrt", "linear")
-SCHEDULES = ("constant", "cosine", "cosine_decay_to_constant")
+SCHEDULES = ("constant", "cosine", "cosine_decay_to_constant", "warmup_stable_decay")
 
 # The reference's batch size at which its rules scale by 1, and the share of all steps that `cosine_decay_to_constant`
 # decays in, warm-up included.
@@ -22,7 +24,7 @@ _DECAY_SHARE = 0.667
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW or CAME with global-norm clipping and a linear warm-up.
+    """AdamW, CAME or Muon with global-norm clipping and a linear warm-up.
 
     Attributes:
       name: one of OPTIMIZERS.
@@ -30,10 +32,11 @@ class OptimizerSpec:
       lr_scaling: one of LR_SCALINGS: what `learning_rate` is multiplied by, 1, √(batch_size/256) or batch_size/256.
       batch_size: samples per optimizer step: over all devices, processes and accumulation steps.
       schedule: one of SCHEDULES, see `learning_rate_schedule`.
+      decay_share: of `num_steps`, the last, in which "warmup_stable_decay" falls.
       warmup_steps, num_steps: optimizer steps, however many microbatches, devices or processes share one.
-      b1, b2: decay rates of both optimizers.
+      b1, b2: decay rates of AdamW and CAME, and of what Muon leaves to AdamW.
       eps: AdamW's.
-      came: CAME's own.
+      came, muon: CAME's own and Muon's.
       weight_decay: decoupled, times the learning rate; every parameter decays, biases and tables too, except the null
         caption, which is data.
       grad_clip: largest global norm of the gradient.
@@ -45,12 +48,14 @@ class OptimizerSpec:
     lr_scaling: str
     batch_size: int
     schedule: str
+    decay_share: float
     warmup_steps: int
     num_steps: int
     b1: float
     b2: float
     eps: float
     came: CameSpec
+    muon: MuonSpec
     weight_decay: float
     grad_clip: float
     patch_size: int
@@ -67,7 +72,8 @@ def learning_rate_schedule(spec: OptimizerSpec) -> optax.Schedule:
 
     After the warm-up, whose first step has rate 0 as in the reference: "constant"; "cosine", to zero at `num_steps`;
     "cosine_decay_to_constant", a cosine from the scaled learning rate to the one before `lr_scaling`, reached after
-    66.7 % of `num_steps`.
+    66.7 % of `num_steps`; "warmup_stable_decay", constant and in the last `decay_share` of `num_steps` to zero as
+    1 - √(share of that decay) (Hägele et al. 2024, arXiv:2405.18392, §3.2).
 
     All count optimizer steps. The reference does not mean to differ, but its scheduler is advanced once per process in
     every step, so that its warm-up is shortened by the number of processes, and its cosines take the number of
@@ -76,6 +82,15 @@ def learning_rate_schedule(spec: OptimizerSpec) -> optax.Schedule:
     peak = spec.learning_rate * lr_scale(spec.lr_scaling, spec.batch_size)
     if spec.schedule == "constant":
         decay = optax.constant_schedule(peak)
+    elif spec.schedule == "warmup_stable_decay":
+        # `join_schedules` counts from the warm-up's end.
+        after = max(1, spec.num_steps - spec.warmup_steps)
+        length = min(max(1, int(spec.num_steps * spec.decay_share)), after)
+        start = after - length
+
+        def decay(count):
+            return peak * (1 - jnp.sqrt(jnp.clip((count - start) / length, 0.0, 1.0)))
+
     else:
         share, floor = (1.0, 0.0) if spec.schedule == "cosine" else (_DECAY_SHARE, spec.learning_rate / peak)
         decay_steps = max(1, int(spec.num_steps * share) - spec.warmup_steps)
@@ -100,6 +115,8 @@ def build_optimizer(spec: OptimizerSpec, every: int = 1) -> optax.GradientTransf
     rate = learning_rate_schedule(spec)
     if spec.name == "adamw":
         scale = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
+    elif spec.name == "muon":
+        scale = scale_by_muon_and_adam(spec.muon, b1=spec.b1, b2=spec.b2, eps=spec.eps)
     else:
         scale = scale_by_came(spec.came, b1=spec.b1, b2=spec.b2, patch_size=spec.patch_size)
     return optax.chain(

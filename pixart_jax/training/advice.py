@@ -15,6 +15,7 @@ _OF_THE_RATE = (
     "optimizer.learning_rate",
     "optimizer.lr_scaling",
     "optimizer.schedule",
+    "optimizer.decay_share",
     "optimizer.warmup_steps",
     "data.batch_size",
     "train.num_steps",

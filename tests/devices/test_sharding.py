@@ -157,15 +157,25 @@ def test_rules_split_pairs_of_matrices_over_tensor():
     assert params["t_block"]["kernel"].sharding.spec == PartitionSpec(None, "fsdp")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "came"])
+def by_path(specs):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+    return {jax.tree_util.keystr(path): spec for path, spec in leaves}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "came", "muon"])
 def test_optimizer_state_and_ema_lie_where_their_parameters_lie(optimizer):
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state_of(SPLIT, optimizer))
     assert specs.params == specs.ema_params
-    moments = next(s for s in jax.tree.leaves(specs.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
-    assert moments.mu == specs.params
+    # Muon's in two parts, of matrices and of the rest.
+    parts = [s for s in jax.tree.leaves(specs.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
+    assert len(parts) == (2 if optimizer == "muon" else 1)
+    momenta = [by_path(part.mu) for part in parts]
+    assert sum(map(len, momenta)) == len(by_path(specs.params))
+    assert {path: spec for part in momenta for path, spec in part.items()} == by_path(specs.params)
+    moments = parts[0]
     if optimizer == "adamw":
         assert moments.nu == specs.params
-    else:
+    elif optimizer == "came":
         assert set(jax.tree.leaves(moments.statistics, is_leaf=lambda s: isinstance(s, PartitionSpec))) == {
             PartitionSpec()
         }

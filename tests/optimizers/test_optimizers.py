@@ -1,4 +1,4 @@
-"""AdamW and CAME step by step beside PyTorch's, on the tensors that the reference has; schedules; sharded updates."""
+"""AdamW, CAME and Muon step by step beside PyTorch's and optax's, on the reference's tensors; schedules; sharding."""
 
 import functools
 import json
@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from came_pytorch import CAME
@@ -102,6 +103,20 @@ def assert_close(ours, theirs, before=None):
         np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-5 * change, err_msg=name)
 
 
+def train(tx, params, gradients):
+    """(parameters, state) after all of the gradients."""
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    state = tx.init(params)
+    for grads in gradients:
+        params, state = step(params, state, grads)
+    return params, state
+
+
 @pytest.mark.parametrize("name,weight_decay,grad_clip", [("adamw", 0.03, 1.0), ("came", 0.0, None), ("came", 0.5, 1.0)])
 def test_fifty_steps_as_in_pytorch(name, weight_decay, grad_clip):
     config = small_config(
@@ -109,16 +124,8 @@ def test_fifty_steps_as_in_pytorch(name, weight_decay, grad_clip):
     )
     config.data.batch_size = BATCH
     check_config(config)
-    model, tx, params = build_model(config), build_optimizer(optimizer_spec(config)), small_params()
-
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
-
-    ours, state = params, tx.init(params)
-    for grads in random_gradients(params):
-        ours, state = step(ours, state, grads)
+    model, params = build_model(config), small_params()
+    ours, state = train(build_optimizer(optimizer_spec(config)), params, random_gradients(params))
 
     fields = {"lr": LEARNING_RATE * 2, "weight_decay": weight_decay}
     theirs, optimizer = train_reference(
@@ -134,6 +141,46 @@ def test_fifty_steps_as_in_pytorch(name, weight_decay, grad_clip):
     null_caption = "y_embedder/y_embedding"
     np.testing.assert_array_equal(flat(ours)[null_caption], flat(params)[null_caption])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_fifty_steps_of_muon():
+    """The matrices of blocks, each by itself, as `optax.contrib.muon` has them, and near PyTorch's Muon, which computes
+    in bfloat16 and corrects no bias; all else as in PyTorch's AdamW."""
+    config = small_config(name="muon", weight_decay=0.1, grad_clip=1e9)
+    check_config(config)
+    model, params = build_model(config), small_params()
+    ours, state = train(build_optimizer(optimizer_spec(config)), params, random_gradients(params))
+    ours, before = reference_tensors(model, ours), reference_tensors(model, params)
+    matrices = {name: x for name, x in before.items() if name.startswith("blocks.") and x.ndim == 2}
+    matrices = {name: x for name, x in matrices.items() if not name.endswith("scale_shift_table")}
+    assert len(matrices) == 7 * 2
+
+    rate = optax.join_schedules([optax.linear_schedule(0, LEARNING_RATE, WARMUP), lambda _: LEARNING_RATE], [WARMUP])
+    muon = optax.contrib.muon(rate, weight_decay=0.1, consistent_rms=0.2)
+    gradients = (reference_tensors(model, grads) for grads in random_gradients(params))
+    theirs, _ = train(muon, matrices, ({name: grads[name] for name in matrices} for grads in gradients))
+    for name, value in theirs.items():
+        change = np.abs(value - before[name]).max()
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-4 * change, err_msg=name)
+
+    fields = {"lr": LEARNING_RATE, "weight_decay": 0.1}
+    theirs, _ = train_reference(
+        model, params, lambda tensors: torch.optim.AdamW(tensors, eps=1e-10, **fields), grad_clip=None
+    )
+    others = {name: value for name, value in theirs.items() if name not in matrices}
+    assert_close({name: ours[name] for name in others}, others, before)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize(("name", "per_parameter"), [("muon", 4.11), ("adamw", 8.0)])
+def test_bytes_of_state(name, per_parameter):
+    """Of a parameter of an XL/2; 4.11 is in Muon's docstring."""
+    config = default_config()
+    config.optimizer.name = name
+    params = jax.eval_shape(functools.partial(init_params, build_model(config)), jax.random.key(0))
+    state = jax.eval_shape(build_optimizer(optimizer_spec(config)).init, params)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert size / sum(leaf.size for leaf in jax.tree.leaves(params)) == pytest.approx(per_parameter, abs=0.006)
 
 
 def test_came_without_any_gradient_moves_nothing():
@@ -186,6 +233,11 @@ def schedule_of(batch_size=BATCH, num_steps=110, **optimizer):
 def test_schedules():
     assert schedule_of(schedule="cosine")(0, 5, 10, 60, 110) == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
     assert schedule_of(warmup_steps=0)(0, 10**6) == [2, 2]
+    # The last fifth, by 1 - √; a warm-up that leaves less than that.
+    stable = schedule_of(schedule="warmup_stable_decay", num_steps=500)
+    assert stable(0, 5, 10, 400, 425, 500) == pytest.approx([0, 1, 2, 2, 1, 0], abs=1e-6)
+    late = schedule_of(schedule="warmup_stable_decay", num_steps=500, warmup_steps=460)
+    assert late(460, 470, 500) == pytest.approx([2, 1, 0], abs=1e-6)
     # From 4 (√(1024/256) times 2) to 2, at 66.7 % of 300 steps, warm-up included.
     falling = schedule_of(schedule="cosine_decay_to_constant", lr_scaling="sqrt", num_steps=300)
     assert falling(0, 5, 10, 105, 200, 300) == pytest.approx([0, 2, 4, 3, 2, 2], abs=1e-6)
@@ -207,10 +259,13 @@ def test_reference_example_of_a_scaled_rate():
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"name": "lion"}, r"config.optimizer.name = 'lion': must be one of adamw, came"),
+        ({"name": "lion"}, r"config.optimizer.name = 'lion': must be one of adamw, came, muon"),
         ({"lr_scaling": "cube"}, r"config.optimizer.lr_scaling = 'cube': must be one of none, sqrt, linear"),
         ({"name": "came", "eps": 1e-8}, r"config.optimizer.eps = 1e-08: .*'came' does not heed it; leave it at 1e-10"),
         ({"came": {"b3": 0.99}}, r"config.optimizer.came.b3 = 0.99: .*'adamw' does not heed it; leave it at 0.9999"),
+        ({"muon": {"beta": 0.9}}, r"config.optimizer.muon.beta = 0.9: .*'adamw' does not heed it; leave it at 0.95"),
+        ({"name": "muon", "came": {"b3": 0.9}}, r"config.optimizer.came.b3 = 0.9: .*'muon' does not heed it"),
+        ({"decay_share": 0.1}, r"decay_share = 0.1: only config.optimizer.schedule='warmup_stable_decay' heeds it"),
         ({"name": "came", "came": {"eps1": 0.0}}, r"config.optimizer.came.eps1 = 0.0: must be positive"),
         ({"b2": 1.0}, r"config.optimizer.b2 = 1.0: must lie in \[0, 1\)"),
         ({"weight_decay": -0.1}, r"config.optimizer.weight_decay = -0.1: must not be negative"),
@@ -223,18 +278,26 @@ def test_bad_settings(settings, message):
         check_config(config)
 
 
-def came_config(data, num_steps):
+def test_a_lora_has_no_matrices_for_muon():
+    config = small_config(name="muon")
+    config.data.source, config.adapter.kind = "synthetic", "lora"
+    with pytest.raises(InputError, match=r"config.optimizer.name = 'muon': .*of which a LoRA trains none"):
+        check_config(config)
+
+
+def run_config(data, name, num_steps):
     config = tiny_config(data)
     config.optimizer.update(
-        {"name": "came", "eps": 1e-10, "learning_rate": 1e-2, "lr_scaling": "sqrt", "weight_decay": 0.0}
+        {"name": name, "eps": 1e-10, "learning_rate": 1e-2, "lr_scaling": "sqrt", "weight_decay": 0.0}
     )
     config.train.update({"num_steps": num_steps, "log_every": 25, "checkpoint_every": 100})
     config.sample.every = 0
     return config
 
 
-def test_came_learns_and_resumes(tmp_path):
-    config = came_config(write_data(tmp_path / "data"), 200)
+@pytest.mark.parametrize("name", ["came", "muon"])
+def test_learns_and_resumes(name, tmp_path):
+    config = run_config(write_data(tmp_path / "data"), name, 200)
     whole = train_and_evaluate(config, str(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["mse"] < 0.8 * rows[0]["mse"], rows
@@ -256,7 +319,7 @@ from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_batch
 
 config = tiny_config("unused")
-config.optimizer.update({"name": "came", "weight_decay": 0.1, "warmup_steps": 0})
+config.optimizer.update({"name": sys.argv[2], "weight_decay": 0.1, "warmup_steps": 0})
 mesh = make_mesh(MeshSpec(fsdp=4))
 program = Program(config, mesh)
 abstract, tx = program.state, program.birth.tx
@@ -291,8 +354,9 @@ print(json.dumps(figures))
 """
 
 
-def test_four_devices_update_as_one_does(tmp_path):
+@pytest.mark.parametrize("name", ["came", "muon"])
+def test_four_devices_update_as_one_does(name, tmp_path):
     """Sharded four ways: the state stays where it was born, EMA included, and updates are those of one device."""
-    figures = json.loads(run_python("-c", FOUR_DEVICES, tmp_path, devices=4).splitlines()[-1])
+    figures = json.loads(run_python("-c", FOUR_DEVICES, tmp_path, name, devices=4).splitlines()[-1])
     assert figures["moved"] == [] and figures["shard"] == 1 / 4
     assert figures["difference"] < 1e-5
