@@ -144,8 +144,9 @@ def test_fifty_steps_as_in_pytorch(name, weight_decay, grad_clip):
 
 
 def test_fifty_steps_of_muon():
-    """The matrices of blocks, each by itself, as `optax.contrib.muon` has them, and near PyTorch's Muon, which computes
-    in bfloat16 and corrects no bias; all else as in PyTorch's AdamW."""
+    """The matrices of blocks, each by itself, as `optax.contrib.muon` has them; all else as in PyTorch's AdamW.
+
+    PyTorch's own Muon is another: it computes in bfloat16 and corrects no bias."""
     config = small_config(name="muon", weight_decay=0.1, grad_clip=1e9)
     check_config(config)
     model, params = build_model(config), small_params()
