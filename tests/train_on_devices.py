@@ -34,6 +34,8 @@ MESHES = (
     ("consistency", {"data": 2, "fsdp": 4}),
     # Distribution matching: two networks are trained, on half a batch of pairs.
     ("matching", {"data": 2, "fsdp": 4}),
+    # Everything, for rectified flow.
+    ("flow", {"data": 2, "fsdp": 4}),
 )
 ONE = jax.devices()[:1]
 
@@ -47,6 +49,10 @@ def make_config(mesh, adapter):
         config.objective.update({"kind": "distribution_matching", "guidance": 2.0, "distance": "l2"})
         config.data.pair_source = "data/pairs"
         config.sample.update({"sampler": "dmd", "num_steps": 1})
+    elif adapter == "flow":
+        config.diffusion.update({"prediction": "flow", "timesteps": "logit_normal", "shift": 2.0})
+        config.model.learn_sigma = False
+        config.train.min_snr_gamma = 5.0
     elif adapter == "routed":
         config.model.route.update({"ratio": 0.5, "first": 0, "last": 0, "form": "sprint"})
     elif adapter == "aligned":

@@ -39,10 +39,10 @@ from pixart_jax.config import (
     optimizer_spec,
     position_base,
     read_config_file,
+    target_of,
 )
 from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
-from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
 from pixart_jax.models.layers import keys_per_block
 from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
@@ -222,9 +222,10 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
         for name, value in null_branch(conditions).items()
     }
-    schedule = linear_schedule()
+    target = target_of(config)
+    schedule = target.schedule(config.sample.sampler)
     sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
-    return make_sample_fn(apply, schedule, sampler).lower(
+    return make_sample_fn(target.fit(apply, schedule), schedule, sampler).lower(
         params,
         noise,
         jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),

@@ -59,9 +59,9 @@ from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
     load_weights,
     read_null_text,
-    write_diffusers,
     write_orbax,
     write_pixart,
+    write_transformer,
 )
 from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, read_manifest
 from pixart_jax.encoding.registry import copy_encoders
@@ -167,6 +167,7 @@ def convert_model(args: argparse.Namespace) -> str:
     encoders = load_encoders(args)
     weights = merge(load(args, to_pipeline=args.to == "diffusers" and bool(encoders)), loras)
     if args.sampler:
+        weights.stored.target.schedule(args.sampler)  # Or says why it has none.
         weights = dataclasses.replace(
             weights, stored=dataclasses.replace(weights.stored, **drawing_of(args.sampler, weights.stored.num_steps))
         )
@@ -191,7 +192,7 @@ def convert_model(args: argparse.Namespace) -> str:
             write_pipeline(temporary, weights, encoders, family)
         return f"diffusers, a whole {PIPELINES[family]}"
     with published(args.target) as temporary:
-        {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_diffusers}[args.to](temporary, weights)
+        {"orbax": write_orbax, "pixart": write_pixart, "diffusers": write_transformer}[args.to](temporary, weights)
         for encoder in encoders:
             write_encoder(temporary / encoder.kind, encoder)
         if args.to == "orbax" and not args.no_encoders:

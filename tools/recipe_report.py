@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model
+from pixart_jax.config import build_model, target_of
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.devices.sharding import make_mesh
-from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.evaluators.drawings import Drawings, same_size
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
@@ -121,14 +120,15 @@ def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool
     abstract = abstract_params(model, mesh)
     params = Checkpoints(workdir, read_only=True).restore_params(abstract)
     decode = load_autoencoder(data / names[0], held_out.manifest).decode
-    schedule = linear_schedule()
+    target = target_of(config)
+    schedule = target.schedule(config.sample.sampler)
     sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
     drawings = Drawings(
         samples=held_out,
         manifest=held_out.manifest,
         decode=decode,
         spec=spec,
-        sample_fn=make_sample_fn(apply_of(model), schedule, sampler),
+        sample_fn=make_sample_fn(target.fit(apply_of(model), schedule), schedule, sampler),
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,

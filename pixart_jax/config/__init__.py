@@ -8,6 +8,7 @@ from pixart_jax.config.checks import check_attention, check_batch, check_config,
 from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.config.files import find_config, load_config, read_config_file
 from pixart_jax.config.phases import Phase, phases
+from pixart_jax.config.processes import target_of
 from pixart_jax.config.settings import check_keys, flatten, override, require_setting, unknown_key_error
 from pixart_jax.config.typed import (
     architecture,
@@ -58,5 +59,6 @@ __all__ = [
     "read_config_file",
     "require_setting",
     "takes_guidance",
+    "target_of",
     "unknown_key_error",
 ]

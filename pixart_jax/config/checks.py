@@ -11,6 +11,7 @@ import numpy as np
 
 from pixart_jax.adapters.layers import is_target, layers_of
 from pixart_jax.config.defaults import DISTILLED, SETTINGS, ConfigDict, default_config
+from pixart_jax.config.processes import process_fits
 from pixart_jax.config.savings_checks import Require, alignment_fits, route_fits
 from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
@@ -41,6 +42,7 @@ def check_config(config: ConfigDict) -> None:
         _keys_can_be_compressed,
         _mesh_can_split_attention,
         _sampler_has_its_variance,
+        process_fits,
         _prompts_are_read,
         _losses_fit,
         _distillation_has_a_teacher,

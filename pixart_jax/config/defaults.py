@@ -23,6 +23,7 @@ from pixart_jax.config.declaration import (
     some_of,
     within,
 )
+from pixart_jax.config.processes import DIFFUSION
 from pixart_jax.config.savings import ALIGN, ROUTE
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
@@ -227,6 +228,7 @@ SETTINGS = {
         "fake_updates": Setting(1, within(1, 1 << 10)),
     },
     "align": ALIGN,
+    "diffusion": DIFFUSION,
     "optimizer": {
         # "adamw" (α), "came" (Σ, whose weight_decay is 0), or "muon" for the matrices of the blocks and AdamW for the
         # rest, with AdamW's learning rate and weight decay (optimizers.muon).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -21,6 +22,7 @@ from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.adapters.taught import Taught
 from pixart_jax.config.declaration import listed
 from pixart_jax.config.defaults import DISTILLED, ConfigDict
+from pixart_jax.config.processes import timesteps_of
 from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -229,15 +231,15 @@ def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
 def _denoising(config: ConfigDict, apply: Callable) -> LossFn:
     """That of an `Adapter.apply`."""
     train = config.train
+    how: dict[str, Any] = {
+        "snr": train.snr_loss,
+        "min_snr_gamma": train.min_snr_gamma,
+        "prediction": config.diffusion.prediction,
+        "timesteps": timesteps_of(config),
+    }
     if config.data.prior_source:
-        return prior_preservation_loss(
-            apply,
-            linear_schedule(),
-            prior_weight=train.prior_weight,
-            snr=train.snr_loss,
-            min_snr_gamma=train.min_snr_gamma,
-        )
-    return diffusion_loss(apply, linear_schedule(), snr=train.snr_loss, min_snr_gamma=train.min_snr_gamma)
+        return prior_preservation_loss(apply, linear_schedule(), prior_weight=train.prior_weight, **how)
+    return diffusion_loss(apply, linear_schedule(), **how)
 
 
 def position_base(config: ConfigDict) -> int:

@@ -14,7 +14,7 @@ from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.encoders import TOKENIZER, EncoderSource, copy_tokenizer, write_reference_encoder
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.names.diffusers import diffusers_config
-from pixart_jax.conversion.scheduler_samplers import how_to_call, scheduler_of
+from pixart_jax.conversion.scheduler_samplers import how_to_call, predicting, scheduler_of
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.transfer import write_diffusers
 from pixart_jax.errors import InputError
@@ -173,7 +173,9 @@ def write_pipeline(target: pathlib.Path, weights: ModelWeights, encoders: Sequen
         if encoder.tokenizer:
             copy_tokenizer(encoder.tokenizer, target / TOKENIZER)
     (target / "scheduler").mkdir()
-    scheduler = scheduler_of(weights.stored.sampler) or SCHEDULER
+    target_of_model = weights.stored.target
+    own = None if target_of_model.prediction == "flow" else scheduler_of(weights.stored.sampler)
+    scheduler = predicting(own or SCHEDULER, target_of_model)
     _write_json(target / "scheduler" / "scheduler_config.json", scheduler)
     index = {"_class_name": PIPELINES[family], **_COMPONENTS, "scheduler": ["diffusers", scheduler["_class_name"]]}
     _write_json(target / "model_index.json", index)

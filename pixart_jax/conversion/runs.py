@@ -23,6 +23,7 @@ from pixart_jax.config import (
     lora_spec,
     position_base,
     takes_guidance,
+    target_of,
 )
 from pixart_jax.conversion.control import Control, control_shapes
 from pixart_jax.conversion.finite import check_finite
@@ -204,4 +205,5 @@ def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, s
         sampler=config.sample.sampler,
         provenance=provenance,
         **_few_steps(config),
+        **target_of(config)._asdict(),
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from pixart_jax.samplers import FEW_STEPS, guidance_of
+from pixart_jax.samplers.predictions import Target
 
 
 class Drawing(TypedDict):
@@ -85,6 +86,46 @@ WALKS = {
     ),
 }
 
+# Likewise of rectified flow: here what they predict is a part of how they walk.
+FLOW_WALKS = {
+    "FlowMatchEulerDiscreteScheduler": Walk(
+        "flow-euler",
+        20,
+        {
+            "use_karras_sigmas": False,
+            "use_exponential_sigmas": False,
+            "use_beta_sigmas": False,
+            "use_dynamic_shifting": False,
+            "invert_sigmas": False,
+            "shift_terminal": None,
+            "stochastic_sampling": False,
+        },
+    ),
+    "FlowMatchHeunDiscreteScheduler": Walk("flow-heun", 20, {}),
+    "DPMSolverMultistepScheduler": Walk(
+        "flow-dpm-solver",
+        20,
+        {
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "final_sigmas_type": "zero",
+            "lower_order_final": True,
+            "thresholding": False,
+            "use_dynamic_shifting": False,
+            "use_karras_sigmas": False,
+            "use_exponential_sigmas": False,
+            "use_beta_sigmas": False,
+            "use_lu_lambdas": False,
+        },
+        {"prediction_type": "epsilon", "use_flow_sigmas": False},
+    ),
+}
+# What diffusers calls our predictions.
+PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "v": "v_prediction", "flow": "flow_prediction"}
+
 # Our samplers that a pipeline of diffusers cannot do without, by the scheduler that draws as they do, or nearly so.
 _CLASS_OF = {walk.sampler: name for name, walk in WALKS.items()} | {
     "lcm": "LCMScheduler",
@@ -125,6 +166,19 @@ def scheduler_of(sampler: str) -> dict[str, Any] | None:
     name = _CLASS_OF[sampler]
     fields = {key: value for key, value in WALKS[name].fields.items() if key not in _UNSAID}
     return {"_class_name": name, **_BETAS, "prediction_type": "epsilon", **fields}
+
+
+def predicting(config: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """A scheduler_config.json of a model that predicts the noise, for one that predicts something else.
+
+    Args:
+      config: of DPM-Solver++, where it is rectified flow: PixArt's pipelines cannot call diffusers' other schedulers of
+        that.
+    """
+    said: dict[str, Any] = {"prediction_type": PREDICTION_TYPES[target.prediction]}
+    if target.prediction == "flow":
+        said |= {"use_flow_sigmas": True, "flow_shift": target.flow_shift}
+    return {**config, **said}
 
 
 def how_to_call(sampler: str, family: str) -> str | None:

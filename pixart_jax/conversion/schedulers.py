@@ -1,6 +1,7 @@
 """What a diffusers pipeline's scheduler says of its transformer: what that predicts, and over which noise schedule.
 
-All that draws and trains here takes a network that predicts the noise of DDPM's linear schedule of 1,000 steps. How a
+All that draws and trains here takes a network that predicts the noise of DDPM's linear schedule of 1,000 steps, or the
+picture or v of it; or rectified flow, whose schedulers are told apart by their classes and `use_flow_sigmas`. How a
 scheduler then walks along that schedule (its order, its spacing of steps) is no property of the weights, unless they
 were distilled for it: a consistency model's scheduler must walk as our sampler does.
 
@@ -17,8 +18,18 @@ from typing import Any
 import numpy as np
 
 from pixart_jax.conversion.arrays import read_json
-from pixart_jax.conversion.scheduler_samplers import WALKS, Drawing, told_drawing
+from pixart_jax.conversion.scheduler_samplers import (
+    FLOW_WALKS,
+    PREDICTION_TYPES,
+    WALKS,
+    Drawing,
+    drawing_of,
+    told_drawing,
+)
+from pixart_jax.conversion.stored_fields import LARGEST, SMALLEST
+from pixart_jax.diffusion.flow import FLOW_STEPS
 from pixart_jax.errors import InputError
+from pixart_jax.samplers.predictions import EPS, Target
 
 # What the network of this package is trained and drawn with.
 _NUM_STEPS, _BETA_START, _BETA_END = 1000, 0.0001, 0.02
@@ -56,6 +67,7 @@ _FIXED = {
     # Of old versions; false meant that the network predicts the picture.
     "predict_epsilon": True,
 }
+_OF_DISCRETE = {PREDICTION_TYPES[name]: name for name in ("eps", "x0", "v")}
 _NOISE = {**_BETAS, "trained_betas": None}
 _CONFIG = "scheduler/scheduler_config.json"
 
@@ -71,13 +83,18 @@ def scheduler_problem(pipeline: pathlib.Path) -> str | None:
       InputError: a file is damaged.
     """
     names, config = _read_scheduler(pipeline)
+    if _is_flow(names, config):
+        odd = _odd_of_flow(names[0], config)
+        return f"{_CONFIG}: {'; '.join(odd)}" if odd else None
     for name in names:
         if name not in _CLASSES:
             where = _CONFIG if config.get("_class_name") == name else "model_index.json"
             return f"{where}: a {name} is for a network of another kind than one that predicts the noise of DDPM"
     if not config and names[:1] != [_DISTILLED]:
         return None
-    odd = _odd_fields(config, _CLASSES[names[0]] if names else _BETAS)
+    as_eps = {**config, "prediction_type": "epsilon"}
+    any_target = config.get("prediction_type") in _OF_DISCRETE and names[:1] != [_DISTILLED]
+    odd = _odd_fields(as_eps if any_target else config, _CLASSES[names[0]] if names else _BETAS)
     if names[:1] == [_DISTILLED]:
         odd += WALKS[_DISTILLED].differences(config)
     return f"{_CONFIG}: {'; '.join(odd)}" if odd else None
@@ -86,7 +103,40 @@ def scheduler_problem(pipeline: pathlib.Path) -> str | None:
 def scheduler_drawing(pipeline: pathlib.Path) -> Drawing | None:
     """How a pipeline's scheduler without a `scheduler_problem` draws, where a sampler of ours draws so too."""
     names, config = _read_scheduler(pipeline)
+    if _is_flow(names, config):
+        walk = FLOW_WALKS[names[0]]
+        return drawing_of(walk.sampler, walk.num_steps)
     return told_drawing(names[0], config) if names and config else None
+
+
+def scheduler_target(pipeline: pathlib.Path) -> Target:
+    """What a transformer predicts, by its pipeline's scheduler without a `scheduler_problem`; the noise if that says
+    nothing."""
+    names, config = _read_scheduler(pipeline)
+    if _is_flow(names, config):
+        return Target("flow", float(config.get(_shift_name(names[0]), 1.0)))
+    return Target(_OF_DISCRETE[config["prediction_type"]]) if "prediction_type" in config else EPS
+
+
+def _is_flow(names: list[str], config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler that is known here is of rectified flow."""
+    if len(set(names)) != 1 or names[0] not in FLOW_WALKS:
+        return False
+    return names[0] not in _CLASSES or config.get("prediction_type") == "flow_prediction"
+
+
+def _shift_name(name: str) -> str:
+    return "flow_shift" if name in _CLASSES else "shift"
+
+
+def _odd_of_flow(name: str, config: Mapping[str, Any]) -> list[str]:
+    odd = FLOW_WALKS[name].differences(config)
+    if config.get("num_train_timesteps", FLOW_STEPS) != FLOW_STEPS:
+        odd.append(f"num_train_timesteps = {config['num_train_timesteps']!r}, must be {FLOW_STEPS}")
+    shift = config.get(_shift_name(name), 1.0)
+    if type(shift) not in (int, float) or not SMALLEST <= shift <= LARGEST:
+        odd.append(f"{_shift_name(name)} = {shift!r}, must be a number from {SMALLEST} to {LARGEST}")
+    return odd
 
 
 def _read_scheduler(pipeline: pathlib.Path) -> tuple[list[str], dict[str, Any]]:

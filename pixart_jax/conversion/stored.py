@@ -22,12 +22,14 @@ from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
 from pixart_jax.conversion.mapped import mapped_arrays
 from pixart_jax.conversion.stored_fields import check_stored_fields
+from pixart_jax.diffusion.predictions import PREDICTIONS
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
 from pixart_jax.files.typed_json import Fields, parse, read_bytes
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers.predictions import Target
 from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.shortcuts.eight_bits import quantize_flat
 from pixart_jax.tokens import DOWNSAMPLE
@@ -46,9 +48,10 @@ CHOICES = {
     "caption_cleaning": ("alpha", "sigma", "none"),
     "sampler": SAMPLERS,
     "guidance": GUIDANCES,
+    "prediction": PREDICTIONS,
 }
 # Fields that are only written where they say something else.
-_USUAL: dict[str, Any] = {"num_steps": 20, "guidance": "cfg"}
+_USUAL: dict[str, Any] = {"num_steps": 20, "guidance": "cfg", "prediction": "eps", "flow_shift": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,7 @@ class StoredModel:
       sampler: one of `samplers.SAMPLERS`, which the authors of the weights draw with by default.
       provenance: where the weights come from, for people.
       num_steps, guidance: of that sampler, likewise; the guidance one of `samplers.program.GUIDANCES`.
+      prediction, flow_shift: of what it predicts, see `samplers.predictions.Target`.
     """
 
     model: PixArt
@@ -80,6 +84,13 @@ class StoredModel:
     provenance: dict[str, str]
     num_steps: int = 20
     guidance: str = "cfg"
+    prediction: str = "eps"
+    flow_shift: float = 1.0
+
+    @property
+    def target(self) -> Target:
+        """What it predicts."""
+        return Target(self.prediction, self.flow_shift)
 
     @property
     def resolution(self) -> int:
@@ -115,6 +126,8 @@ class StoredModel:
         for name, choices in CHOICES.items():
             if getattr(stored, name) not in choices:
                 raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")
+        if stored.sampler not in stored.target.samplers():
+            raise InputError(f"{where}: a model that predicts {stored.prediction!r} is not drawn by {stored.sampler!r}")
         return stored
 
 

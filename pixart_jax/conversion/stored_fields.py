@@ -28,10 +28,10 @@ _ADALN = ("single", "full")
 def check_stored_fields(fields: Fields) -> None:
     """Raises InputError, with the file, the field and the cure, unless each is of its type and in its range."""
     fields.integer("position_base", 1, MAX_POSITION_BASE)
-    for key in ("position_scale", "latent_scale"):
+    for key in ("position_scale", "latent_scale", "flow_shift"):
         fields.number(key, SMALLEST, LARGEST)
     fields.integer("num_steps", 1, _MAX_STEPS)
-    for key in ("null_text", "caption_cleaning", "sampler", "guidance"):
+    for key in ("null_text", "caption_cleaning", "sampler", "guidance", "prediction"):
         fields.text(key)
     provenance = fields.fields("provenance")
     for key in provenance:

@@ -16,7 +16,7 @@ from pixart_jax.conversion.formats.base import NO_HINTS, Hints, ModelWeights, So
 from pixart_jax.conversion.names.controlnet import BASE, CONTROL, revert_controlnet
 from pixart_jax.conversion.names.diffusers import NULL_TEXT, diffusers_config, revert_diffusers
 from pixart_jax.conversion.names.pixart import position_table, revert_pixart
-from pixart_jax.conversion.stored import write_model
+from pixart_jax.conversion.stored import StoredModel, write_model
 from pixart_jax.conversion.torch_files import load_torch
 from pixart_jax.errors import InputError
 from pixart_jax.files.arrays import read_npy
@@ -95,12 +95,28 @@ def write_orbax(target: pathlib.Path, weights: ModelWeights) -> None:
         write_control(target, weights.control)
 
 
+def check_says_prediction(stored: StoredModel, what: str) -> None:
+    """Raises InputError for a model that predicts anything but the noise, in a format that cannot say so."""
+    if stored.prediction != "eps":
+        raise InputError(
+            f"the model predicts {stored.prediction!r}, and {what} has no place to say so: whoever opens it would draw "
+            "wrong pictures; write our own format, or a whole pipeline of diffusers, whose scheduler says it"
+        )
+
+
+def write_transformer(target: pathlib.Path, weights: ModelWeights) -> None:
+    """`write_diffusers` without a pipeline around it."""
+    check_says_prediction(weights.stored, "a transformer's folder without its pipeline")
+    write_diffusers(target, weights)
+
+
 def write_pixart(target: pathlib.Path, weights: ModelWeights) -> None:
     """A PixArt's own checkpoint, {"state_dict": ...}, with its ControlNet, or the flat one of a DiT; of float32.
 
     Raises:
       InputError: PyTorch is not installed.
     """
+    check_says_prediction(weights.stored, "a .pth of PixArt's own format")
     try:
         import torch
     except ImportError as error:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.diffusion.flow import FLOW_STEPS, FlowSchedule
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 
 
@@ -23,11 +24,14 @@ def q_sample(schedule: DiffusionSchedule, x0, t, noise):
     return at(schedule.sqrt_alphas_cumprod, t, x0) * x0 + at(schedule.sqrt_one_minus_alphas_cumprod, t, x0) * noise
 
 
-def noise_level(schedule: DiffusionSchedule, t) -> tuple[jax.Array, jax.Array]:
+def noise_level(schedule: DiffusionSchedule | FlowSchedule, t) -> tuple[jax.Array, jax.Array]:
     """(alpha, sigma) of x_t = alpha·x_0 + sigma·eps, at any timesteps t f32[...] in [-1, T-1]; x_0 itself is at -1.
 
-    Between two steps log α is linear, as DPM-Solver's reference code has it.
+    Between two steps log α is linear, as DPM-Solver's reference code has it. Of rectified flow, t lies in [0, 1000].
     """
+    if isinstance(schedule, FlowSchedule):
+        sigma = jnp.maximum(jnp.asarray(t, jnp.float32), 0.0) / FLOW_STEPS
+        return 1 - sigma, sigma
     log_alpha = 0.5 * np.log(np.append(1.0, schedule.alphas_cumprod))
     log_alpha = jnp.interp(jnp.asarray(t, jnp.float32), np.arange(-1, schedule.num_steps), log_alpha)
     return jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha))

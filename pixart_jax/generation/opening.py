@@ -13,7 +13,7 @@ import numpy as np
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance
+from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance, target_of
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.decoding import to_float
 from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, Manifest, read_manifest
@@ -173,6 +173,7 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
         "latent_scale": stored.latent_scale,
         "has_null_text": stored.null_text == "stored",
         "caption_cleaning": stored.caption_cleaning,
+        "target": stored.target,
         "sampler": stored.sampler,
         "num_steps": stored.num_steps,
         "guidance": stored.guidance,
@@ -217,6 +218,7 @@ def open_run(
         "latent_scale": manifest.latent_scale,
         "has_null_text": True,
         "caption_cleaning": manifest.caption_cleaning,
+        "target": target_of(config),
         "sampler": config.sample.sampler,
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,

@@ -12,6 +12,7 @@ import numpy as np
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.samplers.predictions import EPS, Target
 from pixart_jax.samplers.steps import Apply
 from pixart_jax.tokens import DOWNSAMPLE
 
@@ -42,6 +43,7 @@ class Parts:
       draw_latents: the same as uint8; None rounds those.
       encode_pictures: uint8[n, H, W, 3] -> mean and std of their latents, unscaled, f32[n, h, w, C] each.
       caption_cleaning: a key of `captions.CLEANING`; what captions went through in training.
+      target: what the model predicts.
       sampler, num_steps, guidance_scale, guidance: what a request uses unless it says otherwise.
       encoders: the folders of text encoder and autoencoder by kind.
       step: of a run, that of the weights; None of a converted model.
@@ -61,6 +63,7 @@ class Parts:
     encode_pictures: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     caption_cleaning: str
     sampler: str
+    target: Target = EPS
     num_steps: int = 20
     guidance_scale: float = 4.5
     guidance: str = "cfg"

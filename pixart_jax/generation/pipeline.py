@@ -24,7 +24,8 @@ from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
 from pixart_jax.devices.sharding import batch_sharding
-from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.diffusion.flow import FlowSchedule
+from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
@@ -78,7 +79,6 @@ class TextToImage:
         if not isinstance(parts, Parts):
             raise InputError(f"TextToImage takes Parts; TextToImage.from_checkpoint({str(parts)!r:.80}) opens a model")
         self.parts = parts
-        self._schedule = linear_schedule()
 
     def __repr__(self) -> str:
         parts, model = self.parts, self.parts.model
@@ -218,8 +218,9 @@ class TextToImage:
         """As `draw`, but yields uint8[height, width, 3], each picture as soon as it is decoded."""
         manner = self.manner(request)
         parts, canvas, count = self.parts, request.canvas(self.parts.resolution), request.count
-        sampler = build_sampler(manner.sampler, self._schedule, manner.num_steps, start=request.start.start)
-        programs = self._programs(sampler.take_step, manner.guidance, manner.reuse)
+        schedule = parts.target.schedule(manner.sampler)
+        sampler = build_sampler(manner.sampler, schedule, manner.num_steps, start=request.start.start)
+        programs = self._programs(schedule, sampler.take_step, manner.guidance, manner.reuse)
         sample_fn = StepwiseSampler(programs, sampler, watch)
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
@@ -260,6 +261,7 @@ class TextToImage:
         """
         parts = self.parts
         sampler = request.sampler or parts.sampler
+        parts.target.schedule(sampler)  # Or says why it has none.
         few = FEW_STEPS.get(sampler) if sampler != parts.sampler else None
         usual = guidance_of(sampler) if few else parts.guidance
         if parts.guidance == EMBEDDED:
@@ -384,6 +386,9 @@ class TextToImage:
         return canvas.bucket.height // DOWNSAMPLE, canvas.bucket.width // DOWNSAMPLE, self.parts.model.latent_channels
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps compiled programs for as long as the object that owns them
-    def _programs(self, take_step: TakeStep, guidance: str, reuse: str | None) -> Programs:
+    def _programs(
+        self, schedule: DiffusionSchedule | FlowSchedule, take_step: TakeStep, guidance: str, reuse: str | None
+    ) -> Programs:
         apply, prepare = denoiser_of(self.parts, reuse)
-        return compile_programs(apply, self._schedule, take_step, guidance=guidance, prepare=prepare)
+        apply = self.parts.target.fit(apply, schedule)
+        return compile_programs(apply, schedule, take_step, guidance=guidance, prepare=prepare)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.decoding import fit
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.errors import InputError
@@ -132,7 +133,16 @@ def keep_outside(mask, known, noise, x, t, _):
       mask: bool[B, ...], True where x stays.
       known, noise: f32[B, ...]; of one element each all that is drawn, the same at every step.
     """
-    alpha, sigma = noise_level(_SCHEDULE, t)
+    return _known_outside(_SCHEDULE, mask, known, noise, x, t)
+
+
+def keep_outside_in_flow(mask, known, noise, x, t, _):
+    """`keep_outside` of a sampler of rectified flow."""
+    return _known_outside(FlowSchedule(), mask, known, noise, x, t)
+
+
+def _known_outside(schedule, mask, known, noise, x, t):
+    alpha, sigma = noise_level(schedule, t)
     return jnp.where(mask, x, alpha * known + sigma * noise)
 
 
@@ -140,7 +150,9 @@ def _keeping(pipeline: TextToImage, request: Request, latents: np.ndarray, cells
     """A start that keeps the latents where cells bool[h, w] is False."""
     known = _tokens(pipeline, request, latents)
     mask = _tokens(pipeline, request, np.broadcast_to(cells[..., None].astype(np.float32), latents.shape)) > 0
-    correct = jax.tree_util.Partial(keep_outside, mask, known, pipeline.noise_of(request))
+    schedule = pipeline.parts.target.schedule(pipeline.manner(request).sampler)
+    keep = keep_outside_in_flow if isinstance(schedule, FlowSchedule) else keep_outside
+    correct = jax.tree_util.Partial(keep, mask, known, pipeline.noise_of(request))
     return Start(known if strength < 1 else None, strength, correct)
 
 
@@ -155,7 +167,7 @@ def check_start(pipeline: TextToImage, request: Request, strength: float, name: 
     strength."""
     manner, start = pipeline.manner(request), check_strength(strength, name)
     try:
-        build_sampler(manner.sampler, _SCHEDULE, manner.num_steps, start=start)
+        build_sampler(manner.sampler, pipeline.parts.target.schedule(manner.sampler), manner.num_steps, start=start)
     except InputError as error:
         # Samplers know it as their start.
         raise InputError(re.sub(r"\bstart\b", name, str(error))) from error

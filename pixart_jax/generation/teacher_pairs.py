@@ -14,7 +14,6 @@ from pixart_jax.data.examples import BatchSpec, make_example, stack_examples
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, SampleSource
 from pixart_jax.devices.sharding import batch_sharding
-from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.encoding.engine import ONLY
 from pixart_jax.errors import InputError
 from pixart_jax.files.unit_work import Skipped
@@ -80,7 +79,8 @@ class TeacherPairs:
                 f"{manifest.latent_scale:g}: they are another autoencoder's; name shards that were made for the teacher"
             )
         self._samples, self._source, self._parts, self._manner = samples, manifest, parts, manner
-        self._sampler = build_sampler(manner.sampler, linear_schedule(), manner.num_steps)
+        self._schedule = parts.target.schedule(manner.sampler)
+        self._sampler = build_sampler(manner.sampler, self._schedule, manner.num_steps)
         self._seed = seed
         self._batch_size = -(-batch_size // parts.mesh.size) * parts.mesh.size
         self._spec = spec_of(parts, self._batch_size)
@@ -99,7 +99,8 @@ class TeacherPairs:
     @functools.cached_property
     def _sample_fn(self) -> SampleFn:
         apply, prepare = denoiser_of(self._parts)
-        return make_sample_fn(apply, linear_schedule(), self._sampler, guidance=self._manner.guidance, prepare=prepare)
+        apply = self._parts.target.fit(apply, self._schedule)
+        return make_sample_fn(apply, self._schedule, self._sampler, guidance=self._manner.guidance, prepare=prepare)
 
     def samples(self, items: range) -> tuple[dict[str, list[Sample]], list[Skipped]]:
         """See `engine.Units`."""

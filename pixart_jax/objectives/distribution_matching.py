@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.adapters.followed import FAKE, Followed
 from pixart_jax.diffusion import gaussian
+from pixart_jax.diffusion.predictions import min_snr_weights
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.objectives.consistency import pointwise
-from pixart_jax.objectives.denoising import min_snr_weights, token_mean
+from pixart_jax.objectives.denoising import token_mean
 from pixart_jax.objectives.objective import Batch, Held, Metrics
 from pixart_jax.samplers.few_steps import DMD_TIMESTEP
 from pixart_jax.samplers.guidance import guide, null_branch

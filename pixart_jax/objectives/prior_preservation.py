@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from pixart_jax.diffusion.predictions import min_snr_weights
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.objectives.denoising import min_snr_weights, noised_terms
+from pixart_jax.objectives.denoising import noised_terms
 from pixart_jax.objectives.objective import LossFn
+from pixart_jax.objectives.timesteps import UNIFORM, Timesteps
 
 # Of the batch: bool[B], whether a row is one of the class's pictures.
 IS_PRIOR = "is_prior"
@@ -25,6 +27,8 @@ def prior_preservation_loss(
     prior_weight: float,
     snr: bool = False,
     min_snr_gamma: float = 0.0,
+    prediction: str = "eps",
+    timesteps: Timesteps = UNIFORM,
 ) -> LossFn:
     """The subject's loss plus `prior_weight` times the class's, each `denoising.diffusion_loss` over its rows.
 
@@ -36,15 +40,18 @@ def prior_preservation_loss(
       schedule: the training process.
       prior_weight: λ.
       snr: see `denoising.diffusion_terms`.
-      min_snr_gamma: of the subject's rows, see `denoising.min_snr_weights`; 0 weights all timesteps alike.
+      min_snr_gamma: of the subject's rows, see `predictions.min_snr_weights`; 0 weights all timesteps alike.
+      prediction, timesteps: as of `denoising.diffusion_loss`.
     """
 
     def loss_fn(trained, held, batch, keys):
         batch = dict(batch)
         is_prior = batch.pop(IS_PRIOR)
-        terms, t = noised_terms(apply, schedule, trained, held, batch, keys, snr=snr)
+        terms, t = noised_terms(
+            apply, schedule, trained, held, batch, keys, snr=snr, prediction=prediction, timesteps=timesteps
+        )
         if min_snr_gamma:
-            weights = jnp.where(is_prior, 1.0, min_snr_weights(schedule, t, min_snr_gamma))
+            weights = jnp.where(is_prior, 1.0, min_snr_weights(schedule, t, min_snr_gamma, prediction))
             terms["mse"] = terms["mse"] * weights
         total = sum(terms.values())
         metrics = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.schedule import DiffusionSchedule, respace
 from pixart_jax.errors import InputError
-from pixart_jax.samplers import dpm_solver, sa_solver
+from pixart_jax.samplers import dpm_solver, flow, sa_solver
 from pixart_jax.samplers.ddim import ddim_table
 from pixart_jax.samplers.euler import euler_table, heun_rows, heun_table
 from pixart_jax.samplers.few_steps import dmd_table, lcm_table
@@ -16,11 +18,11 @@ from pixart_jax.samplers.multistep import MultistepTable, multistep_sampler
 from pixart_jax.samplers.steps import Sampler
 
 # (schedule, number of steps of the whole way, start) -> the rows that are left of it.
-_Table = Callable[[DiffusionSchedule, int, float], MultistepTable]
+_Table = Callable[[Any, int, float], MultistepTable]
 
 
 def _whole_way(
-    build: Callable[[DiffusionSchedule, int], MultistepTable], rows_of: Callable[[int], int] = lambda steps: steps
+    build: Callable[[Any, int], MultistepTable], rows_of: Callable[[int], int] = lambda steps: steps
 ) -> _Table:
     """Of a sampler whose late start leaves out its first steps."""
 
@@ -44,7 +46,14 @@ _TABLES: dict[str, _Table] = {
     "lcm-diffusers": partial(lcm_table, diffusers=True),
     "dmd": _whole_way(dmd_table),
 }
-SAMPLERS = (*_TABLES, "iddpm")
+# Those over a FlowSchedule.
+_FLOW_TABLES: dict[str, _Table] = {
+    "flow-euler": _whole_way(flow.euler_table),
+    "flow-heun": _whole_way(flow.heun_table, heun_rows),
+    "flow-dpm-solver": _whole_way(flow.dpm_solver_table),
+}
+FLOW_SAMPLERS = tuple(_FLOW_TABLES)
+SAMPLERS = (*_TABLES, "iddpm", *FLOW_SAMPLERS)
 
 # Those of models that were distilled to draw in few steps and without guidance: in how many.
 FEW_STEPS = {"lcm": 4, "lcm-diffusers": 4, "dmd": 1}
@@ -55,10 +64,13 @@ def guidance_of(name: str) -> str:
     return "none" if name in FEW_STEPS else "cfg"
 
 
-def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, start: float = 1.0) -> Sampler:
+def build_sampler(
+    name: str, schedule: DiffusionSchedule | FlowSchedule, num_steps: int, *, start: float = 1.0
+) -> Sampler:
     """The named sampler with its coefficients computed.
 
     Args:
+      schedule: what it walks along, see `predictions.Target.schedule`.
       num_steps: of the whole way from noise.
       start: which share of it is gone, in (0, 1]: below 1 only the last ⌊start·num_steps⌋ steps are, from an x at
         `Sampler.first_t`, as with diffusers' `strength`. A consistency model takes all its steps on what is left.
@@ -70,6 +82,10 @@ def build_sampler(name: str, schedule: DiffusionSchedule, num_steps: int, *, sta
         raise InputError(f"unknown sampler {name!r}; known are {', '.join(SAMPLERS)}")
     if not 0 < start <= 1:
         raise InputError(f"start = {start:g}: must lie in (0, 1]; 1 draws from pure noise")
+    if isinstance(schedule, FlowSchedule) != (name in FLOW_SAMPLERS):
+        raise InputError(f"sampler = {name!r}: walks along another process than {type(schedule).__name__}")
+    if isinstance(schedule, FlowSchedule):
+        return multistep_sampler(_FLOW_TABLES[name](schedule, num_steps, start))
     if name == "iddpm":
         spaced, count = respace(schedule, num_steps), _steps_left(num_steps, start)
         return iddpm_sampler(spaced, count)

@@ -26,17 +26,25 @@ def heun_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTable:
     Euler's step from ratio s to s' leaves x' = x_0 + (x - x_0)·s'/s, over alpha. The second call of the model, there,
     gives x_0'; the mean of both slopes then is x' + (x_0' - x_0)·(s - s')/(2s').
     """
-    t, ratio = _grid(schedule, num_steps)
+    _, ratio = _grid(schedule, num_steps)
     euler = euler_table(schedule, num_steps)
-    half = euler.alpha[1:] * (ratio[:-2] - ratio[1:-1]) / (2 * ratio[1:-1])
+    return in_two_calls(euler, euler.alpha[1:] * (ratio[:-2] - ratio[1:-1]) / (2 * ratio[1:-1]))
+
+
+def in_two_calls(euler: MultistepTable, half: np.ndarray) -> MultistepTable:
+    """Euler's table with Heun's second row after each but the last.
+
+    Args:
+      half: f64[S - 1], what the difference of the two predictions of x_0 counts there.
+    """
     # Of a second row: where the row before it has arrived, it moves by the difference of the two predictions alone.
     second = np.stack([half, -half], axis=1)
     first = np.pad(euler.from_x0, ((0, 0), (0, 1)))
-    rows = np.arange(2 * num_steps - 1)
+    rows = np.arange(heun_rows(euler.num_rows))
     point = (rows + 1) // 2  # of the grid, at which the model is called
     is_first = rows % 2 == 0
     return MultistepTable(
-        t[point],
+        euler.t[point],
         euler.alpha[point],
         euler.sigma[point],
         np.where(is_first, euler.from_x[point], 1.0),

@@ -19,7 +19,8 @@ from pixart_jax.samplers.steps import Carry, Correct, Denoiser, NoiseFn, Sampler
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MultistepTable:
-    """One row for each call of the model, at timestep t, where x_t = alpha·x_0 + sigma·eps; after it
+    """One row for each call of the model, at timestep t, where x_t = alpha·x_0 + sigma·eps (or, in the place of eps,
+    what else the model predicts); after it
     x ← from_x·x + Σ_k from_x0[k]·(x_0 as predicted k rows ago) + from_noise·noise.
 
     f64[R] each, `from_x0` f64[R, K], K ≥ 1. What the last row leaves is taken for the picture, also where a solver

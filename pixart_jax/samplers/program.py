@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.errors import InputError, NotFinite
@@ -57,7 +58,7 @@ def with_params(called: Stateful, params: Any, guidance: str, guidance_scale) ->
 
 def make_sample_fn(
     apply: Apply | Stateful,
-    schedule: DiffusionSchedule,
+    schedule: DiffusionSchedule | FlowSchedule,
     sampler: Sampler,
     *,
     guidance: str = "cfg",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.samplers.guidance import branches, guided
@@ -92,7 +93,7 @@ class StepwiseSampler:
 
 def compile_programs(
     apply: Apply | Stateful,
-    schedule: DiffusionSchedule,
+    schedule: DiffusionSchedule | FlowSchedule,
     take_step: TakeStep,
     *,
     guidance: str,

@@ -34,11 +34,13 @@ class Limits:
       num_images: pictures of a prompt.
       num_steps: of a sampler.
       characters: of a prompt.
+      samplers: those that can draw from the model.
     """
 
     num_images: int = 4
     num_steps: int = 250
     characters: int = 2000
+    samplers: tuple[str, ...] = SAMPLERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def checked(
     values["size"] = whole_number("size", values["size"], 1)
     values["guidance_scale"] = real_number("guidance_scale", values["guidance_scale"])
     for name, choices in (
-        ("sampler", SAMPLERS),
+        ("sampler", limits.samplers),
         ("style", (NO_STYLE, *styles)),
         ("size", sizes_of(first.size)),
         ("aspect_ratio", ratios_of(first.size)),

@@ -66,7 +66,8 @@ class Studio:
         batch_size: int = 4,
     ):
         self.models = models if isinstance(models, Models) else Models.of(models)
-        self.pipeline, self.loras, self.folder, self.limits = self.models.pipeline, self.models.loras, folder, limits
+        self.pipeline, self.loras, self.folder = self.models.pipeline, self.models.loras, folder
+        self.limits = dataclasses.replace(limits, samplers=self.pipeline.parts.target.samplers())
         self.styles = read_styles() if styles is None else styles
         self.first = first_settings(self.pipeline.parts)
         self._batch_size = batch_size

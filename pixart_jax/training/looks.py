@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pixart_jax.cluster.agreement import together
-from pixart_jax.config import eval_timesteps, guidance_of_config, require_setting
+from pixart_jax.config import eval_timesteps, guidance_of_config, require_setting, target_of
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.devices.sharding import row_shards
 from pixart_jax.diffusion.schedule import linear_schedule
@@ -46,9 +46,11 @@ def open_evaluators(plan: Plan) -> list[Evaluator]:
 
 def _validation(plan: Plan, held_out: HeldOut) -> Validation:
     config, mesh, timesteps = plan.config, plan.mesh, eval_timesteps(plan.config)
+    # Whatever it predicts, the error is that of eps, so that runs compare.
+    schedule = linear_schedule()
     return Validation(
         held_out,
-        make_eval_step(plan.program.apply, linear_schedule(), timesteps, seed=config.eval.seed),
+        make_eval_step(target_of(config).fit(plan.program.apply, schedule), schedule, timesteps, seed=config.eval.seed),
         timesteps,
         every=config.eval.every,
         mesh=mesh,
@@ -68,14 +70,17 @@ def _quality(plan: Plan, looked_at: LookedAt, captions: Drawings) -> Quality:
 
 def _captions(plan: Plan) -> Drawings:
     """Those of the training data."""
-    config, schedule = plan.config, linear_schedule()
+    config, target = plan.config, target_of(plan.config)
+    schedule = target.schedule(config.sample.sampler)
     sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
     return Drawings(
         samples=plan.data.samples,
         manifest=plan.data.manifest,
         decode=plan.data.decode,
         spec=dataclasses.replace(plan.spec, align_dim=0),
-        sample_fn=make_sample_fn(plan.program.apply, schedule, sampler, guidance=guidance_of_config(config)),
+        sample_fn=make_sample_fn(
+            target.fit(plan.program.apply, schedule), schedule, sampler, guidance=guidance_of_config(config)
+        ),
         guidance_scale=config.sample.guidance_scale,
         seed=config.seed,
         batch_size=config.sample.num_images,

@@ -134,6 +134,11 @@ def open_base(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path) -> 
         raise InputError(
             f"{error}\nWhat is trained here is laid over these weights, which no checkpoint holds"
         ) from error
+    if holds and start.stored.prediction != target.prediction:
+        raise InputError(
+            f"{config.init_from}: it predicts {start.stored.prediction!r}, and what is trained here is laid over that; "
+            f"set config.diffusion.prediction to it, not to {target.prediction!r}"
+        )
     return dataclasses.replace(start, null_text=null_text if holds else None)
 
 
@@ -258,6 +263,9 @@ def _table(source: StoredModel, target: StoredModel, transition: Transition, con
     cleaning = [source.caption_cleaning, target.caption_cleaning]
     if len(set(cleaning)) > 1 and not source.model.num_classes:
         lines.append(f"captions       cleaned by {cleaning[0]!r} → {cleaning[1]!r}: WARNING, they read differently")
+    if source.prediction != target.prediction:
+        both = f"{source.prediction!r} → {target.prediction!r}"
+        lines.append(f"predicts       {both}: WARNING, to be learnt anew (config.diffusion.prediction)")
     lines.append("EMA            starts as a copy; the optimizer and the count of steps start afresh")
     return lines
 

@@ -3,6 +3,7 @@
 import json
 import re
 
+import diffusers
 import numpy as np
 import pytest
 from conversion.test_sources import write_folder
@@ -10,7 +11,9 @@ from conversion.test_sources import write_folder
 from pixart_jax.conversion.describe import describe
 from pixart_jax.conversion.formats.base import Hints
 from pixart_jax.conversion.pipelines import SCHEDULER
+from pixart_jax.conversion.scheduler_samplers import predicting
 from pixart_jax.conversion.sources import open_source
+from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.errors import InputError
 from tools.convert import main
 
@@ -48,10 +51,42 @@ def test_what_walks_along_the_same_noise_is_taken(name, config, changes, tmp_pat
 
 
 @pytest.mark.parametrize(
+    "name,config,changes,told",
+    [
+        ("DPMSolverMultistepScheduler", SCHEDULER, {"prediction_type": "v_prediction"}, ("v", 1.0, "dpm-solver")),
+        ("DDIMScheduler", {}, {"prediction_type": "sample"}, ("x0", 1.0, "dpm-solver")),
+        ("FlowMatchEulerDiscreteScheduler", {}, {"shift": 3.0}, ("flow", 3.0, "flow-euler")),
+        (
+            "DPMSolverMultistepScheduler",
+            SCHEDULER,
+            {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0},
+            ("flow", 2.0, "flow-dpm-solver"),
+        ),
+    ],
+)
+def test_a_scheduler_says_what_its_transformer_predicts(name, config, changes, told, tmp_path):
+    stored = describe(open_source(write_pipeline(tmp_path, name, config, **changes)))
+    assert (stored.prediction, stored.flow_shift, stored.sampler.removesuffix("-diffusers")) == told
+    assert StoredModel.from_json(stored.to_json(), "model.json") == stored
+    written = predicting(SCHEDULER, stored.target)
+    (tmp_path / "again").mkdir()
+    again = write_pipeline(tmp_path / "again", "DPMSolverMultistepScheduler", written)
+    assert describe(open_source(again)).target == stored.target
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(written)
+    assert scheduler.config.use_flow_sigmas == (stored.prediction == "flow")
+
+
+@pytest.mark.parametrize(
     "name,config,changes,message",
     [
-        ("DPMSolverMultistepScheduler", SCHEDULER, {"prediction_type": "v_prediction"}, "prediction_type = 'v_pred"),
-        ("DPMSolverMultistepScheduler", SCHEDULER, {"prediction_type": "sample"}, "prediction_type = 'sample'"),
+        ("DPMSolverMultistepScheduler", SCHEDULER, {"prediction_type": "score"}, "prediction_type = 'score'"),
+        ("DDIMScheduler", {}, {"prediction_type": "flow_prediction"}, "prediction_type = 'flow_prediction'"),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            {},
+            {"use_dynamic_shifting": True},
+            "use_dynamic_shifting = True, must be False",
+        ),
         ("DDIMScheduler", {}, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr = True, must be False"),
         ("DDIMScheduler", {}, {"beta_schedule": "scaled_linear"}, "beta_schedule = 'scaled_linear', must be 'linear'"),
         ("DDIMScheduler", {}, {"beta_start": 0.00085, "beta_end": 0.012}, "beta_start = 0.00085.*; beta_end = 0.012"),
@@ -62,7 +97,7 @@ def test_what_walks_along_the_same_noise_is_taken(name, config, changes, tmp_pat
         ("LCMScheduler", {}, {}, "beta_start = 0.00085, by default, must be 0.0001"),
         ("LCMScheduler", None, {}, "beta_start = 0.00085, by default, must be 0.0001"),
         ("TCDScheduler", {}, {}, "scheduler_config.json: a TCDScheduler is for a network of another kind"),
-        ("FlowMatchEulerDiscreteScheduler", None, {}, "model_index.json: a FlowMatchEulerDiscreteScheduler"),
+        ("FlowMatchLCMScheduler", None, {}, "model_index.json: a FlowMatchLCMScheduler"),
         ("DDIMScheduler", {}, {"_class_name": "TCDScheduler"}, "a TCDScheduler is"),
         ("DDPMScheduler", {}, {"predict_epsilon": False}, "predict_epsilon = False"),
         ("DDPMScheduler", {}, {"thresholding": True}, "thresholding = True, must be False"),
@@ -80,10 +115,10 @@ def test_what_is_for_another_network_is_refused(name, config, changes, message, 
 
 
 def test_nothing_is_written(tmp_path, capsys):
-    path = write_pipeline(tmp_path / "pipeline", prediction_type="v_prediction")
+    path = write_pipeline(tmp_path / "pipeline", prediction_type="score")
     assert main([str(path), str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert error.count("error: ") == 1 and "v_prediction" in error and not (tmp_path / "out").exists()
+    assert error.count("error: ") == 1 and "score" in error and not (tmp_path / "out").exists()
 
 
 def test_a_damaged_scheduler_is_refused(tmp_path):

@@ -223,4 +223,5 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "controlnet data=2 fsdp=4",
         "consistency data=2 fsdp=4",
         "matching data=2 fsdp=4",
+        "flow data=2 fsdp=4",
     ]

@@ -13,7 +13,8 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import copy_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
-from pixart_jax.samplers import FEW_STEPS, SAMPLERS
+from pixart_jax.samplers import FEW_STEPS
+from pixart_jax.samplers.predictions import EPS
 from pixart_jax.training.loop import train_and_evaluate
 from tools import sample
 
@@ -48,7 +49,7 @@ def test_a_picture_depends_on_its_prompt_seed_and_number_only(workdir):
     assert np.abs(together[0] - together[2]).max() > 0
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", EPS.samplers())
 def test_every_sampler_draws(workdir, sampler):
     pictures = TextToImage.from_checkpoint(workdir)(CAPTIONS, sampler=sampler, num_steps=FEW_STEPS.get(sampler, 5))
     assert pictures.dtype == np.uint8 and pictures.std() > 1

@@ -8,13 +8,18 @@ import pytest
 import torch
 from golden_cases import load_arrays, load_config
 
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.schedule import linear_schedule, respace
 from pixart_jax.errors import InputError
-from pixart_jax.samplers import FEW_STEPS, SAMPLERS, build_sampler
+from pixart_jax.samplers import FEW_STEPS, FLOW_SAMPLERS, SAMPLERS, build_sampler
 from pixart_jax.samplers.guidance import guide, null_branch
 from pixart_jax.samplers.iddpm import per_sample_noise, sample_iddpm
 
 SCHEDULE = linear_schedule()
+
+
+def schedule_of(name):
+    return FlowSchedule() if name in FLOW_SAMPLERS else SCHEDULE
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +107,7 @@ def test_equals_diffusers(name, scheduler, num_steps, case):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_one_program_serves_every_guidance_scale(name):
-    sampler = build_sampler(name, SCHEDULE, FEW_STEPS.get(name, 6))
+    sampler = build_sampler(name, schedule_of(name), FEW_STEPS.get(name, 6))
 
     @jax.jit
     def run(x, scale, keys):
@@ -133,4 +138,4 @@ def test_unknown_sampler_and_bad_steps():
         build_sampler("unipc", SCHEDULE, 20)
     for name in SAMPLERS:
         with pytest.raises(InputError, match="num_steps = 0"):
-            build_sampler(name, SCHEDULE, 0)
+            build_sampler(name, schedule_of(name), 0)

@@ -5,13 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.samplers import FEW_STEPS, SAMPLERS, build_sampler
+from pixart_jax.samplers import FEW_STEPS, FLOW_SAMPLERS, SAMPLERS, build_sampler
 from pixart_jax.samplers.program import draw_noise, make_sample_fn, words_of
 from pixart_jax.samplers.steps import Stateful
 from pixart_jax.samplers.stepwise import StepwiseSampler, compile_programs
 
 SCHEDULE = linear_schedule()
+
+
+def schedule_of(name):
+    return FlowSchedule() if name in FLOW_SAMPLERS else SCHEDULE
+
+
 CONDITIONS = {"shift": np.float32([0.1, 0.4]), "text_drop": np.zeros(2, bool)}
 NULL = {"text_drop": np.ones(2, bool)}
 PARAMS = np.float32(0.6)
@@ -32,7 +39,8 @@ def keep(known, x, t, noise):
 
 def both(name, *, start=1.0, guidance="cfg", correct=False, interval=None, watch=None):
     """(tokens, faults) of the loop and of the steps."""
-    sampler = build_sampler(name, SCHEDULE, FEW_STEPS.get(name, 7), start=start)
+    schedule = schedule_of(name)
+    sampler = build_sampler(name, schedule, FEW_STEPS.get(name, 7), start=start)
     x, keys = draw_noise(words_of(3), np.arange(2, dtype=np.int32), (4, 8))
     clean = np.ones((2, 4, 8), np.float32) if start < 1 else None
     given = jax.tree_util.Partial(keep, np.full((2, 4, 8), 0.5, np.float32)) if correct else None
@@ -40,8 +48,8 @@ def both(name, *, start=1.0, guidance="cfg", correct=False, interval=None, watch
     apply = (lambda *args, **kwargs: call(*args, jnp.float32(0), **kwargs)[0]) if interval else TOY
     interval = None if interval is None else np.float32(interval)
     arguments = (PARAMS, x, keys, CONDITIONS, NULL, 2.5, clean, given, interval)
-    loop = make_sample_fn(apply, SCHEDULE, sampler, guidance=guidance)(*arguments)
-    programs = compile_programs(apply, SCHEDULE, sampler.take_step, guidance=guidance)
+    loop = make_sample_fn(apply, schedule, sampler, guidance=guidance)(*arguments)
+    programs = compile_programs(apply, schedule, sampler.take_step, guidance=guidance)
     return loop, StepwiseSampler(programs, sampler, watch)(*arguments)
 
 
@@ -66,6 +74,7 @@ def test_the_steps_of_every_sampler_are_those_of_the_loop(name):
         {"correct": True},
         {"name": "sa-solver", "correct": True, "start": 0.5},
         {"name": "iddpm", "correct": True},
+        {"name": "flow-dpm-solver", "correct": True, "start": 0.6},
         {"interval": (200, 700)},
     ],
 )

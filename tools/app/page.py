@@ -13,7 +13,6 @@ from typing import Any
 import gradio as gr
 
 from pixart_jax.errors import InputError
-from pixart_jax.samplers import SAMPLERS
 from pixart_jax.studio.dropped import settings_in
 from pixart_jax.studio.jobs import Job
 from pixart_jax.studio.settings import NO_STYLE, Settings, manner_of, ratios_of, sizes_of
@@ -90,7 +89,9 @@ class Page:
             self._ratio = gr.Dropdown([*ratios_of(first.size)], value="1:1", label="Width : height", elem_id="ratio")
             self._size = gr.Dropdown(sizes_of(first.size), value=first.size, label="Size (px)", elem_id="size")
         with gr.Row():
-            self._sampler = gr.Dropdown([*SAMPLERS], value=first.sampler, label="Sampler", elem_id="sampler")
+            self._sampler = gr.Dropdown(
+                [*studio.limits.samplers], value=first.sampler, label="Sampler", elem_id="sampler"
+            )
             self._steps = gr.Number(
                 first.num_steps, label="Steps", precision=0, minimum=1, elem_id="steps", min_width=80
             )

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.commands import command
-from pixart_jax.config import ConfigDict, build_model, check_attention, position_base
-from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.config import ConfigDict, build_model, check_attention, position_base, target_of
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import apply_of, parameter_shapes
 from pixart_jax.models.vae import AutoencoderKL
@@ -98,9 +97,10 @@ def bench_sample(config: ConfigDict, vae: str | None, calls: int, rounds: int, p
     params = random_params(parameter_shapes(model), dtype)
     x, keys = draw_noise(seed_words(0), np.arange(batch_size), batch["tokens"].shape[1:])
     arguments = jax.device_put((params, x, keys, conditions, null_branch(conditions), sampling.guidance_scale))
-    schedule = linear_schedule()
+    target = target_of(config)
+    schedule = target.schedule(sampling.sampler)
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
-    compiled = make_sample_fn(apply_of(model), schedule, sampler).lower(*arguments).compile()
+    compiled = make_sample_fn(target.fit(apply_of(model), schedule), schedule, sampler).lower(*arguments).compile()
     draw: Callable[[], Any] = functools.partial(compiled, *arguments)
     vae_peer = None
     if vae:

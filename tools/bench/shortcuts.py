@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pixart_jax.config import ConfigDict, build_model
-from pixart_jax.diffusion.schedule import linear_schedule
+from pixart_jax.config import ConfigDict, build_model, target_of
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.params import apply_of, init_params, parameter_shapes
 from pixart_jax.models.pixart import PixArt
@@ -25,7 +24,7 @@ from pixart_jax.rng import seed_words
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import as_they_are, draw_noise, make_sample_fn
-from pixart_jax.samplers.steps import Stateful, stateful
+from pixart_jax.samplers.steps import Sampler, Stateful, stateful
 from pixart_jax.shortcuts.eight_bits import in_eight_bits, mode_for, quantize_tree
 from pixart_jax.shortcuts.reuse import PRESETS, reusing, short_pass, whole_pass
 from pixart_jax.shortcuts.text_once import remember_text, with_memory
@@ -63,17 +62,18 @@ SHORTCUTS = {
 def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator[Figures]:
     """A line for each shortcut: drawing latents of one batch of a config."""
     model, sampling, dtype = build_model(config), config.sample, jnp.dtype(config.dtype)
-    batch, schedule = synthetic_batch(config), linear_schedule()
+    batch, target = synthetic_batch(config), target_of(config)
+    schedule = target.schedule(sampling.sampler)
     params, conditions = random_params(parameter_shapes(model), dtype), conditions_of(batch)
     x, keys = draw_noise(seed_words(0), np.arange(config.data.batch_size), batch["tokens"].shape[1:])
     given = x, keys, conditions, null_branch(conditions), sampling.guidance_scale
     sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
-    timesteps = _timesteps(sampling.sampler, sampling.num_steps)
+    timesteps = _timesteps(sampler)
     programs, figures = {}, {}
     for name, shortcut in SHORTCUTS.items():
         apply, prepare, weights = _parts(model, params, shortcut)
         interval = None if shortcut.guidance_interval is None else np.asarray(shortcut.guidance_interval, np.float32)
-        sample = make_sample_fn(apply, schedule, sampler, prepare=prepare)
+        sample = make_sample_fn(target.fit(apply, schedule), schedule, sampler, prepare=prepare)
         arguments = jax.device_put((weights, *given, None, None, interval))
         compiled = sample.lower(*arguments).compile()
         programs[name] = functools.partial(compiled, *arguments)
@@ -114,7 +114,8 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
             reuse=shortcut.reuse,
         )
         manner, model = pipeline.manner(request), pipeline.parts.model
-        timesteps = _timesteps(manner.sampler, manner.num_steps)
+        schedule = pipeline.parts.target.schedule(manner.sampler)
+        timesteps = _timesteps(build_sampler(manner.sampler, schedule, manner.num_steps))
         tokens = len(pipeline.noise_of(request.alone())[0])
         figures[name] = {"picture_flops": picture_flops(model, tokens, model.max_text_tokens, timesteps, shortcut)}
         requests[name] = pipeline, request
@@ -208,7 +209,7 @@ def _parts(model: PixArt, params, shortcut: Shortcut) -> tuple[Any, Any, Any]:
     return apply, lambda params, conditions: remember(params, None, None, **conditions), weights
 
 
-def _timesteps(sampler: str, num_steps: int) -> np.ndarray:
+def _timesteps(run: Sampler) -> np.ndarray:
     """Those at which a sampler calls the model."""
     seen: list[float] = []
 
@@ -218,7 +219,6 @@ def _timesteps(sampler: str, num_steps: int) -> np.ndarray:
 
     x = jnp.zeros((1, 1))
     noise = functools.partial(jnp.zeros_like, x)
-    run = build_sampler(sampler, linear_schedule(), num_steps)
     jax.block_until_ready(run(Stateful(denoise, stateful(denoise).begin), x, lambda step: noise()))
     jax.effects_barrier()
     return np.array(seen)

@@ -18,7 +18,7 @@ from pixart_jax.conversion.describe import (
 )
 from pixart_jax.conversion.formats.base import Format, Hints, ModelWeights, Source, convert_source
 from pixart_jax.conversion.names.diffusers import DEFAULT_FIELDS, FIXED_FIELDS, NULL_NAME, convert_diffusers
-from pixart_jax.conversion.schedulers import check_scheduler, scheduler_drawing, scheduler_problem
+from pixart_jax.conversion.schedulers import check_scheduler, scheduler_drawing, scheduler_problem, scheduler_target
 from pixart_jax.conversion.stored import StoredModel
 from pixart_jax.conversion.stored_fields import COUNTS, LARGEST, SMALLEST
 from pixart_jax.errors import InputError
@@ -149,8 +149,8 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
             found["latent_scale"] = float(scale)
         if problem := scheduler_problem(pipeline):
             found["scheduler_problem"] = problem
-        elif drawing := scheduler_drawing(pipeline):
-            found["drawing"] = drawing
+        else:
+            found["drawing"] = {**(scheduler_drawing(pipeline) or {}), **scheduler_target(pipeline)._asdict()}
     return found
 
 
