@@ -126,8 +126,6 @@ class StoredModel:
         for name, choices in CHOICES.items():
             if getattr(stored, name) not in choices:
                 raise InputError(f"{where}: {name} = {getattr(stored, name)!r} must be one of {', '.join(choices)}")
-        if stored.sampler not in stored.target.samplers():
-            raise InputError(f"{where}: a model that predicts {stored.prediction!r} is not drawn by {stored.sampler!r}")
         return stored
 
 

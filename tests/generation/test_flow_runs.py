@@ -74,6 +74,6 @@ def test_its_files_say_it_or_are_not_written(workdir, tmp_path):
     told = json.loads(weights.stored.to_json())
     assert (told["prediction"], told["flow_shift"]) == ("flow", 2.0)
     for write in (write_pixart, write_transformer):
-        with pytest.raises(InputError, match="predicts 'flow', and .* has no place to say so"):
+        with pytest.raises(InputError, match=r"predicts 'flow', and .* has no place to say so"):
             write(tmp_path / "out", weights)
         assert not (tmp_path / "out").exists()
