@@ -35,7 +35,6 @@ from pixart_jax.shortcuts.eight_bits import quantize_flat
 from pixart_jax.tokens import DOWNSAMPLE
 
 FORMAT_VERSION = 1
-
 # The fields of PixArt that say what it computes; the others say how, and are not stored.
 ARCHITECTURE = (
     "hidden_size", "depth", "num_heads", "mlp_ratio", "patch_size", "latent_channels", "text_dim", "max_text_tokens",
@@ -60,8 +59,7 @@ class StoredModel:
 
     Attributes:
       model: its architecture; remat, attention, dtype and scan_unroll are left at their defaults.
-      position_base: tokens along one side of the resolution's square; see `tokens.grid_positions`.
-      position_scale: likewise.
+      position_base, position_scale: see `tokens.grid_positions`; the base is tokens along the resolution's square.
       latent_scale: what the autoencoder's latents are multiplied by.
       null_text: "stored": the null caption is among the parameters. "missing": its place there is filled with NaN,
         because the weights come from a format that does not keep it; guidance then needs the text encoder's features
@@ -71,7 +69,7 @@ class StoredModel:
       sampler: one of `samplers.SAMPLERS`, which the authors of the weights draw with by default.
       provenance: where the weights come from, for people.
       num_steps, guidance: of that sampler, likewise; the guidance one of `samplers.program.GUIDANCES`.
-      prediction, flow_shift: of what it predicts, see `samplers.predictions.Target`.
+      prediction, flow_shift: see `samplers.predictions.Target`.
     """
 
     model: PixArt
