@@ -31,6 +31,8 @@ def levels(prediction: str, schedule: DiffusionSchedule, t, x):
 
 def noised(prediction: str, schedule: DiffusionSchedule, x0, t, noise):
     """x_t of the process in which a model predicts; t as in `levels`."""
+    if prediction != "flow":
+        return gaussian.q_sample(schedule, x0, t, noise)
     alpha, sigma = levels(prediction, schedule, t, x0)
     return alpha * x0 + sigma * noise
 
