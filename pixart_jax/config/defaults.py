@@ -274,8 +274,8 @@ SETTINGS = {
         "offload_optimizer": Setting(False),
         # The reference's `snr_loss`; no config it ships sets it.
         "snr_loss": Setting(False),
-        # Weighs the noise's error by min(SNR, γ)/SNR, which spares the steps with hardly any noise; 5 is usual, 0 is
-        # off. With data.prior_source the subject's alone.
+        # Weighs the noise's error by min(SNR, γ)/SNR, which spares the steps with hardly any noise, and that of other
+        # predictions so that the picture's counts as much; 5 is usual, 0 is off. With data.prior_source the subject's.
         "min_snr_gamma": Setting(0.0, NOT_NEGATIVE),
         # Of the class's loss beside the subject's, with data.prior_source.
         "prior_weight": Setting(1.0, NOT_NEGATIVE),
