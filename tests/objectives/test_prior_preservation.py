@@ -30,7 +30,7 @@ def given(monkeypatch):
     """The golden case's predictions in place of a model's at drawn timesteps: a row is a picture of 30 tokens."""
     error = np.square(GOLDEN["in/model_pred"] - GOLDEN["in/target"]).mean((1, 2, 3))
 
-    def terms(*_, snr):
+    def terms(*_, **how):
         return denoising.Drawn({"mse": jnp.asarray(error)}, jnp.asarray(GOLDEN["in/timesteps"]))
 
     monkeypatch.setattr(denoising, "noised_terms", terms)
