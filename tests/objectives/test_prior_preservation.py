@@ -23,6 +23,8 @@ def test_weights_are_diffusers(gamma):
     weights = min_snr_weights(SCHEDULE, jnp.asarray(GOLDEN["in/timesteps"]), gamma)
     # diffusers takes 1 - ᾱ in float32, which costs it 5e-5 where there is little noise; our tables are float64's.
     np.testing.assert_allclose(weights, GOLDEN[f"out/min_snr_{gamma}/weights_eps"], rtol=1e-4)
+    weights = min_snr_weights(SCHEDULE, jnp.asarray(GOLDEN["in/timesteps"]), gamma, "v")
+    np.testing.assert_allclose(weights, GOLDEN[f"out/min_snr_{gamma}/weights_v_diffusers_dreambooth"], rtol=1e-4)
 
 
 @pytest.fixture
