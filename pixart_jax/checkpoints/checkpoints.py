@@ -35,13 +35,12 @@ from pixart_jax.checkpoints.contents import (
     write_contents,
 )
 from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, quiet_failure, save_errors
-from pixart_jax.checkpoints.state import TrainState
+from pixart_jax.checkpoints.state import ARRAYS, TrainState, items_of
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
 
-_ARRAYS = ("params", "ema_params", "opt_state")
 # Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
 # costs it a copy of that in its memory, and the first save a compilation for each device and shape.
 _HANDLERS = ocp.type_handlers.create_type_handler_registry(
@@ -105,7 +104,7 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self.directory,
             item_handlers={
-                **{name: noting_errors(arrays(), self._errors) for name in _ARRAYS},
+                **{name: noting_errors(arrays(), self._errors) for name in ARRAYS},
                 "progress": ocp.JsonCheckpointHandler(multiprocessing_options=processes),
             },
             options=ocp.CheckpointManagerOptions(
@@ -157,7 +156,7 @@ class Checkpoints:
         begin = time.monotonic()
         self.wait()
         started = time.monotonic()
-        items = _items(state)
+        items = items_of(state)
         checksums = np.asarray(self._checksums_of(state)(items)).tolist()
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         args["progress"] = ocp.args.JsonSave(write_contents(items, checksums, progress))
@@ -310,13 +309,13 @@ class Checkpoints:
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         with self._damage_on_all(step):
             recorded, progress = self.read_progress(step)
-        items = _items(abstract)
-        for name in _ARRAYS:
+        items = items_of(abstract)
+        for name in ARRAYS:
             self._check_shapes(step, recorded[name], items[name])
         with self._damage_on_all(step), any_error_is_damage("its arrays"):
             args = {name: _restore_args(tree) for name, tree in items.items()}
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-            restored = {name: restored[name] for name in _ARRAYS}
+            restored = {name: restored[name] for name in ARRAYS}
             check_structure(restored, items)
         checksums = iter(np.asarray(self._checksums_of(abstract)(restored)).tolist())
         for name in sorted(restored):
@@ -331,7 +330,7 @@ class Checkpoints:
             if not {"crc32", "arrays"} & contents.keys():
                 logging.warning("the checkpoint of step %d is from before checksums; damage may go unnoticed", step)
                 metadata = self._manager.item_metadata(step)
-                return {name: recorded_shapes(metadata[name]) for name in _ARRAYS}, contents
+                return {name: recorded_shapes(metadata[name]) for name in ARRAYS}, contents
             return read_contents(contents)
 
     @contextmanager
@@ -384,14 +383,10 @@ def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
 
 
 def compile_checksums(state: TrainState) -> jax.stages.Compiled:
-    """The program that computes those of what a checkpoint keeps of such a state, where it lies; takes `_items`."""
+    """The program that computes those of what a checkpoint keeps of such a state, where it lies; takes `items_of`."""
     # Small, and on every process, whatever the shardings.
     everywhere = state.step.sharding
-    return jax.jit(tree_checksums, out_shardings=everywhere).lower(_items(state)).compile()
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in _ARRAYS}
+    return jax.jit(tree_checksums, out_shardings=everywhere).lower(items_of(state)).compile()
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

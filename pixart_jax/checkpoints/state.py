@@ -35,6 +35,15 @@ class TrainState:
     opt_state: optax.OptState
 
 
+# What a checkpoint has an item for; the step is its name.
+ARRAYS = ("params", "ema_params", "opt_state")
+
+
+def items_of(state: TrainState) -> dict[str, Params]:
+    """The arrays that a checkpoint holds of a state, or what stands for them, by the item's name."""
+    return {name: getattr(state, name) for name in ARRAYS}
+
+
 def _begin(
     adapter: Adapter, tx: optax.GradientTransformation, base: Params, key: jax.Array, before: Params | None = None
 ) -> tuple[TrainState, Params]:
