@@ -186,6 +186,10 @@ def check_files(folder, repo, names, suffix=b""):
     assert found == {name: REPOS[repo][name] + suffix for name in names}
 
 
+# What a pipeline's files say of its transformer.
+SAID = {"family": "sigma", "latent_scale": 0.5, "drawing": {"prediction": "eps", "flow_shift": 1.0}}
+
+
 def test_a_pipeline(call, tmp_path):
     printed, result = call("them/pipeline")
     path = pathlib.Path(result)
@@ -195,7 +199,7 @@ def test_a_pipeline(call, tmp_path):
     size = f"{sum(len(REPOS['them/pipeline'][name]) for name in WANTED) / 1e3:.1f} kB"
     assert printed == f"them/pipeline: 13 files, {size}, of which {size} to download\n" and size == "14.4 kB"
     source = open_source(path)
-    assert source.format.name == "diffusers" and source.pipeline == {"family": "sigma", "latent_scale": 0.5}
+    assert source.format.name == "diffusers" and source.pipeline == SAID
 
 
 def test_a_pipeline_without_its_encoders(call):
@@ -207,7 +211,7 @@ def test_a_folder_of_a_pipeline(call):
     """With what the pipeline tells about it."""
     _, result = call("them/pipeline/transformer/")
     check_files(pathlib.Path(result).parent, "them/pipeline", TRANSFORMER)
-    assert open_source(result).pipeline == {"family": "sigma", "latent_scale": 0.5}
+    assert open_source(result).pipeline == SAID
 
 
 @pytest.mark.parametrize(
