@@ -22,7 +22,8 @@ NUM_PICTURES, NUM_SHOWN = 64, 12
 REFERENCE_STEPS = 20
 # The base draws with a guidance scale of 3, which is 1 + w.
 TRAINING = (
-    "objective.kind=consistency", "objective.guidance=2.0", "objective.solver_steps=10", "optimizer.learning_rate=3e-4", "optimizer.warmup_steps=50",
+    "objective.kind=consistency", "objective.guidance=2.0", "objective.solver_steps=10",
+    "optimizer.learning_rate=3e-4", "optimizer.warmup_steps=50",
     "data.batch_size=32", "train.num_steps=3000", "train.ema_decay=0.95", "train.checkpoint_every=250",
     "sample.sampler=lcm", "sample.num_steps=1",
 )  # fmt: skip
