@@ -24,7 +24,7 @@ REFERENCE_STEPS = 20
 TRAINING = (
     "objective.kind=consistency", "objective.guidance=2.0", "objective.solver_steps=10",
     "optimizer.learning_rate=3e-4", "optimizer.warmup_steps=50",
-    "data.batch_size=32", "train.num_steps=3000", "train.ema_decay=0.95", "train.checkpoint_every=250",
+    "data.batch_size=32", "train.num_steps=1500", "train.ema_decay=0.95", "train.checkpoint_every=250",
     "sample.sampler=lcm", "sample.num_steps=1",
 )  # fmt: skip
 
