@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.adapters.layers import is_target, layers_of
+from pixart_jax.config.declaration import Require
 from pixart_jax.config.defaults import DISTILLED, SETTINGS, ConfigDict, default_config
 from pixart_jax.config.processes import process_fits
-from pixart_jax.config.savings_checks import Require, alignment_fits, route_fits
+from pixart_jax.config.savings_checks import alignment_fits, route_fits
 from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS

@@ -11,6 +11,9 @@ from typing import Any
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.rng import MAX_SEED
 
+# (ok, key, cure) of a check over several settings: see `settings.require_setting`.
+Require = Callable[[bool, str, str], None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -32,6 +35,7 @@ POSITIVE = Range(lambda value: value >= 2.0**-126, "must be positive")
 NOT_NEGATIVE = Range(lambda value: 0 <= value < 2**31, "must not be negative, and below 2^31")
 AT_LEAST_ONE = Range(lambda value: 1 <= value < 2**31, "must be at least 1, and below 2^31")
 SHARE = Range(lambda value: 0 <= value <= 1, "must lie in [0, 1]")
+POSITIVE_SHARE = Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")
 SEED = Range(lambda value: 0 <= value <= MAX_SEED, f"must lie in [0, {MAX_SEED}], which is 2^64 - 1")
 DECAY_RATE = Range(lambda value: 0 <= value < 1, "must lie in [0, 1)")
 

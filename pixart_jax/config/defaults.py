@@ -13,6 +13,7 @@ from pixart_jax.config.declaration import (
     DECAY_RATE,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_SHARE,
     RISING_TIMESTEPS,
     SEED,
     SHARE,
@@ -241,7 +242,7 @@ SETTINGS = {
         # "cosine_decay_to_constant", back to the rate before lr_scaling after two thirds; or "warmup_stable_decay",
         # constant, and to zero in the last `decay_share` of the steps.
         "schedule": Setting("constant", one_of(*SCHEDULES)),
-        "decay_share": Setting(0.2, Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")),
+        "decay_share": Setting(0.2, POSITIVE_SHARE),
         "warmup_steps": Setting(1000, NOT_NEGATIVE),
         "b1": Setting(0.9, DECAY_RATE),
         "b2": Setting(0.999, DECAY_RATE),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from pixart_jax.config.declaration import NOT_NEGATIVE, POSITIVE, Setting, one_of, within
+from pixart_jax.config.declaration import NOT_NEGATIVE, POSITIVE, Require, Setting, one_of, within
 from pixart_jax.diffusion.predictions import PREDICTIONS
 from pixart_jax.objectives.timesteps import DENSITIES, Timesteps
 from pixart_jax.samplers.predictions import Target
@@ -43,7 +42,7 @@ def _shift(config: _Config) -> float:
     return config.diffusion.shift or config.model.resolution / 256
 
 
-def process_fits(config: _Config, require: Callable[[bool, str, str], None]) -> None:
+def process_fits(config: _Config, require: Require) -> None:
     """Refuses what no process has, and what would draw it wrongly."""
     own, distilled = config.diffusion, config.objective.kind
     flow = own.prediction == "flow"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pixart_jax.config.declaration import NOT_NEGATIVE, Range, Setting, one_of, within
+from pixart_jax.config.declaration import NOT_NEGATIVE, POSITIVE_SHARE, Setting, one_of, within
 from pixart_jax.models.routing import FORMS
-
-SHARE_OF_STEPS = Range(lambda value: 0 < value <= 1, "must lie in (0, 1]")
 
 # Tokens that pass a stretch of blocks by, in training alone (models.routing, docs/cheap.md).
 ROUTE = {
@@ -18,7 +16,7 @@ ROUTE = {
     # "tread"; or "sprint", where all tokens of every tenth picture pass by, so that pictures can be guided by that.
     "form": Setting("tread", one_of(*FORMS)),
     # Share of train.num_steps after which no token passes by any more: SPRINT's last stage. 1 is never.
-    "until": Setting(1.0, SHARE_OF_STEPS),
+    "until": Setting(1.0, POSITIVE_SHARE),
 }
 
 # Representation alignment: what a block makes of the noisy tokens is drawn to a frozen network's features of the
@@ -32,5 +30,5 @@ ALIGN = {
     "dim": Setting(768, within(1, 1 << 16)),
     "width": Setting(2048, within(1, 1 << 16)),
     # Share of train.num_steps after which the other loss goes on alone. 1 is never.
-    "until": Setting(1.0, SHARE_OF_STEPS),
+    "until": Setting(1.0, POSITIVE_SHARE),
 }

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from pixart_jax.config.declaration import Require
 from pixart_jax.config.defaults import ConfigDict
 from pixart_jax.config.typed import architecture, build_model, build_route, position_base
 from pixart_jax.models.layers import keys_per_block
-
-# (ok, key, cure): see `settings.require_setting`.
-Require = Callable[[bool, str, str], None]
 
 
 def route_fits(config: ConfigDict, require: Require) -> None:
