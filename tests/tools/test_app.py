@@ -1,9 +1,12 @@
 """The app in a real browser: headless Chromium, a page on this machine, and a model of a few weights."""
 
 import contextlib
+import io
+import itertools
 import json
 import pathlib
 import threading
+import time
 import urllib.request
 
 import gradio_client
@@ -13,9 +16,12 @@ import pytest
 from made_once import made_once
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
+from tiny_adapters import write_random_control, write_random_lora
 from tiny_words import train_words_run
 
+from pixart_jax.conversion.runs import load_run
 from pixart_jax.studio.dropped import MAX_BYTES
+from pixart_jax.studio.settings import CHUNK
 from tools.app import command
 
 # Without background networking it looks up no hosts, and with no sandbox it runs as root, as in CI.
@@ -24,6 +30,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 CHROMIUM = "/usr/bin/chromium"
 # Much longer than anything takes: a test waits for things, and not for times.
 PATIENCE = 300_000
+LORAS = ["alps", "night"]
 expect.set_options(timeout=PATIENCE)
 
 
@@ -54,13 +61,19 @@ class Gate:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """Address, studio and gate of a running app."""
+    """Address, studio and gate of a running app, with two LoRAs and a ControlNet."""
     workdir = made_once(tmp_path_factory, "words-run", train_words_run) / "run"
+    base, adapters = load_run(workdir, ema=True), tmp_path_factory.mktemp("adapters")
+    (adapters / "loras").mkdir()
+    for seed, name in enumerate(LORAS):
+        write_random_lora(adapters / "loras" / f"{name}.safetensors", base, seed)
+    write_random_control(adapters / "control", base)
+    options = ["--checkpoint", workdir, "--loras", adapters / "loras", "--controlnet", adapters / "control"]
     folder = tmp_path_factory.mktemp("app")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        served = command.open_app(command.parse_arguments(["--checkpoint", str(workdir)]), folder)
+        served = command.open_app(command.parse_arguments([*map(str, options)]), folder)
         served.gate = Gate(served.studio)
         yield served
         served.close()
@@ -120,6 +133,14 @@ def field(name):
 def drawn_by(app):
     """How many pictures there are: one browser has drawn all of them."""
     return len(list(app.studio.folder.glob("*/*.png")))
+
+
+def newest(app):
+    return max(app.studio.folder.glob("*/*.png"), key=lambda path: path.name)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
 
 
 def pictures(page):
@@ -244,9 +265,64 @@ def test_a_mask_is_painted_on_a_picture(app, page, tmp_path):
     press(page, "#canvas button[aria-label=Brush]")
     paint(page)
     draw_from(page, drawn_by(app) + 1)
-    newest = max(app.studio.folder.glob("*/*.png"), key=lambda path: path.name)
-    told = Image.open(newest).info
+    told = Image.open(newest(app)).info
     assert told["mask"] and told["from"] and told["strength"] == "0.6"
+
+
+def drawn(app, page, prompt, button="#draw"):
+    """Presses a button, and gives the picture when the page shows it."""
+    before = drawn_by(app)
+    page.locator("#prompt textarea").fill(prompt)
+    press(page, button)
+    expect(pictures(page)).to_have_count(before + 1)
+    assert page.locator("#view").get_by_role("alert").count() == 0
+    return pixels(newest(app))
+
+
+def slide(page, name, scale):
+    page.locator(".lora-scale", has_text=name).locator("input[type=number]").fill(str(scale))
+
+
+def test_a_loras_slider_changes_the_picture_and_compiles_nothing(app, page, compilations):
+    page.locator(field("steps")).fill("3")
+    page.locator(field("seed")).fill("5")
+    expect(page.locator(".lora-scale")).to_have_count(2)
+    plain = drawn(app, page, "red square")
+    compilations.clear()
+    slide(page, "night", 1)
+    strong = drawn(app, page, "red square")
+    told = json.loads(Image.open(newest(app)).info[CHUNK])
+    assert dict(told["loras"])["night"] == 1
+    slide(page, "night", 0.5)
+    weak = drawn(app, page, "red square")
+    slide(page, "night", 0)
+    slide(page, "alps", 1)
+    other = drawn(app, page, "red square")
+    slide(page, "alps", 0)
+    again = drawn(app, page, "red square")
+    assert not compilations
+    np.testing.assert_array_equal(again, plain)
+    assert min(np.abs(one - two).max() for one, two in itertools.combinations((plain, strong, weak, other), 2)) > 8
+
+
+def test_edges_are_shown_and_followed(app, page, tmp_path):
+    page.locator(field("steps")).fill("3")
+    # The tiny model has trained for one step, and says about nothing without a LoRA.
+    slide(page, "night", 1)
+    free = drawn(app, page, "red square")
+    page.locator("#control button").first.click()
+    press(page, "#draw-control")
+    expect(page.locator("#view").get_by_role("alert")).to_contain_text("there is no picture")
+    square = np.zeros((64, 64, 3), np.uint8)
+    square[16:48, 16:48] = 255
+    Image.fromarray(square).save(tmp_path / "square.png")
+    page.locator("#followed input[type=file]").set_input_files(tmp_path / "square.png")
+    # When its edges are there, the server has the picture.
+    expect(page.locator("#edges img")).to_be_visible()
+    sent = page.request.get(page.locator("#edges img").evaluate("image => image.src")).body()
+    edges = np.asarray(Image.open(io.BytesIO(sent)))
+    assert edges.shape == (32, 32, 3) and 0 < (edges > 128).mean() < 0.5
+    assert np.abs(drawn(app, page, "red square", "#draw-control") - free).max() > 8
 
 
 def test_a_sheet_is_drawn(app, page):
@@ -260,14 +336,27 @@ def test_a_sheet_is_drawn(app, page):
     assert drawn_by(app) == before + 1
 
 
-def test_programs_draw_over_http(app, tmp_path):
+def test_programs_draw_over_http(app, tmp_path, monkeypatch):
     """As docs/app.md says, ten at once; and what is broken is told."""
     health = json.load(urllib.request.urlopen(f"{app.address}health"))
     assert health == {"alive": True, "waiting": 0}
     client = gradio_client.Client(app.address, verbose=False, download_files=str(tmp_path))
-    jobs = [client.submit(f"red square {i}", seed=str(i), num_steps=3, api_name="/draw") for i in range(10)]
+    counts, draw_each = [], app.studio.pipeline.draw_each
+    monkeypatch.setattr(
+        app.studio.pipeline,
+        "draw_each",
+        lambda request, *rest: (counts.append(request.count), draw_each(request, *rest))[1],
+    )
+    with app.gate.shut() as reached:
+        first = client.submit("red square", num_steps=2, api_name="/draw")
+        assert reached.wait(PATIENCE / 1000)
+        jobs = [client.submit(f"red square {i}", seed=str(i), num_steps=3, api_name="/draw") for i in range(10)]
+        while app.studio.waiting < 10:
+            time.sleep(0.05)
     drawn = [job.result(PATIENCE / 1000) for job in jobs]
-    assert len(drawn) == 10 and {len(found) for found in drawn} == {1}
+    assert len(first.result(PATIENCE / 1000)) == 1 and [len(found) for found in drawn] == [1] * 10
+    # As few calls as four pictures at a time allow.
+    assert counts == [1, 4, 4, 2]
     (one,) = drawn[7]
     assert Image.open(one["picture"]).info["seed"] == "7" and one["settings"]["seed"] == 7
     assert np.asarray(Image.open(one["picture"])).shape == (32, 32, 3)
