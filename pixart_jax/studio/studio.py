@@ -96,7 +96,7 @@ class Studio:
         if job.given is not None:
             check_start(self.pipeline, request, job.given.strength)
         with self._changed:
-            self._waiting = [other for other in self._waiting if not other.view.state.is_over]
+            self._let_go()
             if len(self._waiting) >= MAX_WAITING:
                 raise InputError(f"{MAX_WAITING} visitors wait already; try again in a while")
             if not self._is_open:
@@ -120,8 +120,10 @@ class Studio:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not begun."""
-        return len(self._waiting)
+        """Jobs that are not begun; those that were stopped wait no longer."""
+        with self._changed:
+            self._let_go()
+            return len(self._waiting)
 
     @property
     def is_alive(self) -> bool:
@@ -164,6 +166,8 @@ class Studio:
             self._changed.wait_for(lambda: self._waiting or not self._is_open)
             if not self._is_open:
                 return None
+            # First, so that they take no room of those who still want their pictures.
+            self._let_go()
             chosen: list[Job] = []
             room = self._batch_size
             for job in self._waiting:
@@ -173,9 +177,19 @@ class Studio:
                     room -= job.settings.num_images
             self._waiting = [job for job in self._waiting if job not in chosen]
             self._drawing = chosen
-            for place, job in enumerate(self._waiting, 1):
-                job.tell(ahead=place)
+            self._tell_places()
         return [job for job in chosen if not job.wants_stop]
+
+    def _let_go(self) -> None:
+        """Those who were stopped leave the queue, and the others move up. Its lock is held."""
+        left = [job for job in self._waiting if not job.view.state.is_over]
+        if len(left) < len(self._waiting):
+            self._waiting = left
+            self._tell_places()
+
+    def _tell_places(self) -> None:
+        for place, job in enumerate(self._waiting):
+            job.tell(ahead=place + bool(self._drawing))
 
     def _draw(self, jobs: list[Job]) -> None:
         if not jobs:

@@ -127,6 +127,62 @@ def test_visitors_whose_settings_allow_it_are_drawn_together(studio, held, monke
     assert np.abs(difference).max() <= 1
 
 
+class Calls:
+    """Stands for the pipeline's drawing: keeps the prompts of every call, the first of which lasts until `go_on`."""
+
+    def __init__(self):
+        self.prompts, self.reached, self.go_on = [], threading.Event(), threading.Event()
+
+    def __call__(self, request, progress, watch):
+        self.prompts.append(list(request.prompts))
+        self.reached.set()
+        assert self.go_on.wait(60)
+        assert request.batch_size >= request.count  # One batch of the denoiser.
+        yield from np.zeros((request.count, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture
+def calls(studio, monkeypatch):
+    """The calls, while the first is under way."""
+    calls = Calls()
+    monkeypatch.setattr(studio.pipeline, "draw_each", calls)
+    submitted(studio, prompt="first")
+    assert calls.reached.wait(60)
+    yield calls
+    calls.go_on.set()
+
+
+def served(calls, jobs):
+    """The prompts of the calls that draw those who wait."""
+    calls.go_on.set()
+    assert all(job.wait(60).state is State.DONE and len(job.view.pictures) == 1 for job in jobs)
+    return calls.prompts[1:]
+
+
+def test_ten_visitors_need_three_calls(studio, calls):
+    jobs = [submitted(studio, prompt=f"{i}", seed=i) for i in range(10)]
+    assert [job.view.ahead for job in jobs] == list(range(1, 11))
+    assert served(calls, jobs) == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
+
+
+def test_who_wants_something_else_is_not_passed_by_those_who_come_later(studio, calls):
+    jobs = [submitted(studio, prompt=f"{i}") for i in range(3)]
+    jobs.append(submitted(studio, prompt="other", num_steps=7))
+    jobs += [submitted(studio, prompt=f"{i}") for i in range(3, 9)]
+    # One of them is drawn along, which costs nobody a call; then it is the other's turn.
+    assert served(calls, jobs) == [["0", "1", "2", "3"], ["other"], ["4", "5", "6", "7"], ["8"]]
+
+
+def test_who_has_had_enough_leaves_the_queue(studio, calls):
+    jobs = [submitted(studio, prompt=f"{i}") for i in range(10)]
+    for job in (jobs[0], jobs[2], jobs[5]):
+        job.stop()
+    assert studio.waiting == 7
+    left = [job for job in jobs if job.view.state is State.WAITING]
+    assert [job.view.ahead for job in left] == list(range(1, 8))
+    assert served(calls, left) == [["1", "3", "4", "6"], ["7", "8", "9"]]
+
+
 def test_what_fails_is_told_and_the_next_is_drawn(studio, monkeypatch):
     for error, words in (
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), "not enough memory"),
