@@ -26,6 +26,7 @@ from pixart_jax.files import local_path
 _SCRIPTS = {
     "aot": "pixart-aot",
     "app": "pixart-app",
+    "average": "pixart-average",
     "bench": "pixart-bench",
     "caption": "pixart-caption",
     "concepts": "pixart-concepts",

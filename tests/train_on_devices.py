@@ -15,6 +15,7 @@ from pixart_jax.checkpoints.checkpoints import compile_checksums
 from pixart_jax.config import build_objective, check_batch, check_config, mesh_spec
 from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.models.params import abstract_params
+from pixart_jax.optimizers.power_averages import averages_of
 from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
 from tools.bench.train import training_batch
@@ -23,8 +24,8 @@ MESHES = (
     ("full", {"data": 8}),
     ("full", {"data": 2, "fsdp": 2, "tensor": 2}),
     ("full", {"fsdp": 2, "context": 4}),
-    # Half of the tokens pass the first block by.
-    ("routed", {"fsdp": 2, "context": 4}),
+    # Half of the tokens pass the first block by; matrices are Muon's.
+    ("routed muon", {"fsdp": 2, "context": 4}),
     # Beside a projector, which is trained too.
     ("aligned", {"fsdp": 2, "context": 4}),
     # Whose frozen half is split too; "lora" is DoRA with dropout.
@@ -34,8 +35,8 @@ MESHES = (
     ("consistency", {"data": 2, "fsdp": 4}),
     # Distribution matching: two networks are trained, on half a batch of pairs.
     ("matching", {"data": 2, "fsdp": 4}),
-    # Everything, for rectified flow.
-    ("flow", {"data": 2, "fsdp": 4}),
+    # Everything, for rectified flow; with averages whose length is chosen afterwards.
+    ("flow averaged", {"data": 2, "fsdp": 4}),
 )
 ONE = jax.devices()[:1]
 
@@ -49,11 +50,14 @@ def make_config(mesh, adapter):
         config.objective.update({"kind": "distribution_matching", "guidance": 2.0, "distance": "l2"})
         config.data.pair_source = "data/pairs"
         config.sample.update({"sampler": "dmd", "num_steps": 1})
-    elif adapter == "flow":
+    elif adapter == "flow averaged":
+        # So that a step is no sign of gradients that are all rounding.
+        config.optimizer.eps, config.average.every = 1.0, 1
         config.diffusion.update({"prediction": "flow", "timesteps": "logit_normal", "shift": 2.0})
         config.model.learn_sigma = False
         config.train.min_snr_gamma = 5.0
-    elif adapter == "routed":
+    elif adapter == "routed muon":
+        config.optimizer.name = "muon"
         config.model.route.update({"ratio": 0.5, "first": 0, "last": 0, "form": "sprint"})
     elif adapter == "aligned":
         config.align.update({"weight": 0.5, "block": 1, "dim": 8, "width": 16})
@@ -88,7 +92,7 @@ def randomised(state):
 
 
 def one_step(adapter, mesh, devices):
-    """(loss, gradient norm, Adam's first moments, which are a tenth of the gradient) after a step."""
+    """(loss, gradient norm, first moments, which are a share of the gradient, averages) after a step."""
     config = make_config(mesh, adapter)
     check_batch(config, len(devices))
     mesh = make_mesh(mesh_spec(config), devices)
@@ -119,7 +123,8 @@ def one_step(adapter, mesh, devices):
     state, metrics = program(state, frozen, batch)
     assert_lies(state, abstract)
     states = jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
-    return jax.device_get((metrics["loss"], metrics["grad_norm"], [s.mu for s in states if hasattr(s, "mu")]))
+    averages = averages_of(state.opt_state) if config.average.every else {}
+    return jax.device_get((metrics["loss"], metrics["grad_norm"], [s.mu for s in states if hasattr(s, "mu")], averages))
 
 
 def assert_lies(state, abstract):

@@ -63,8 +63,8 @@ from pixart_jax.conversion.transfer import (
     write_pixart,
     write_transformer,
 )
-from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, read_manifest
-from pixart_jax.encoding.registry import copy_encoders
+from pixart_jax.data.shards.manifest import ENCODERS
+from pixart_jax.encoding.registry import copy_own_encoders
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
 from pixart_jax.warm_start.from_dit import with_captions
@@ -199,15 +199,6 @@ def convert_model(args: argparse.Namespace) -> str:
             copy_own_encoders(args.source / ENCODERS, temporary / ENCODERS)
     alone = ", the transformer alone (--encoders DIR makes it a pipeline)"
     return args.to + (alone if args.to == "diffusers" else "")
-
-
-def copy_own_encoders(folder: pathlib.Path, target: pathlib.Path) -> None:
-    """Those that a run keeps, as the quickstart's, which are no T5 and no autoencoder of diffusers."""
-    if not (folder / MANIFEST_FILE).is_file():
-        return
-    manifest = read_manifest(folder, may_be_empty=True)
-    if manifest.text_encoder == "words" or manifest.autoencoder == "linear":
-        copy_encoders(folder, manifest, target)
 
 
 def convert_control_alone(args: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ from pixart_jax.config.processes import target_of
 from pixart_jax.config.settings import check_keys, flatten, override, require_setting, unknown_key_error
 from pixart_jax.config.typed import (
     architecture,
+    average_lengths,
     build_adapter,
     build_model,
     build_objective,
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigDict",
     "Phase",
     "architecture",
+    "average_lengths",
     "build_adapter",
     "build_model",
     "build_objective",

@@ -25,7 +25,7 @@ from pixart_jax.config.declaration import (
     within,
 )
 from pixart_jax.config.processes import DIFFUSION
-from pixart_jax.config.savings import ALIGN, ROUTE
+from pixart_jax.config.savings import ALIGN, AVERAGE, ROUTE
 from pixart_jax.models.attention import IMPLEMENTATIONS
 from pixart_jax.models.layers import KV_SAMPLINGS
 from pixart_jax.models.pixart import SIZES
@@ -229,6 +229,7 @@ SETTINGS = {
         "fake_updates": Setting(1, within(1, 1 << 10)),
     },
     "align": ALIGN,
+    "average": AVERAGE,
     "diffusion": DIFFUSION,
     "optimizer": {
         # "adamw" (α), "came" (Σ, whose weight_decay is 0), or "muon" for the matrices of the blocks and AdamW for the

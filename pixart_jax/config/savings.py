@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pixart_jax.config.declaration import NOT_NEGATIVE, POSITIVE_SHARE, Setting, one_of, within
+from pixart_jax.config.declaration import NOT_NEGATIVE, POSITIVE_SHARE, Range, Setting, listed, one_of, within
 from pixart_jax.models.routing import FORMS
+from pixart_jax.optimizers.power_averages import LONGEST
 
 # Tokens that pass a stretch of blocks by, in training alone (models.routing, docs/cheap.md).
 ROUTE = {
@@ -31,4 +32,27 @@ ALIGN = {
     "width": Setting(2048, within(1, 1 << 16)),
     # Share of train.num_steps after which the other loss goes on alone. 1 is never.
     "until": Setting(1.0, POSITIVE_SHARE),
+}
+
+
+def _are_lengths(text: str) -> bool:
+    try:
+        lengths = [float(part) for part in listed(text)]
+    except ValueError:
+        return False
+    distinct = len({f"{length:g}" for length in lengths}) == len(lengths)
+    return len(lengths) >= 1 and distinct and all(0.01 <= length <= LONGEST for length in lengths)
+
+
+# Averages of the weights, snapshots of which are kept, so that their length can be chosen afterwards by tools.average
+# (optimizers.power_averages, docs/cheap.md).
+AVERAGE = {
+    # Steps between snapshots; the last step has one too. 0 keeps no such averages.
+    "every": Setting(0, NOT_NEGATIVE),
+    # Lengths of those that are kept, as shares of the steps so far: EDM2's two.
+    "sigma_rel": Setting(
+        "0.05,0.1", Range(_are_lengths, f"must be lengths from 0.01 to {LONGEST:.4g}, each once, with commas between")
+    ),
+    # Of the numbers in a snapshot; in training they are float32.
+    "dtype": Setting("float16", one_of("float16", "bfloat16", "float32")),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pixart_jax.config.declaration import Require
-from pixart_jax.config.defaults import ConfigDict
+from pixart_jax.config.defaults import ConfigDict, default_config
 from pixart_jax.config.typed import architecture, build_model, build_route, position_base
 from pixart_jax.models.layers import keys_per_block
 
@@ -58,3 +58,20 @@ def alignment_fits(config: ConfigDict, require: Require) -> None:
         ("prior_source", "has pictures of the model's own without targets"),
     ):
         require(not config.data[key], f"data.{key}", f"{why}; leave it out, or set config.align.weight to 0")
+
+
+def averages_fit(config: ConfigDict, require: Require) -> None:
+    """Refuses averages of what no tool could make a model of, and settings that nothing heeds."""
+    usual = default_config().average
+    for key in ("sigma_rel", "dtype"):
+        require(
+            bool(config.average.every) or config.average[key] == usual[key],
+            f"average.{key}",
+            f"only config.average.every above 0 heeds it; leave it at {usual[key]!r}",
+        )
+    require(
+        not config.average.every or (config.adapter.kind == "full" and config.objective.kind == "denoising"),
+        "average.every",
+        "keeps averages of a whole model that learns to denoise, which tools.average makes models of; an adapter's or "
+        "a student's have the exponential one alone: set it to 0",
+    )

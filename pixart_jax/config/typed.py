@@ -17,6 +17,7 @@ from pixart_jax.adapters.controlnet import Controlled
 from pixart_jax.adapters.followed import FAKE, Followed
 from pixart_jax.adapters.full import Full
 from pixart_jax.adapters.guided import Guided
+from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.adapters.taught import Taught
@@ -41,6 +42,7 @@ from pixart_jax.objectives.prior_preservation import prior_preservation_loss
 from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.optimizers.muon import MuonSpec
+from pixart_jax.optimizers.power_averages import keeping_averages
 from pixart_jax.optimizers.two_networks import in_turns, two_networks
 from pixart_jax.samplers import guidance_of
 from pixart_jax.samplers.program import EMBEDDED
@@ -275,10 +277,21 @@ def build_tx(config: ConfigDict) -> optax.GradientTransformation:
     """What makes updates of a config's gradients."""
     spec, objective = optimizer_spec(config), config.objective
     if objective.kind != "distribution_matching":
-        return build_optimizer(spec)
+        tx = build_optimizer(spec)
+        return keeping_averages(tx, average_lengths(config), _without_helpers) if config.average.every else tx
     fake = dataclasses.replace(spec, learning_rate=objective.fake_learning_rate or spec.learning_rate)
     student = in_turns(build_optimizer(spec, objective.fake_updates), objective.fake_updates)
     return two_networks(student, build_optimizer(fake), FAKE)
+
+
+def average_lengths(config: ConfigDict) -> list[float]:
+    """config.average.sigma_rel as numbers."""
+    return [float(part) for part in listed(config.average.sigma_rel)]
+
+
+def _without_helpers(params, _):
+    """What `Adapter.drawn` leaves of a trained half."""
+    return {name: part for name, part in params.items() if name not in HELPERS}
 
 
 def mesh_spec(config: ConfigDict) -> MeshSpec:

@@ -51,6 +51,15 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
         write_atomically(target / file, operator.methodcaller("write", content))
 
 
+def copy_own_encoders(folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Those that a run keeps, as the quickstart's, which are no T5 and no autoencoder of diffusers."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    manifest = read_manifest(folder, may_be_empty=True)
+    if manifest.text_encoder == "words" or manifest.autoencoder == "linear":
+        copy_encoders(folder, manifest, target)
+
+
 def record_encoders(manifest: Manifest, target: str | os.PathLike) -> None:
     """Puts the manifest of pictures that a run encodes as it goes into the folder `target`.
 

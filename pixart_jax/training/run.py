@@ -11,14 +11,17 @@ from absl import logging
 
 from pixart_jax.adapters.adapter import Parameters
 from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.snapshots import Snapshots
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import gather
 from pixart_jax.cluster.ending import end_with_the_others
 from pixart_jax.cluster.preemption import exit_code, stop_requests
 from pixart_jax.cluster.watchdog import Watchdog, watched
+from pixart_jax.config import average_lengths
 from pixart_jax.errors import TrainingDiverged
 from pixart_jax.evaluators.evaluator import Evaluator
 from pixart_jax.objectives.objective import Batch, Metrics
+from pixart_jax.optimizers.power_averages import average_name, averages_of
 from pixart_jax.training.beginning import Beginning, begin, warn_of_lag
 from pixart_jax.training.compiled import Compiled, compile_steps
 from pixart_jax.training.journal import Journal
@@ -42,9 +45,11 @@ class Run:
         journal: Journal,
         watchdog: Watchdog,
         compiled: Sequence[Compiled],
+        snapshots: Snapshots | None,
     ):
         self._plan, self._evaluators, self._beginning, self._compiled = plan, evaluators, beginning, compiled
         self._checkpoints, self._journal, self._watchdog = checkpoints, journal, watchdog
+        self._snapshots = snapshots
         self.state = beginning.state
         self._start, self._last = int(beginning.state.step), plan.last
         self._at = self._start + 1
@@ -84,6 +89,8 @@ class Run:
         if step % train.log_every == 0 or step == self._last:
             self.log(step)
         self._checkpoints.check()
+        if self._snapshots and (step % self._plan.config.average.every == 0 or step == self._last):
+            self.keep_averages(step, self._snapshots)
         stop = self._requested()
         if step % train.checkpoint_every == 0 or step == self._last or stop:
             self.save(step, required=step == self._last or stop is not None)
@@ -120,6 +127,13 @@ class Run:
                 return
             progress = self._beginning.progress(self._plan.data.batches.get_state(), self._window.pending)
             self._checkpoints.save(self.state, progress)
+
+    def keep_averages(self, step: int, snapshots: Snapshots) -> None:
+        """Writes a snapshot, before a checkpoint of the same step: a run that goes on from that has it."""
+        with self._aside():
+            self._watchdog.beat(step, "saving a snapshot of the averages")
+            self._window.fetch()
+            snapshots.save(step, averages_of(self.state.opt_state))
 
     def _disk_is_ready(self, step: int) -> bool:
         patience, hang = self._plan.config.train.checkpoint_wait, self._plan.config.train.hang_timeout
@@ -201,13 +215,26 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
         warn_of_lag(plan, beginning.ema_warmup)
         journal = Journal(plan, evaluators, start)
         closing.callback(journal.close)
+        snapshots = open_snapshots(plan, start)
+        if snapshots:
+            closing.callback(snapshots.close)
         compiled = compile_steps(plan, start, beginning.ema_warmup)
         if compiled:
             journal.compiled(compiled[0].step)
         watchdog = Watchdog(plan.workdir, train.hang_timeout, ending=ending)
         closing.callback(watchdog.stop)
-        run = Run(plan, evaluators, beginning, checkpoints, journal, watchdog, compiled)
+        run = Run(plan, evaluators, beginning, checkpoints, journal, watchdog, compiled, snapshots)
         try:
             yield run
         except TrainingDiverged as error:
             raise run.diverged(error) from None
+
+
+def open_snapshots(plan: Plan, start: int) -> Snapshots | None:
+    """Where snapshots of `config.average` go; None where there are none."""
+    average = plan.config.average
+    if not average.every:
+        return None
+    lengths = {average_name(sigma_rel): sigma_rel for sigma_rel in average_lengths(plan.config)}
+    averages = averages_of(plan.program.state.opt_state)
+    return Snapshots(plan.workdir, averages, lengths, dtype=average.dtype, start=start)

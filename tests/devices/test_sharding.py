@@ -217,11 +217,11 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "full data=8",
         "full data=2 fsdp=2 tensor=2",
         "full fsdp=2 context=4",
-        "routed fsdp=2 context=4",
+        "routed muon fsdp=2 context=4",
         "aligned fsdp=2 context=4",
         "lora data=2 fsdp=4",
         "controlnet data=2 fsdp=4",
         "consistency data=2 fsdp=4",
         "matching data=2 fsdp=4",
-        "flow data=2 fsdp=4",
+        "flow averaged data=2 fsdp=4",
     ]
