@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.checkpoints.contents import Damaged
@@ -62,7 +61,7 @@ def average_of_run(workdir: pathlib.Path, sigma_rel: float, step: int | None = N
         raise InputError(f"--step {step}: {workdir} has no snapshot of it; it has {', '.join(map(str, steps))}")
     model = build_model(config)
     shapes = parameter_shapes(model)
-    kept, arrays, rounding = [], [], 0.0
+    kept, arrays = [], []
     for at in (at for at in steps if at <= step):
         try:
             recorded, lengths = read_snapshot(workdir, at)
@@ -72,10 +71,9 @@ def average_of_run(workdir: pathlib.Path, sigma_rel: float, step: int | None = N
         for length in sorted(lengths.values()):
             name = average_name(length)
             checksums = {path: array.checksum for path, array in recorded[name].items()}
-            rounding = max(rounding, *(float(jnp.finfo(array.dtype).eps) for array in recorded[name].values()))
             kept.append((at, length))
             arrays.append(StoredArrays(workdir / FOLDER / str(at) / name, shapes, checksums))
-    fit = fit_profile(kept, step, sigma_rel, rounding)
+    fit = fit_profile(kept, step, sigma_rel)
     if fit.residual > MOST:
         raise InputError(
             f"--sigma-rel {sigma_rel:g}: what {workdir} kept makes that average of step {step} with an error of "

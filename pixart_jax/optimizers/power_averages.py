@@ -110,18 +110,15 @@ class Fit(NamedTuple):
     gain: float
 
 
-def fit_profile(kept: Sequence[tuple[int, float]], step: int, sigma_rel: float, rounding: float) -> Fit:
+def fit_profile(kept: Sequence[tuple[int, float]], step: int, sigma_rel: float) -> Fit:
     """The least-squares fit of a power-function profile at a step by kept ones (appendix C.3).
 
     The paper's inner products are of continuous profiles. These are of what was averaged, steps of width 1, so that in
     a short run the fit is exact where there is an exact one; more than 8,192 steps are cut into as many parts.
-    Many snapshots are nearly sums of one another: so that their rounding is not blown up, the gain times `rounding` is
-    part of what is least.
 
     Args:
       kept: (step, σ_rel) of each.
       step: of the profile that is fitted; none of those kept may be of a later one.
-      rounding: of the kept averages' numbers, relative to them.
     """
     edges = np.unique([*np.linspace(0, step, min(step, _PARTS) + 1).round(), *(at for at, _ in kept)])
     widths = np.sqrt(np.diff(edges))
@@ -131,8 +128,6 @@ def fit_profile(kept: Sequence[tuple[int, float]], step: int, sigma_rel: float, 
         return np.diff(np.minimum(edges / at, 1.0) ** (exponent(sigma) + 1)) / widths
 
     basis, wanted = np.stack([profile(*one) for one in kept], axis=1), profile(step, sigma_rel)
-    size = np.linalg.norm(wanted)
-    ridge = rounding * size * np.eye(len(kept))
-    coefficients = np.linalg.lstsq(np.vstack([basis, ridge]), np.append(wanted, np.zeros(len(kept))), rcond=None)[0]
-    residual = np.linalg.norm(basis @ coefficients - wanted) / size
+    coefficients = np.linalg.lstsq(basis, wanted, rcond=None)[0]
+    residual = np.linalg.norm(basis @ coefficients - wanted) / np.linalg.norm(wanted)
     return Fit(coefficients, float(residual), float(np.linalg.norm(coefficients)))

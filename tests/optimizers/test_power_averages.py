@@ -54,7 +54,7 @@ def test_a_third_is_made_of_two(walk):
 
     def fit(every):
         kept = [(k, s) for k in range(every, STEPS + 1, every) for s in LENGTHS[:2]]
-        fit = fit_profile(kept, STEPS, LENGTHS[2], 1e-7)
+        fit = fit_profile(kept, STEPS, LENGTHS[2])
         found = sum(share * averages[one] for share, one in zip(fit.coefficients, kept, strict=True))
         return np.abs(found - averages[STEPS, LENGTHS[2]]).max() / np.abs(averages[STEPS, LENGTHS[2]]).max(), fit
 
@@ -64,7 +64,9 @@ def test_a_third_is_made_of_two(walk):
     assert [*errors] == sorted(errors) and fits[0].residual < fits[1].residual < fits[2].residual < 0.05
 
 
-def test_rounding_is_not_blown_up():
-    kept = [(k, s) for k in range(100, 10_001, 100) for s in (0.05, 0.1)]
-    fine, coarse = (fit_profile(kept, 10_000, 0.07, rounding) for rounding in (1e-7, 1e-3))
-    assert coarse.gain < 2 and coarse.residual < 1e-2 and fine.residual < 1e-3
+@pytest.mark.parametrize("steps,every", [(4000, 10), (100_000, 5000)])
+def test_rounding_of_snapshots_is_not_blown_up(steps, every):
+    """Though many of them are nearly sums of one another."""
+    kept = [(k, s) for k in range(every, steps + 1, every) for s in (0.05, 0.1)]
+    fit = fit_profile(kept, steps, 0.07)
+    assert fit.gain < 1 and fit.residual < 0.01
