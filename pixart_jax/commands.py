@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from pixart_jax.errors import InputError
-from pixart_jax.files import local_path
+from pixart_jax.files import local_path, refuse_url
 
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
@@ -199,6 +199,16 @@ def path_argument(text: str) -> pathlib.Path:
         return local_path(text, "the path")
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def name_argument(text: str) -> str:
+    """The `type` of an argument that names a file or a folder, or else something by a word, such as the hub's ids."""
+    try:
+        if "://" in text:  # Not of classes:/folder.
+            refuse_url(text, "the path")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def quieten_libraries() -> None:

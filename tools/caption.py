@@ -21,7 +21,16 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, text_argument, tool, with_commands
+from pixart_jax.commands import (
+    GOES_ON,
+    command,
+    name_argument,
+    path_argument,
+    quieten_libraries,
+    text_argument,
+    tool,
+    with_commands,
+)
 from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.encoding.captioned import LIST_FILE, ODD_FILE, WITHOUT_CAPTION, CaptionedPictures
 from pixart_jax.encoding.captioner import DTYPES, Captioner
@@ -151,8 +160,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("pictures", metavar="PICTURES", help="any source of extraction; see docs/data.md")
-    parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the hub")
+    parser.add_argument(
+        "pictures", type=name_argument, metavar="PICTURES", help="any source of extraction; see docs/data.md"
+    )
+    parser.add_argument(
+        "--model", type=name_argument, required=True, metavar="DIR_OR_ID", help="a folder, or a repository of the hub"
+    )
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="must not exist")
     add_picture_options(parser)
     parser.add_argument("--min-side", type=int, default=64, help="skip smaller pictures (default: %(default)s px)")

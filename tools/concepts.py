@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, tool, with_commands
+from pixart_jax.commands import GOES_ON, command, name_argument, path_argument, quieten_libraries, tool, with_commands
 from pixart_jax.data.noun_counts import Captions, NounCounts, ShardCaptions
 from pixart_jax.data.nouns import TAGGERS, open_tagger
 from pixart_jax.data.shards.manifest import MANIFEST_FILE
@@ -100,7 +100,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="pictures, as of extraction (docs/data.md), or feature shards")
+    parser.add_argument(
+        "source",
+        type=name_argument,
+        metavar="SOURCE",
+        help="pictures, as of extraction (docs/data.md), or feature shards",
+    )
     parser.add_argument("--out", type=path_argument, metavar="DIR", help="for the result; must not exist")
     parser.add_argument(
         "--tagger", choices=TAGGERS, default="nltk", help="what finds nouns (default: %(default)s, as in the paper)"

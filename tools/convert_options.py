@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pixart_jax.commands import command, path_argument, seed_argument, with_commands
+from pixart_jax.commands import command, name_argument, path_argument, seed_argument, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.formats.lora_writing import ADAPTER_WRITERS
 from pixart_jax.models.layers import KV_SAMPLINGS
@@ -24,7 +24,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="SRC", help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub"
+        "source",
+        type=name_argument,
+        metavar="SRC",
+        help="a file or folder in any format, a run's workdir, or owner/name[/file] on the hub",
     )
     parser.add_argument("target", metavar="DST", type=path_argument, help="must not exist")
     parser.add_argument("--to", choices=FORMATS, default="orbax", help="format of DST (default: %(default)s)")
@@ -54,6 +57,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lora",
+        type=name_argument,
         metavar="FILE[:SCALE]",
         action="append",
         default=[],
@@ -70,6 +74,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     encoders = parser.add_mutually_exclusive_group()
     encoders.add_argument(
         "--encoders",
+        type=name_argument,
         metavar="DIR",
         help="a pipeline's folder or hub id, or a directory of ours, whose text encoder (with its tokenizer) and "
         "autoencoder go beside the transformer (default: SRC's own, where it has them)",

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from pixart_jax.commands import path_argument
+from pixart_jax.commands import name_argument, path_argument
 from pixart_jax.conversion.formats.lora_reading import read_loras
 from pixart_jax.encoding.edges import KINDS
 from pixart_jax.encoding.pretrained import TILE_SIZE
@@ -57,14 +57,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     models.add_argument(
         "--lora",
+        type=name_argument,
         metavar="FILE[:SCALE]",
         action="append",
         default=[],
         help="a LoRA or DoRA in any format, and how much of it (default: 1); may be given several times",
     )
     models.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
-    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: the checkpoint's)")
-    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: the checkpoint's)")
+    models.add_argument(
+        "--text-encoder", type=name_argument, metavar="DIR", help="a converted T5 (default: the checkpoint's)"
+    )
+    models.add_argument(
+        "--vae", type=name_argument, metavar="DIR", help="a converted autoencoder (default: the checkpoint's)"
+    )
     models.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
     )

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, tool, with_commands
+from pixart_jax.commands import GOES_ON, command, name_argument, path_argument, quieten_libraries, tool, with_commands
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.stored import read_stored_model
 from pixart_jax.data.buckets import RESOLUTIONS
@@ -220,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--source", required=True, help="pictures and captions; see docs/data.md")
+    parser.add_argument("--source", type=name_argument, required=True, help="pictures and captions; see docs/data.md")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="must not exist")
     parser.add_argument(
         "--resolution",

@@ -21,7 +21,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from pixart_jax.commands import BEGINS_AGAIN, path_argument, seed_argument, tool, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, seed_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -156,7 +156,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, default=64, help="side of a picture in pixels, a multiple of 16 (default 64)"
     )
-    parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
+    parser.add_argument("--font", type=name_argument, help="colour emoji font file (default: look in the usual places)")
     parser.add_argument("--seed", type=seed_argument, default=0, help="draws the words' vectors (default 0)")
     return parser.parse_args(argv)
 

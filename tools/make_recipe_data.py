@@ -27,7 +27,7 @@ from contextlib import nullcontext
 import einops
 import numpy as np
 
-from pixart_jax.commands import BEGINS_AGAIN, path_argument, tool, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=with_commands(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", required=True, type=path_argument, help="directory to make, such as data/recipe")
-    parser.add_argument("--font", help="colour emoji font file (default: look in the usual places)")
+    parser.add_argument("--font", type=name_argument, help="colour emoji font file (default: look in the usual places)")
     args = parser.parse_args(argv)
     try:
         with nullcontext() if args.out.exists() else own_target(args.out, "--out"):

@@ -22,7 +22,16 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.commands import GOES_ON, command, path_argument, quieten_libraries, text_argument, tool, with_commands
+from pixart_jax.commands import (
+    GOES_ON,
+    command,
+    name_argument,
+    path_argument,
+    quieten_libraries,
+    text_argument,
+    tool,
+    with_commands,
+)
 from pixart_jax.config import load_config
 from pixart_jax.conversion.formats.lora_writing import ADAPTER_WRITERS
 from pixart_jax.data.hub_client import as_bytes
@@ -192,7 +201,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     card.add_argument("--card", type=path_argument, metavar="FILE", help="a card of your own instead")
     run = parser.add_argument_group("of a run")
     run.add_argument("--to", choices=FORMATS, help="the format (default: ours; of an adapter peft, or controlnet)")
-    run.add_argument("--encoders", metavar="DIR", help="as of tools.convert: makes --to diffusers a whole pipeline")
+    run.add_argument(
+        "--encoders",
+        type=name_argument,
+        metavar="DIR",
+        help="as of tools.convert: makes --to diffusers a whole pipeline",
+    )
     run.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None, help="the averaged weights, or not (default: yes)"
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pixart_jax.conversion.names.lora import CONFIG_FILE, WEIGHT_FILES
 from pixart_jax.data.hub_client import as_bytes, check_space, errors_explained, list_files
 from pixart_jax.errors import InputError
+from pixart_jax.files import refuse_url
 
 # Files that hold weights by themselves.
 _FILES = (".pth", ".pt", ".bin", ".safetensors")
@@ -73,6 +74,7 @@ def fetch(source: str, *, encoders: bool = True) -> pathlib.Path:
       InputError: it is neither; the hub has no such thing, keeps it from this user, or cannot be reached; it holds
         several models (their names are listed) or none; or there is no room for it.
     """
+    refuse_url(source, "the source")
     try:
         os.lstat(source)
         return pathlib.Path(source)

@@ -39,13 +39,18 @@ def local_path(text: str | os.PathLike, option: str, *, any_bytes: bool = False)
         )
     if not text.strip():
         raise InputError(f"{option} is empty: name a file or a folder")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
-        raise InputError(f"{option} {text}: is a URL; name a local path: copy it, or mount the bucket")
+    refuse_url(text, option)
     path = pathlib.Path(text)
     try:
         return path.expanduser()
     except RuntimeError as error:  # Of a user that there is not.
         raise InputError(f"{option} {text}: {error}") from error
+
+
+def refuse_url(text: str, option: str) -> None:
+    """Raises InputError for a URL where only this machine's file systems are read: it would just not be found."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        raise InputError(f"{option} {text}: is a URL; name a local path: copy it, or mount the bucket")
 
 
 def refuse_patterns(path: str | os.PathLike, option: str) -> None:

@@ -347,10 +347,16 @@ def test_local_paths_are_returned_as_they_are(tmp_path, monkeypatch):
         assert fetch(path) == pathlib.Path(path)
 
 
-@pytest.mark.parametrize("source", ["x.pth", "./a/b", "/a/b", "~/a/b", "../a/b", "a//b", "http://host/a/b"])
+@pytest.mark.parametrize("source", ["x.pth", "./a/b", "/a/b", "~/a/b", "../a/b", "a//b"])
 def test_what_can_only_be_a_path(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^.*: no such file or folder, and not a hub id like owner/name$"):
+        fetch(source)
+
+
+@pytest.mark.parametrize("source", ["http://host/a/b", "gs://bucket/model", "s3://bucket/x.pth"])
+def test_a_url_is_told_to_be_one(source):
+    with pytest.raises(InputError, match=rf"^the source {source}: is a URL; name a local path: copy it, or mount the"):
         fetch(source)
 
 

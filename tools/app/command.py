@@ -21,7 +21,15 @@ from typing import Any
 import jax.numpy as jnp
 from PIL import Image
 
-from pixart_jax.commands import BEGINS_AGAIN, command, path_argument, quieten_libraries, tool, with_commands
+from pixart_jax.commands import (
+    BEGINS_AGAIN,
+    command,
+    name_argument,
+    path_argument,
+    quieten_libraries,
+    tool,
+    with_commands,
+)
 from pixart_jax.data.styles import OWN_STYLES, read_styles
 from pixart_jax.encoding.edges import KINDS, open_edges
 from pixart_jax.errors import InputError
@@ -192,8 +200,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=None,
         help="of a training run, the averaged weights (the default), or the raw ones",
     )
-    models.add_argument("--text-encoder", metavar="DIR", help="a converted T5 (default: DIR/text_encoder)")
-    models.add_argument("--vae", metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
+    models.add_argument(
+        "--text-encoder", type=name_argument, metavar="DIR", help="a converted T5 (default: DIR/text_encoder)"
+    )
+    models.add_argument("--vae", type=name_argument, metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
     models.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
     )

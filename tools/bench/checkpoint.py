@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import jax
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.commands import name_argument
 from pixart_jax.config import ConfigDict, build_model
 from pixart_jax.models.params import parameter_shapes
 
@@ -29,7 +30,9 @@ from .turns import Figures, compare, time_calls
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """The figures of the command line's config: "seconds" is the stall, of a step that saves."""
     parser = make_parser(__name__, __doc__, calls=5)
-    parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
+    parser.add_argument(
+        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
+    )
     args, config, about = parse_with_config(parser, argv)
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         yield {**about, **bench_checkpoint(config, pathlib.Path(folder), args.steps, args.rounds, args.peer)}

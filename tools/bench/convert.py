@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import command
+from pixart_jax.commands import command, name_argument
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel
@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     """Figures of .pth to ours, ours to .pth, ours to diffusers and diffusers to ours."""
     parser = argparse.ArgumentParser(prog=f"{command('bench')} --what=convert", description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="XL/2")
-    parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
+    parser.add_argument(
+        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.directory) as folder:
         folder = pathlib.Path(folder)

@@ -25,7 +25,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.commands import command
+from pixart_jax.commands import command, name_argument
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
@@ -57,7 +57,9 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help=f"per loader, {ROUNDS} times (default: %(default)s)"
     )
-    parser.add_argument("--directory", help="where to write (default: the system's temporary folder)")
+    parser.add_argument(
+        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
+    )
     args = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:
         raise InputError("--what=data compares with PyTorch, which is not installed; pip install torch==2.13.0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from pixart_jax.commands import command
+from pixart_jax.commands import command, name_argument
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.errors import InputError
 
@@ -29,7 +29,12 @@ def make_parser(module_name: str, doc: str, *, calls: int | None = None) -> argp
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a name in configs/, or a file; --config.key=value changes it")
+    parser.add_argument(
+        "--config",
+        type=name_argument,
+        required=True,
+        help="a name in configs/, or a file; --config.key=value changes it",
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
+from pixart_jax.commands import GOES_ON, command, name_argument, path_argument, tool, with_commands
 from pixart_jax.data.shards.manifest import ENCODERS
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
@@ -143,7 +143,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, type=path_argument, help="what tools.make_quickstart_data made")
     parser.add_argument("--base", required=True, type=path_argument, help="workdir of the quickstart's run")
     parser.add_argument("--out", required=True, type=path_argument, help="for the runs, the tables and the pictures")
-    parser.add_argument("--font", help="colour emoji font file of the data (default: look in the usual places)")
+    parser.add_argument(
+        "--font", type=name_argument, help="colour emoji font file of the data (default: look in the usual places)"
+    )
     parser.add_argument(
         "--only", nargs="+", metavar="CHAPTER", help=f"these alone: {', '.join(c.name for c in CHAPTERS)}"
     )
