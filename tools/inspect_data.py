@@ -1,10 +1,12 @@
-"""Looks at a directory of feature shards: are they whole, what is in them, and what do the pictures look like?
+"""Looks at feature shards, or at pictures before they are encoded: are they whole, and what is in them?
 
+python -m tools.inspect_data photos/                                  # any source of extraction, see docs/data.md
 python -m tools.inspect_data data/quickstart
 python -m tools.inspect_data data/train --vae weights/sigma-1024/vae --num-pictures 96 --out looks/train
 
-Reads and checks every record, prints figures and warnings, writes contact_sheet.png and histograms.png. Exit status:
-0 for a whole set, 1 for a damaged one, 2 where there is nothing to look at.
+Reads and checks every record or picture, prints figures and warnings, writes contact_sheet.png, and of shards
+histograms.png. Exit status: 0 where all is whole, 1 where something is damaged or would be skipped, 2 where there is
+nothing to look at.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -19,9 +22,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import BEGINS_AGAIN, command, path_argument, seed_argument, tool, with_commands
+from pixart_jax.commands import BEGINS_AGAIN, command, name_argument, path_argument, seed_argument, tool, with_commands
+from pixart_jax.data.pictures import is_spelled_out
 from pixart_jax.data.shards.feature_shards import ShardReader
-from pixart_jax.data.shards.manifest import Manifest, bucket_name, read_manifest
+from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, bucket_name, read_manifest
 from pixart_jax.data.shards.records import Sample
 from pixart_jax.data.shards.survey import Survey, survey_set, text_hash
 from pixart_jax.encoding.registry import load_autoencoder
@@ -29,9 +33,13 @@ from pixart_jax.encoding.skipped import skipped_reasons
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import DataFigures, contact_sheet, data_png
 from pixart_jax.figures.images import false_colour, save_png, to_uint8
-from pixart_jax.files import check_writable
+from pixart_jax.files import check_writable, local_path
 from pixart_jax.files.unit_work import SKIPPED_FILE
 from pixart_jax.training.metrics import format_duration
+
+from .picture_source import OPTIONS as PICTURE_OPTIONS
+from .picture_source import add_picture_options
+from .raw_pictures import inspect_pictures
 
 OUT, SHEET_FILE, CHARTS_FILE = "inspection", "contact_sheet.png", "histograms.png"
 # So many damages are named.
@@ -45,11 +53,18 @@ STD_RANGE, CUT_SHARE, REPEATED_SHARE, FEW_SAMPLES = (0.8, 1.25), 0.01, 0.1, 10
 @tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    out = args.out or args.directory / OUT
     begin = time.perf_counter()
     try:
         if args.num_pictures < 1:
             raise InputError(f"--num-pictures {args.num_pictures} must be at least 1")
+        if is_raw(args.source):
+            if args.vae is not None:
+                raise InputError(f"--vae {args.vae}: {args.source} is not encoded yet; leave --vae out")
+            return inspect_pictures(args, args.out or pathlib.Path(OUT), ProgressLines("pictures"))
+        if given := [f"--{name.replace('_', '-')}" for name in PICTURE_OPTIONS if getattr(args, name)]:
+            raise InputError(f"{', '.join(given)}: for pictures that are not encoded; leave it out for feature shards")
+        args.directory = local_path(args.source, "the path")
+        out = args.out or args.directory / OUT
         manifest = read_manifest(args.directory)
         decode, how = load_decoder(args.directory, manifest, args.vae)
         check_writable(out, "--out")  # Now, rather than to fail after an hour of reading.
@@ -65,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(verdict(manifest, survey, time.perf_counter() - begin))
     return 1 if survey.problems else 0
+
+
+def is_raw(source: str) -> bool:
+    """Whether it is a source of pictures, and no set of feature shards."""
+    is_folder = os.path.isdir(source) and not os.path.exists(os.path.join(source, MANIFEST_FILE))
+    return is_spelled_out(source) or is_folder
 
 
 class ProgressLines:
@@ -265,9 +286,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=with_commands(__doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", metavar="DIR", type=path_argument, help="a set of feature shards")
+    parser.add_argument(
+        "source", metavar="DIR", type=name_argument, help="a set of feature shards, or any source of pictures"
+    )
+    add_picture_options(parser)
     parser.add_argument("--vae", type=path_argument, metavar="DIR", help="converted autoencoder that the set is of")
-    parser.add_argument("--out", type=path_argument, help=f"folder of the pictures (default: {OUT}/ in DIR)")
+    parser.add_argument(
+        "--out", type=path_argument, help=f"for what is drawn (default: {OUT}/ in the set, of a source here)"
+    )
     parser.add_argument("--num-pictures", type=int, default=48, help="on the contact sheet (default: %(default)s)")
     parser.add_argument("--seed", type=seed_argument, default=0, help="which pictures (default: %(default)s)")
     return parser.parse_args(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import re
 
 import numpy as np
@@ -21,6 +22,9 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B")
 
 # First bytes, after the length, of a still picture and of a film.
 _AVIF = (b"ftypavif", b"ftypavis")
+
+# Of the longer side to the shorter; what is longer would be cropped beyond recognition.
+MAX_RATIO = 4.5
 
 _ADDRESS = re.compile(r" object at 0x[0-9a-f]+")
 _BYTES = re.compile(r"""b(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
@@ -41,11 +45,12 @@ class BadImage(Exception):
 
     Attributes:
       message: what exactly, with sizes or the decoder's own words.
-      reason: why, in one of five stable words to count by.
+      reason: why, in one of six stable words to count by.
         "not-an-image": empty, or begins like none of the formats `decode` reads.
         "damaged": begins like one of them, but is cut short or broken.
         "too-small": a side is below the least wanted.
         "too-large": more pixels than allowed, by the header; nothing was decoded.
+        "too-long": longer than allowed for its width, or wider for its height; nothing was decoded.
         "unsupported": a whole picture whose values have no known meaning as colours, or HEIC or AVIF without a
           package that opens it.
     """
@@ -60,7 +65,7 @@ class BadImage(Exception):
         return f"{self.reason}: {self.message}"
 
 
-def decode(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int, min_side: int, max_ratio: float = math.inf) -> Image.Image:
     """A picture file as it is meant to be seen: upright, in sRGB, on white.
 
     Reads what `picture_formats` lists; of several frames or pages the first. EXIF orientation is applied, an embedded
@@ -71,6 +76,7 @@ def decode(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
       data: the whole file.
       max_pixels: the most height·width to decode. Pillow's own limit, twice `PIL.Image.MAX_IMAGE_PIXELS`, holds too.
       min_side: the least height and width.
+      max_ratio: the most that the longer side may have of the shorter.
 
     Returns:
       The picture in mode "RGB", not resized.
@@ -87,6 +93,8 @@ def decode(data: bytes, *, max_pixels: int, min_side: int) -> Image.Image:
         raise BadImage("too-small", f"{width}×{height} pixels, at least {min_side} a side are wanted")
     if width * height > max_pixels:
         raise BadImage("too-large", f"{width}×{height} pixels, at most {max_pixels} are allowed")
+    if max(image.size) > max_ratio * min(image.size):
+        raise BadImage("too-long", f"{width}×{height} pixels, longer than {max_ratio:g}:1")
     try:
         image.load()
         if not _has_known_meaning(image):

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from pixart_jax.data.decoding import BadImage, decode
+from pixart_jax.data.decoding import MAX_RATIO, BadImage, decode
 from pixart_jax.data.pictures import BadItem, Pictures, Words
 from pixart_jax.data.pictures.base import LEAST_WEIGHT, path_text
 from pixart_jax.data.pictures.controls import MARK, NamesControls
 from pixart_jax.encoding.captioner import Answer
-from pixart_jax.encoding.pictures import MAX_RATIO, bounded_map
+from pixart_jax.encoding.pictures import bounded_map
 from pixart_jax.encoding.tar_shards import TarItem, write_tar
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
@@ -201,14 +201,11 @@ class CaptionedPictures:
             words = self._words(index)
             data = self._pictures.data(index)
             file = self._pictures.file(index)
-            image = decode(data, **self._limits)
+            image = decode(data, **self._limits, max_ratio=MAX_RATIO)
         except BadItem as error:
             return Skipped(error.key, error.reason, error.message, index)
         except BadImage as error:
             return Skipped(words.key, error.reason, error.message, index)
-        if max(image.size) > MAX_RATIO * min(image.size):
-            message = f"{image.width}×{image.height} pixels, longer than {MAX_RATIO}:1"
-            return Skipped(words.key, "too-long", message, index)
         if self._asked(words.captions) is None:
             return Skipped(words.key, "caption-missing", "the request holds {caption}, and it has none", index)
         scale = self._picture_side / max(image.size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pixart_jax.data.buckets import Bucket, nearest_bucket, training_buckets
 from pixart_jax.data.captions import CLEANING
-from pixart_jax.data.decoding import BadImage, decode, fit
+from pixart_jax.data.decoding import MAX_RATIO, BadImage, decode, fit
 from pixart_jax.data.pictures import BadItem, Pictures
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample, Text, quantize
@@ -26,8 +26,6 @@ from pixart_jax.tokens import DOWNSAMPLE
 
 # Of every PixArt; what buckets must be multiples of, with DOWNSAMPLE.
 PATCH_SIZE = 2
-# Of the longer side to the shorter.
-MAX_RATIO = 4.5
 
 _TEXT_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
@@ -99,7 +97,7 @@ class EncodedPictures:
         self._control, self._make_control, self._features = control, make_control, features
         self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder
         self._caption_cleaning, self._text_dtype = caption_cleaning, text_dtype
-        self._limits, self._max_ratio = {"min_side": min_side, "max_pixels": max_pixels}, max_ratio
+        self._limits = {"min_side": min_side, "max_pixels": max_pixels, "max_ratio": max_ratio}
         self._batch_size, self._num_threads = batch_size, num_threads
         resolutions = sorted(set(resolutions))
         self._buckets = {
@@ -115,7 +113,6 @@ class EncodedPictures:
             "text_dtype": text_dtype,
             "items_per_unit": items_per_unit,
             "batch_size": batch_size,
-            "max_ratio": max_ratio,
             **self._limits,
             **({} if make_control is None else {"control": f"{control}: {make_control.probe()}"}),
             **({} if features is None else {"align": features.probe()}),
@@ -212,10 +209,6 @@ class EncodedPictures:
             image = decode(picture.data, **self._limits)
         except BadImage as error:
             return Skipped(picture.key, error.reason, error.message, index)
-        if max(image.size) > self._max_ratio * min(image.size):
-            return Skipped(
-                picture.key, "too-long", f"{image.width}×{image.height} pixels, wider than {self._max_ratio}:1", index
-            )
         control = None
         if self._control == "given":
             if picture.control is None:
