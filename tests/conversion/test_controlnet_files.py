@@ -1,13 +1,18 @@
 """A ControlNet by itself: between PixArt's .pth and diffusers' research project's folder bit for bit, for α and Σ."""
 
 import json
+import os
+import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from golden_cases import GOLDEN
+from hub_server import Hub, serving
 from safetensors.numpy import load_file, save_file
 
 from pixart_jax.conversion.controlnet_files import open_controlnet
@@ -18,6 +23,7 @@ from tools.convert import main
 EXTRAS = GOLDEN / "extras"
 ALPHA, RESEARCH = EXTRAS / "controlnet_alpha_ms.pth", EXTRAS / "controlnet_alpha_ms_diffusers"
 SIGMA = EXTRAS / "controlnet_sigma"
+ROOT = pathlib.Path(__file__).parents[2]
 FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -69,6 +75,32 @@ def test_sigma_beside_its_model_and_by_itself_again(form, tmp_path):
         found = open_controlnet(source / "controlnet", read_stored_model(source).model)
         assert found.num_copies == 3
         assert {found.read(path).dtype.name for path in found.paths} == {"float32"}
+
+
+class Published(Hub):
+    """A hub with Σ's ControlNet as them/edges."""
+
+    def exists(self, repo):
+        return repo == "them/edges"
+
+    def revision(self, repo, revision):
+        files = {path.name: path.read_bytes() for path in (SIGMA / "controlnet").iterdir()} | {"README.md": b"edges"}
+        return "a" * 40, files
+
+
+def test_by_its_id_on_the_hub(tmp_path):
+    """In a process of its own, as the hub's client reads its settings when it is imported."""
+    with serving(Published) as address:
+        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        command = ["tools.convert", str(SIGMA / "transformer"), "out", "--family=sigma", "--controlnet=them/edges"]
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "them/edges: 2 files" in done.stdout
+    convert(tmp_path / "out", tmp_path / "again", "--to=controlnet")
+    assert_same_folder(tmp_path / "again", SIGMA / "controlnet")
 
 
 def changed(folder, change, name="x"):
