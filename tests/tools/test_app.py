@@ -351,7 +351,8 @@ def test_programs_draw_over_http(app, tmp_path, monkeypatch):
         first = client.submit("red square", num_steps=2, api_name="/draw")
         assert reached.wait(PATIENCE / 1000)
         jobs = [client.submit(f"red square {i}", seed=str(i), num_steps=3, api_name="/draw") for i in range(10)]
-        while app.studio.waiting < 10:
+        ends = time.monotonic() + PATIENCE / 1000
+        while app.studio.waiting < 10 and time.monotonic() < ends:
             time.sleep(0.05)
     drawn = [job.result(PATIENCE / 1000) for job in jobs]
     assert len(first.result(PATIENCE / 1000)) == 1 and [len(found) for found in drawn] == [1] * 10
