@@ -3,6 +3,7 @@
 Prints the resident set after every twentieth request, and what the last hundred added.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -21,7 +22,9 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def main(run: str, requests: int = 200) -> None:
+@contextlib.contextmanager
+def opened(run: str):
+    """The app of a run, and a client of it."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import gradio_client
@@ -29,7 +32,14 @@ def main(run: str, requests: int = 200) -> None:
         from tools.app import command
 
         served = command.open_app(command.parse_arguments(["--checkpoint", run]), pathlib.Path(folder))
-        client = gradio_client.Client(served.address, verbose=False, download_files=False)
+        try:
+            yield served, gradio_client.Client(served.address, verbose=False, download_files=False)
+        finally:
+            served.close()
+
+
+def main(run: str, requests: int = 200) -> None:
+    with opened(run) as (_, client):
         sizes, failed = [], 0
         for number in range(requests):
             wanted = {"prompt": f"a red apple number {number}", "seed": str(number)}
@@ -43,7 +53,6 @@ def main(run: str, requests: int = 200) -> None:
                 print(f"{number + 1} requests, {failed} refused: {sizes[-1]:.0f} MiB", flush=True)
         half = requests // 2
         print(f"the last {requests - half} added {sizes[-1] - sizes[half - 1]:.1f} MiB to {sizes[half - 1]:.0f}")
-        served.close()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def inspect_pictures(args: argparse.Namespace, out: pathlib.Path, progress: Call
     """Looks at a source's pictures; 0 where all of them can be used, 1 where some would be skipped.
 
     Raises:
-      InputError: there is no such source, or nothing in it can be used.
+      InputError: there is no such source, or no picture in it can be seen.
     """
     pictures, _ = open_named(args, args.source)
     if not len(pictures):
@@ -37,7 +37,7 @@ def inspect_pictures(args: argparse.Namespace, out: pathlib.Path, progress: Call
     check_writable(out, "--out")
     survey = survey_pictures(pictures, range(len(pictures)), **_LIMITS, progress=progress)
     print("\n".join(_report(args.source, pictures, survey)))
-    if not survey.good:
+    if not survey.visible:
         raise InputError(f"{args.source}: none of its {len(pictures):,} items can be used; see the reasons above")
     path = out / "contact_sheet.png"
     _draw_sheet(args, pictures, survey, path)
@@ -55,7 +55,7 @@ def _report(source: str, pictures: Pictures, survey: PictureSurvey) -> Iterator[
             yield f"{count:>10,}  {reason}"
             named = [item for item in survey.bad if item.reason == reason][:_NAMED]
             yield from (f"{'':12}{item.key}: {item.message}" for item in named)
-    if not survey.good:
+    if not survey.visible:
         return
     heights, widths = survey.sizes.T
     yield f"\n{'':<22}{'least':>10}{'median':>10}{'most':>10}"
@@ -67,8 +67,9 @@ def _report(source: str, pictures: Pictures, survey: PictureSurvey) -> Iterator[
     for side in _SIDES:
         share = np.mean(heights * widths < side**2)
         yield f"smaller than {side}×{side} pixels, so enlarged for --resolution {side}: {share:.1%}"
-    counts = sorted(survey.captions_per_picture.items())
-    yield "captions per picture: " + ", ".join(f"{count:,} with {number}" for number, count in counts)
+    if survey.good:
+        counts = sorted(survey.captions_per_picture.items())
+        yield "captions per picture: " + ", ".join(f"{count:,} with {number}" for number, count in counts)
     if len(survey.words):
         yield f"captions that are not unique: {survey.repeated:.1%}"
 
@@ -79,18 +80,20 @@ def _spread(name: str, values: np.ndarray) -> str:
 
 
 def _draw_sheet(args: argparse.Namespace, pictures: Pictures, survey: PictureSurvey, path: pathlib.Path) -> None:
-    """Pictures from all parts of the source, with their first captions."""
-    parts = np.array_split([item.index for item in survey.good], min(args.num_pictures, len(survey.good)))
+    """Pictures from all parts of the source, with their first captions, or why they would be skipped."""
+    parts = np.array_split(np.arange(len(survey.visible)), min(args.num_pictures, len(survey.visible)))
     rng, shown, words = np.random.default_rng(args.seed), [], []
     for part in parts:
-        picture = pictures[int(rng.choice(part))]
-        image = decode(picture.data, **_LIMITS, max_ratio=MAX_RATIO)
-        about = [f"{image.height}×{image.width}"]
-        about += [] if picture.label is None else [f"class {pictures.class_names[picture.label]}"]
-        about += [f"1 of {len(picture.captions)} captions"] if len(picture.captions) > 1 else []
-        caption = picture.captions[0][0] if picture.captions else ""
+        item = survey.visible[rng.choice(part)]
+        image = decode(pictures.data(item.index), **_LIMITS, max_ratio=MAX_RATIO)
+        told, caption = [f"{image.height}×{image.width}"], item.reason
+        if not item.reason:
+            _, captions, label = pictures.words(item.index)
+            told += [] if label is None else [f"class {pictures.class_names[label]}"]
+            told += [f"1 of {len(captions)} captions"] if len(captions) > 1 else []
+            caption = captions[0][0] if captions else ""
         image.thumbnail((512, 512))
         shown.append(np.asarray(image))
-        words.append(f"[{', '.join(about)}] {caption}")
+        words.append(f"[{', '.join(told)}] {caption}")
     heading = f"{pathlib.PurePath(args.source).name}: {len(survey.good):,} of {len(survey.seen):,} items can be used"
     save_png(path, contact_sheet(shown, words, heading))

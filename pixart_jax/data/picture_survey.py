@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,6 +16,8 @@ from pixart_jax.data.decoding import MAX_RATIO, BadImage, decode
 from pixart_jax.data.pictures import BadItem, Pictures
 
 _THREADS = 8
+# Of items that may get a caption yet (tools.caption): their pictures are looked at all the same.
+_OF_WORDS = ("caption-missing", "caption-empty", "caption-not-utf8")
 # Items read between two reports, and a bound on the pictures that wait decoded.
 _CHUNK = 64
 
@@ -26,7 +29,7 @@ class Seen:
     Attributes:
       index, key: of it.
       reason, message: why it cannot be used, see `BadItem` and `BadImage`; "" where it can.
-      size: (height, width) in pixels, upright; None where it was not read.
+      size: (height, width) in pixels, upright; None where there is no picture to be seen.
       captions: words and hash of each.
     """
 
@@ -44,10 +47,11 @@ class PictureSurvey:
 
     Attributes:
       seen: the items, in their order.
-      bad: those of them that would be skipped.
+      good, bad: those of them that can be used, and those that would be skipped.
+      visible: those whose picture can be seen, which may lack a caption.
       reasons: how many for which reason.
-      sizes: i64[n, 2], (height, width) of those that can be used.
-      words: i64[m], of each of their captions.
+      sizes: i64[n, 2], (height, width) of the visible.
+      words: i64[m], of each caption of the good.
       captions_per_picture: how many of them have 0, 1, ... captions.
       repeated: share of their captions that are not unique.
     """
@@ -56,12 +60,15 @@ class PictureSurvey:
 
     @functools.cached_property
     def good(self) -> list[Seen]:
-        """Those that can be used."""
         return [item for item in self.seen if not item.reason]
 
     @functools.cached_property
     def bad(self) -> list[Seen]:
         return [item for item in self.seen if item.reason]
+
+    @functools.cached_property
+    def visible(self) -> list[Seen]:
+        return [item for item in self.seen if item.size]
 
     @property
     def reasons(self) -> collections.Counter[str]:
@@ -69,7 +76,7 @@ class PictureSurvey:
 
     @property
     def sizes(self) -> np.ndarray:
-        return np.array([item.size for item in self.good]).reshape(-1, 2)
+        return np.array([item.size for item in self.visible]).reshape(-1, 2)
 
     @property
     def words(self) -> np.ndarray:
@@ -113,7 +120,12 @@ def _look(pictures: Pictures, index: int, *, min_side: int, max_pixels: int) -> 
     try:
         picture = pictures[index]
     except BadItem as error:
-        return Seen(index, error.key, error.reason, error.message)
+        seen = Seen(index, error.key, error.reason, error.message)
+        if error.reason in _OF_WORDS:
+            with contextlib.suppress(BadItem, BadImage):
+                image = decode(pictures.data(index), min_side=min_side, max_pixels=max_pixels, max_ratio=MAX_RATIO)
+                return dataclasses.replace(seen, size=(image.height, image.width))
+        return seen
     if pictures.class_names and picture.label is None:
         return Seen(index, picture.key, "label-missing", "no class label, and the others have one")
     try:

@@ -103,6 +103,16 @@ def test_a_source_that_can_all_be_used(tmp_path, capsys):
     assert "classes: 1" in told and "would be skipped" not in told and "captions per picture: 1 with 0" in told
 
 
+def test_pictures_without_captions_are_seen(tmp_path, capsys):
+    """As before tools.caption."""
+    write_files(tmp_path / "data")
+    assert main([str(tmp_path / "data"), f"--out={tmp_path / 'out'}"]) == 1
+    told = capsys.readouterr().out
+    assert "6 items, 0 of which can be used" in told and "         6  caption-missing" in told
+    assert "height, px                    64        80       300" in told and "captions per picture" not in told
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
+
+
 def test_nothing_to_look_at(tmp_path, capsys):
     write_files(tmp_path / "data")
     for name in PICTURES:
