@@ -83,10 +83,18 @@ class Job:
       settings: what is to be drawn.
       given: a picture to draw from.
       control: a picture whose edges a ControlNet follows.
+      owner: the job that it is a part of; None is none.
     """
 
-    def __init__(self, settings: Settings, given: Given | None = None, control: Followed | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        given: Given | None = None,
+        control: Followed | None = None,
+        owner: Job | None = None,
+    ):
         self.settings, self.given, self.control = settings, given, control
+        self.owner = owner or self
         self._changed = threading.Condition()
         self._view, self._version = View(State.WAITING), 0
         self._wants_stop = False

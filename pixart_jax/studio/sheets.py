@@ -77,7 +77,7 @@ class Sheet(Job):
 
     def __init__(self, cells: Sequence[Settings], columns: int, sides: tuple[str, str], folder: pathlib.Path):
         super().__init__(cells[0])
-        self._cells, self._columns, self._sides = [Job(cell) for cell in cells], columns, sides
+        self._cells, self._columns, self._sides = [Job(cell, owner=self) for cell in cells], columns, sides
         self._folder = folder
 
     def begin(self, submit: Callable[[Job], Job]) -> None:

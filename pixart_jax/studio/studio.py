@@ -175,7 +175,10 @@ class Studio:
                 if alike and (not chosen or job.settings.num_images <= room):
                     chosen.append(job)
                     room -= job.settings.num_images
-            self._waiting = [job for job in self._waiting if job not in chosen]
+            # What else the first one's owner waits for, such as a sheet's other cells, lets all go first who are here.
+            owner = chosen[0].owner if chosen else None
+            left = [job for job in self._waiting if job not in chosen]
+            self._waiting = sorted(left, key=lambda job: job.owner is owner)
             self._drawing = chosen
             self._tell_places()
         return [job for job in chosen if not job.wants_stop]

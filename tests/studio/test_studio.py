@@ -13,6 +13,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.studio.colours import Colours
 from pixart_jax.studio.jobs import Job, State
 from pixart_jax.studio.settings import CHUNK
+from pixart_jax.studio.sheets import Sheet
 from pixart_jax.studio.studio import MAX_WAITING
 from pixart_jax.studio.visitors import MAX_PICTURES, MAX_VISITORS, Visitors
 from tools import sample
@@ -171,6 +172,14 @@ def test_who_wants_something_else_is_not_passed_by_those_who_come_later(studio, 
     jobs += [submitted(studio, prompt=f"{i}") for i in range(3, 9)]
     # One of them is drawn along, which costs nobody a call; then it is the other's turn.
     assert served(calls, jobs) == [["0", "1", "2", "3"], ["other"], ["4", "5", "6", "7"], ["8"]]
+
+
+def test_a_sheet_lets_others_through(studio, calls, tmp_path):
+    cells = [studio.settings({"prompt": f"cell {steps}", "num_steps": steps}) for steps in (5, 6, 7)]
+    sheet = Sheet(cells, 3, ("steps", "seeds"), tmp_path)
+    sheet.begin(studio.submit)
+    jobs = [submitted(studio, prompt="a"), submitted(studio, prompt="b", num_steps=9)]
+    assert served(calls, [*jobs, sheet]) == [["cell 5"], ["a"], ["b"], ["cell 6"], ["cell 7"]]
 
 
 def test_who_has_had_enough_leaves_the_queue(studio, calls):
