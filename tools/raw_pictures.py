@@ -11,6 +11,7 @@ import numpy as np
 from pixart_jax.data.decoding import MAX_RATIO, decode
 from pixart_jax.data.picture_survey import PictureSurvey, survey_pictures
 from pixart_jax.data.pictures import Pictures
+from pixart_jax.data.shards.manifest import bucket_name
 from pixart_jax.errors import InputError
 from pixart_jax.figures.data_set import contact_sheet
 from pixart_jax.figures.images import save_png
@@ -86,7 +87,7 @@ def _draw_sheet(args: argparse.Namespace, pictures: Pictures, survey: PictureSur
     for part in parts:
         item = survey.visible[rng.choice(part)]
         image = decode(pictures.data(item.index), **_LIMITS, max_ratio=MAX_RATIO)
-        told, caption = [f"{image.height}×{image.width}"], item.reason
+        told, caption = [bucket_name((image.height, image.width))], item.reason
         if not item.reason:
             _, captions, label = pictures.words(item.index)
             told += [] if label is None else [f"class {pictures.class_names[label]}"]
