@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -97,7 +98,7 @@ class EncodedPictures:
         self._control, self._make_control, self._features = control, make_control, features
         self._pictures, self._autoencoder, self._text_encoder = pictures, autoencoder, text_encoder
         self._caption_cleaning, self._text_dtype = caption_cleaning, text_dtype
-        self._limits = {"min_side": min_side, "max_pixels": max_pixels, "max_ratio": max_ratio}
+        self._decode = functools.partial(decode, min_side=min_side, max_pixels=max_pixels, max_ratio=max_ratio)
         self._batch_size, self._num_threads = batch_size, num_threads
         resolutions = sorted(set(resolutions))
         self._buckets = {
@@ -113,7 +114,7 @@ class EncodedPictures:
             "text_dtype": text_dtype,
             "items_per_unit": items_per_unit,
             "batch_size": batch_size,
-            **self._limits,
+            **self._decode.keywords,
             **({} if make_control is None else {"control": f"{control}: {make_control.probe()}"}),
             **({} if features is None else {"align": features.probe()}),
         }
@@ -206,7 +207,7 @@ class EncodedPictures:
         elif not captions:
             return Skipped(picture.key, "caption-empty", "no caption, or nothing left of it after cleaning", index)
         try:
-            image = decode(picture.data, **self._limits)
+            image = self._decode(picture.data)
         except BadImage as error:
             return Skipped(picture.key, error.reason, error.message, index)
         control = None
@@ -214,7 +215,7 @@ class EncodedPictures:
             if picture.control is None:
                 return Skipped(picture.key, "control-missing", "no control picture is given beside it", index)
             try:
-                control = decode(picture.control, **self._limits)
+                control = self._decode(picture.control)
             except BadImage as error:
                 return Skipped(picture.key, error.reason, f"its control picture: {error.message}", index)
             if control.size != image.size:
