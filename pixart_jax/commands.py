@@ -13,6 +13,7 @@ import os
 import pathlib
 import platform
 import re
+import select
 import shlex
 import sys
 import types
@@ -45,6 +46,8 @@ NOTHING_BEGAN = "can be given again; this one had not begun"
 BEGINS_AGAIN = "begins again; nothing half done is left"
 # As shells have it: 128 and the number of SIGINT.
 INTERRUPTED = 130
+# Likewise of SIGPIPE: what was to read the output, such as `head`, has ended.
+NOBODY_READS = 141
 # Of compiled programs, as much as is kept; those that were used least recently go first.
 _KEPT_BYTES = 4 * 2**30
 # What compiles sooner than this is not worth a file; JAX's own second would leave out most of a small model.
@@ -78,7 +81,8 @@ def with_commands(text: str) -> str:
 
 
 def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
-    """Decorates a tool's `main`, which returns the exit status: Ctrl-C and a full disk end it in one line.
+    """Decorates a tool's `main`, which returns the exit status: Ctrl-C and a full disk end it in one line, and `| head`
+    in none.
 
     Args:
       again: what the same command does when it is given again: `GOES_ON` or `BEGINS_AGAIN`.
@@ -90,9 +94,15 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
             print_anything()
             keep_compiled_programs()
             try:
-                return main(*args, **kwargs)
+                status = main(*args, **kwargs)
+                sys.stdout.flush()
+                return status
             except KeyboardInterrupt:
                 return interrupted(again)
+            except BrokenPipeError:
+                if not _reader_is_gone():
+                    raise
+                return NOBODY_READS
             except OSError as error:
                 if error.errno not in _NO_ROOM:
                     raise
@@ -103,6 +113,21 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
         return run
 
     return decorate
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads our standard output has ended, as `head` does; then nothing more is written there."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # It is no file.
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    if not any(events & select.POLLERR for _, events in poll.poll(0)):
+        return False
+    # Else Python would try once more when it ends, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def interrupted(again: str) -> int:

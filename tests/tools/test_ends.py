@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, NOTHING_BEGAN, text_argument, tool
+from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, NOBODY_READS, NOTHING_BEGAN, text_argument, tool
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
 
@@ -90,6 +90,40 @@ def test_other_errors_of_files_are_not_taken_for_a_full_disk():
         raise PermissionError(errno.EACCES, "no rights", "x")
 
     with pytest.raises(PermissionError):
+        main()
+
+
+MANY_LINES = """
+import sys
+from pixart_jax.commands import GOES_ON, tool
+
+@tool(GOES_ON)
+def main():
+    for number in range({count}):
+        print(number)
+    return 0
+
+sys.exit(main())
+"""
+
+
+# Many lines break off in the middle, few only when they are written at the end.
+@pytest.mark.parametrize("count", [100_000, 10])
+def test_head_has_enough(count):
+    process = subprocess.Popen(
+        [sys.executable, "-c", MANY_LINES.format(count=count)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == NOBODY_READS
+
+
+def test_other_broken_pipes_are_raised():
+    @tool(GOES_ON)
+    def main():
+        raise BrokenPipeError(errno.EPIPE, "of a worker")
+
+    with pytest.raises(BrokenPipeError):
         main()
 
 
