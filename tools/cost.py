@@ -13,31 +13,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from pixart_jax.commands import BEGINS_AGAIN, command, tool, with_commands
 from pixart_jax.config import ConfigDict, check_config, phases, read_config_file
 from pixart_jax.devices.hardware import HARDWARE, Hardware, find_hardware
 from pixart_jax.errors import InputError
-from pixart_jax.models.t5 import XXL, T5Encoder
-from pixart_jax.models.vae import AutoencoderKL
-from pixart_jax.training.flops import count_flops
+from pixart_jax.models.t5 import XXL
 from pixart_jax.training.program import Program
 
 from .bench.train import training_batch
+from .encoder_costs import VAE, align_flops, check_align, require_count, t5_flops, vae_flops
 
 DAY = 86400
-# The autoencoders of Stable Diffusion and SDXL, which are equal but for their weights and the latents' scale.
-VAE: dict[str, Any] = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
 # Averages, for want of better: of data centres in 2023 (Uptime Institute), of the world's grids in 2023 (Ember).
 PUE, GRID = 1.58, 0.481
 
@@ -110,6 +104,8 @@ def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigD
         config.model.latent_channels != VAE["latent_channels"] or (text and config.model.text_dim != XXL["d_model"])
     ):
         raise InputError(f"--pictures: {stage.config} trains on other features than T5-XXL's and the 4-channel VAE's")
+    if stage.pictures and config.align.weight:
+        check_align(config.align.dim)
     return config
 
 
@@ -129,6 +125,8 @@ def stage_costs(stage: argparse.Namespace, config: ConfigDict, args: argparse.Na
         flops_per_picture = vae_flops(config.model.resolution)
         if not config.model.num_classes:
             flops_per_picture += t5_flops(config.model.max_text_tokens)
+        if config.align.weight:
+            flops_per_picture += align_flops(config.align.dim, config.model.resolution)
         device_days = days_at_stated_utilisation(stage.pictures * flops_per_picture, args)
         yield priced(f"{name}: encoding", stage.pictures, flops_per_picture, device_days, args)
 
@@ -141,33 +139,6 @@ def image_flops(config: ConfigDict) -> float:
     for (done, own), end in zip(parts, [*(done for done, _ in parts[1:]), config.train.num_steps], strict=True):
         total += (end - done) * require_count(Program(own, None).flops(training_batch(own)))
     return total / config.train.num_steps
-
-
-@functools.cache
-def vae_flops(side: int) -> float:
-    """The autoencoder's forward pass over one square picture."""
-    # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
-    vae = AutoencoderKL(**VAE, mid_block_add_attention=False, dtype=jnp.bfloat16)
-    positions, width = (side // vae.downsample) ** 2, VAE["block_out_channels"][-1]
-    attention = 2 * positions * width * (4 * width + 2 * positions)
-    picture = jax.ShapeDtypeStruct((1, side, side, vae.in_channels), jnp.float32)
-    params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method="encode"), picture)
-    return attention + require_count(count_flops(lambda p, x: vae.apply(p, x, method="encode"), params, picture))
-
-
-@functools.cache
-def t5_flops(length: int) -> float:
-    """T5-XXL's forward pass over one caption."""
-    block = T5Encoder(**XXL, dtype=jnp.bfloat16).clone(num_layers=1)
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    params = jax.eval_shape(lambda x: block.init(jax.random.key(0), x), tokens)
-    return XXL["num_layers"] * require_count(count_flops(block.apply, params, tokens))
-
-
-def require_count(flops: float | None) -> float:
-    if flops is None:
-        raise InputError("JAX_PLATFORMS leaves out the CPU, which FLOPs are counted on; set JAX_PLATFORMS=cpu")
-    return flops
 
 
 # --- from FLOPs to days, money and CO2
@@ -278,7 +249,10 @@ def assumptions(args: argparse.Namespace) -> Iterator[str]:
         parts = [stage.config, *stage.settings]
         parts += ["images as stated" if stage.images else "images = train.num_steps x data.batch_size"]
         if stage.pictures:
-            parts += ["each picture (and its caption) encoded once, by the 4-channel VAE and T5-XXL in bfloat16"]
+            parts += [
+                "each picture (and its caption) encoded once, by the 4-channel VAE and T5-XXL in bfloat16, and where "
+                "it is aligned looked at once, by DINOv2 or EfficientNet-lite0 as the features' width says"
+            ]
         if stage.device_days:
             parts += ["device-days as stated, the utilisation follows from them"]
         if stage.images_per_second:

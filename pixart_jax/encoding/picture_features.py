@@ -23,6 +23,10 @@ from pixart_jax.models.dino import MEAN, STD
 from pixart_jax.models.efficientnet import NUM_FEATURES, EfficientNetLite
 
 KINDS = ("dino", "efficientnet-lite0")
+# Of each: features of a picture at most, and whether there may be more than tokens. EfficientNet-lite0 sees nothing in
+# small pictures: it is trained on 224 pixels, of which it makes seven by seven.
+GRIDS = {"dino": (256, False), "efficientnet-lite0": (49, True)}
+EFFICIENTNETS_CELL = 32
 # Pixels of a picture to one of the model's tokens along each side: its own grid, which features need not be finer than.
 PIXELS_PER_TOKEN = 16
 
@@ -51,11 +55,7 @@ class PictureFeatures:
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(a, b) of a picture of so many pixels: its tokens' grid, or where those are too many one of its shape."""
-        tokens = height / PIXELS_PER_TOKEN, width / PIXELS_PER_TOKEN
-        scale = math.sqrt(self.most / (tokens[0] * tokens[1]))
-        scale = scale if self.finer else min(scale, 1.0)
-        a, b = (max(round(side * scale), 1) for side in tokens)
-        return a, b
+        return feature_grid(height, width, self.most, self.finer)
 
     def bytes_per_picture(self, height: int, width: int) -> int:
         """What they take of a shard."""
@@ -83,6 +83,15 @@ class PictureFeatures:
         return f"{self.name}:{np.abs(self(ramp).astype(np.float32)).mean():.4e}"
 
 
+def feature_grid(height: int, width: int, most: int, finer: bool) -> tuple[int, int]:
+    """`PictureFeatures.grid`."""
+    tokens = height / PIXELS_PER_TOKEN, width / PIXELS_PER_TOKEN
+    scale = math.sqrt(most / (tokens[0] * tokens[1]))
+    scale = scale if finer else min(scale, 1.0)
+    a, b = (max(round(side * scale), 1) for side in tokens)
+    return a, b
+
+
 def open_features(kind: str, path: pathlib.Path) -> PictureFeatures:
     """A network with its weights.
 
@@ -102,10 +111,9 @@ def open_features(kind: str, path: pathlib.Path) -> PictureFeatures:
         network, params = load_dino(path)
         sizes = network.sizes
         apply = functools.partial(_dino, network)
-        return PictureFeatures(name, sizes.hidden_size, sizes.patch_size, 256, False, apply, jax.device_put(params))
+        return PictureFeatures(name, sizes.hidden_size, sizes.patch_size, *GRIDS[kind], apply, jax.device_put(params))
     params = jax.device_put(load_efficientnet(path))
-    # Trained on pictures of 224 pixels, of which it makes seven by seven features.
-    return PictureFeatures(name, NUM_FEATURES, 32, 49, True, _efficientnet, params)
+    return PictureFeatures(name, NUM_FEATURES, EFFICIENTNETS_CELL, *GRIDS[kind], _efficientnet, params)
 
 
 def _dino(network, params, pictures):

@@ -9,8 +9,10 @@ import pytest
 from pixart_jax.models.t5 import XXL
 from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.training.flops import count_flops
-from tools.cost import VAE, main
+from tools.cost import main
+from tools.encoder_costs import VAE
 
+ALIGNED = ("--config.align.weight=0.5", "--config.align.block=0")
 CONFIG = """
 from pixart_jax.config import default_config
 
@@ -97,10 +99,15 @@ def test_encoding_of_the_data(configs, capsys):
     t5 = 2 * 120 * XXL["num_layers"] * (4 * width * inner + 3 * width * XXL["d_ff"] + 2 * 120 * inner)
 
     stages = [option for config in configs for option in ("--config", config, "--pictures=1e6")]
+    stages += ["--config", configs[1], "--pictures=1e6", *ALIGNED]
+    # DINOv2's ViT-B/14, of 16 by 16 patches and a token more.
+    vit = 2 * 256 * 14**2 * 3 * 768 + 12 * (2 * 257 * 12 * 768**2 + 4 * 257**2 * 768)
     costs = run(capsys, "--hardware=h200", "--utilisation=0.5", *stages)["stages"]
-    assert [cost["name"] for cost in costs] == ["labels", "labels: encoding", "captions", "captions: encoding"]
+    names = ["labels", "labels: encoding", "captions", "captions: encoding", "captions", "captions: encoding"]
+    assert [cost["name"] for cost in costs] == names
     assert costs[1]["flops_per_image"] == pytest.approx(autoencoder, rel=0.01)
     assert costs[3]["flops_per_image"] == pytest.approx(autoencoder + t5, rel=0.01)
+    assert costs[5]["flops_per_image"] - costs[3]["flops_per_image"] == pytest.approx(vit, rel=0.01)
     assert costs[3]["device_days"] == pytest.approx(1e6 * costs[3]["flops_per_image"] / (989e12 * 0.5) / 86400)
 
 
@@ -119,6 +126,10 @@ def test_no_batch_is_too_large(configs, capsys):
         (["--utilisation=0.4"], "Give --hardware"),
         (["--device-days=3", "--pictures=10"], "Give --utilisation"),
         (["--hardware=h200", "--utilisation=0.4", "--pictures=10", "--config.model.text_dim=8"], "other features"),
+        (
+            ["--hardware=h200", "--utilisation=0.4", "--pictures=10", *ALIGNED, "--config.align.dim=8"],
+            "no network is known",
+        ),
         (["--device-days=3", "--config.model.dpeth=2"], "config.model.depth"),
         (["--device-days=3", "--config.model.depth=two"], "must be of type int"),
     ],
