@@ -121,7 +121,7 @@ def test_a_stage_can_start_from_the_one_before(name):
     assert {"x_embedder/kernel", "t_embedder/mlp_0/kernel"} <= copied and any("attn" in path for path in copied)
     if name in ("stage2_256", "mini_stage2"):
         assert any("cross_attn" in path for path in fresh)
-    elif name in ("stage3_1024", "mini_stage3"):
+    elif name in ("stage3_1024", "fast_alpha_1024", "mini_stage3"):
         assert fresh and all(path.startswith(("csize_embedder", "ar_embedder")) for path in fresh)
     else:
         assert all("y_embedding" in path for path in fresh)

@@ -28,6 +28,8 @@ TRAINED = {"stage1_256": 675e6, "lora_sigma_512": 13.77e6} | dict.fromkeys(
 TRAINED |= {name: 27.5e6 for name in PATHS if name.startswith("lcm_lora_")}
 # Student and score network.
 TRAINED |= dict.fromkeys(("dmd_alpha_512", "dmd_sigma_512"), 1222e6)
+# With a projector.
+TRAINED["fast_alpha_256"] = 619e6
 FULL_SIZE = [(name, {"data.batch_size": DEVICES} if name in SMALL else {}) for name in PATHS] + [
     (name, KV) for name in SIGMA
 ]
