@@ -76,8 +76,8 @@ def sigma_config(resolution):
 def fast_config(family, resolution):
     """PixArt of a family, "alpha" or "sigma", with what makes training cheaper (docs/cheap.md).
 
-    Half of the tokens pass the middle blocks by, but for the last tenth of the steps, in which the learning rate falls to
-    zero too; Muon; rectified flow. Rates are ours, and not tried at this size.
+    Half of the tokens pass the middle blocks by, but for the last tenth of the steps, in which the learning rate falls
+    to zero too; Muon; rectified flow. Rates are ours, and not tried at this size.
     """
     config = {"alpha": alpha_config, "sigma": sigma_config}[family](resolution)
     config.model.learn_sigma = False
