@@ -139,7 +139,7 @@ class HeldOutPictures:
             samples=self._held_out,
             manifest=self._held_out.manifest,
             decode=decode,
-            spec=batch_spec(config),
+            spec=dataclasses.replace(batch_spec(config), align_dim=0),
             sample_fn=make_sample_fn(target.fit(apply_of(self.model), schedule), schedule, sampler),
             guidance_scale=config.sample.guidance_scale,
             seed=config.seed,
