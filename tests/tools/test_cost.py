@@ -107,7 +107,7 @@ def test_encoding_of_the_data(configs, capsys):
     assert [cost["name"] for cost in costs] == names
     assert costs[1]["flops_per_image"] == pytest.approx(autoencoder, rel=0.01)
     assert costs[3]["flops_per_image"] == pytest.approx(autoencoder + t5, rel=0.01)
-    assert costs[5]["flops_per_image"] - costs[3]["flops_per_image"] == pytest.approx(vit, rel=0.01)
+    assert costs[5]["flops_per_image"] - costs[3]["flops_per_image"] == pytest.approx(vit, rel=0.02)
     assert costs[3]["device_days"] == pytest.approx(1e6 * costs[3]["flops_per_image"] / (989e12 * 0.5) / 86400)
 
 
