@@ -37,6 +37,7 @@ def check_config(config: ConfigDict) -> None:
         require(setting.range.holds(value), key, setting.range.cure)
     for check in (
         _optimizer_heeds_what_is_set,
+        _schedule_free_has_no_schedule,
         _schedule_has_where_to_end,
         _width_can_be_split,
         _resolution_is_whole_tokens,
@@ -70,6 +71,24 @@ def _optimizer_heeds_what_is_set(config: ConfigDict, require: Require) -> None:
         name != "muon" or config.adapter.kind != "lora",
         "optimizer.name",
         "Muon is for the blocks' own matrices, of which a LoRA trains none; set it to adamw",
+    )
+
+
+def _schedule_free_has_no_schedule(config: ConfigDict, require: Require) -> None:
+    optimizer = config.optimizer
+    if optimizer.name != "schedule_free":
+        return
+    require(
+        optimizer.schedule == "constant",
+        "optimizer.schedule",
+        "config.optimizer.name='schedule_free' averages in place of a decay, which would undo it; set it to 'constant'",
+    )
+    require(optimizer.b1 > 0, "optimizer.b1", "must be above 0: x's share of where gradients are taken")
+    require(
+        config.objective.kind not in DISTILLED,
+        "optimizer.name",
+        "a student is compared with what it was a step before, which 'schedule_free' evaluates elsewhere than it takes "
+        "gradients; set it to adamw",
     )
 
 

@@ -233,7 +233,8 @@ SETTINGS = {
     "diffusion": DIFFUSION,
     "optimizer": {
         # "adamw" (α), "came" (Σ, whose weight_decay is 0), or "muon" for the matrices of the blocks and AdamW for the
-        # rest, with AdamW's learning rate and weight decay (optimizers.muon).
+        # rest, with AdamW's learning rate and weight decay (optimizers.muon), or "schedule_free", AdamW that averages
+        # in place of a schedule's decay (optimizers.schedule_free).
         "name": Setting("adamw", one_of(*OPTIMIZERS)),
         "learning_rate": Setting(2e-5, POSITIVE),
         # "none", or the reference's rules for the global batch B: "sqrt" (·√(B/256), on in all its configs but

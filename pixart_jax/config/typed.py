@@ -43,6 +43,7 @@ from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.optimizers.muon import MuonSpec
 from pixart_jax.optimizers.power_averages import keeping_averages
+from pixart_jax.optimizers.schedule_free import settled
 from pixart_jax.optimizers.two_networks import in_turns, two_networks
 from pixart_jax.samplers import guidance_of
 from pixart_jax.samplers.program import EMBEDDED
@@ -278,7 +279,7 @@ def build_tx(config: ConfigDict) -> optax.GradientTransformation:
     spec, objective = optimizer_spec(config), config.objective
     if objective.kind != "distribution_matching":
         tx = build_optimizer(spec)
-        return keeping_averages(tx, average_lengths(config), _without_helpers) if config.average.every else tx
+        return keeping_averages(tx, average_lengths(config), _evaluated) if config.average.every else tx
     fake = dataclasses.replace(spec, learning_rate=objective.fake_learning_rate or spec.learning_rate)
     student = in_turns(build_optimizer(spec, objective.fake_updates), objective.fake_updates)
     return two_networks(student, build_optimizer(fake), FAKE)
@@ -289,9 +290,9 @@ def average_lengths(config: ConfigDict) -> list[float]:
     return [float(part) for part in listed(config.average.sigma_rel)]
 
 
-def _without_helpers(params, _):
-    """What `Adapter.drawn` leaves of a trained half."""
-    return {name: part for name, part in params.items() if name not in HELPERS}
+def _evaluated(params, opt_state):
+    """What `Adapter.drawn` leaves of a trained half, as it is evaluated."""
+    return {name: part for name, part in settled(opt_state, params).items() if name not in HELPERS}
 
 
 def mesh_spec(config: ConfigDict) -> MeshSpec:

@@ -66,6 +66,16 @@ def _refuse_guided(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
+def require_evaluated(workdir: pathlib.Path, config: ConfigDict, *, ema: bool) -> None:
+    """Raises InputError for raw parameters that are not those that are evaluated."""
+    if not ema and config.optimizer.name == "schedule_free":
+        raise InputError(
+            f"{workdir}: config.optimizer.name='schedule_free' takes gradients at its raw weights and evaluates "
+            "others, which the averaged ones are of; leave out --no-ema and config.init.weights='raw' (a run with "
+            "config.train.ema_decay=0 has those alone)"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunArrays:
     """What of a checkpoint is trained, each array read when it is asked for.
@@ -91,6 +101,7 @@ def open_arrays_of_run(
       shapes: of it, by '/'-joined path.
       ema, step: as in `load_run`, and so are the errors.
     """
+    require_evaluated(workdir, load_config(workdir), ema=ema)
     checkpoints = Checkpoints(workdir, read_only=True)
     item = "ema_params" if ema else "params"
 

@@ -14,6 +14,7 @@ from pixart_jax.adapters.adapter import Params
 from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance, target_of
+from pixart_jax.conversion.runs import require_evaluated
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.decoding import to_float
 from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, Manifest, read_manifest
@@ -192,6 +193,7 @@ def open_run(
       The fields, and directories by kind, or None, of encoders whose fields are left to the caller.
     """
     config = load_config(workdir)
+    require_evaluated(workdir, config, ema=ema)
     # Whatever the run's machine computed attention with, this one may not have.
     model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
     encoders = workdir / ENCODERS

@@ -11,8 +11,9 @@ import optax
 
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
 from pixart_jax.optimizers.muon import MuonSpec, scale_by_muon_and_adam
+from pixart_jax.optimizers.schedule_free import schedule_free_adamw
 
-OPTIMIZERS = ("adamw", "came", "muon")
+OPTIMIZERS = ("adamw", "came", "muon", "schedule_free")
 LR_SCALINGS = ("none", "sqrt", "linear")
 SCHEDULES = ("constant", "cosine", "cosine_decay_to_constant", "warmup_stable_decay")
 
@@ -24,7 +25,7 @@ _DECAY_SHARE = 0.667
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW, CAME or Muon with global-norm clipping and a linear warm-up.
+    """AdamW, CAME, Muon or schedule-free AdamW with global-norm clipping and a linear warm-up.
 
     Attributes:
       name: one of OPTIMIZERS.
@@ -34,7 +35,8 @@ class OptimizerSpec:
       schedule: one of SCHEDULES, see `learning_rate_schedule`.
       decay_share: of `num_steps`, the last, in which "warmup_stable_decay" falls.
       warmup_steps, num_steps: optimizer steps, however many microbatches, devices or processes share one.
-      b1, b2: decay rates of AdamW and CAME, and of what Muon leaves to AdamW.
+      b1, b2: decay rates of AdamW and CAME, and of what Muon leaves to AdamW; b1 of the schedule-free one is x's share
+        of where gradients are taken.
       eps: AdamW's.
       came, muon: CAME's own and Muon's.
       weight_decay: decoupled, times the learning rate; every parameter decays, biases and tables too, except the null
@@ -113,6 +115,10 @@ def build_optimizer(spec: OptimizerSpec, every: int = 1) -> optax.GradientTransf
       every: it is called once in so many of the steps that the schedule counts.
     """
     rate = learning_rate_schedule(spec)
+    if spec.name == "schedule_free":
+        how = {"b1": spec.b1, "b2": spec.b2, "eps": spec.eps, "weight_decay": spec.weight_decay}
+        clip = optax.clip_by_global_norm(spec.grad_clip)
+        return optax.chain(clip, schedule_free_adamw(rate, decay_mask=decay_mask, **how))
     if spec.name == "adamw":
         scale = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
     elif spec.name == "muon":

@@ -13,6 +13,7 @@ from pixart_jax.adapters.adapter import Params
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.devices.offload import to_device, to_memory_of
 from pixart_jax.objectives.objective import Batch, Gradients, Held, Metrics
+from pixart_jax.optimizers.schedule_free import settled
 from pixart_jax.rng import stream_key
 
 # (state, frozen half, batch) -> (state, metrics)
@@ -72,7 +73,8 @@ def make_train_step(
         updates, opt_state = tx.update(grads, to_device(state.opt_state), state.params)
         params = optax.apply_updates(state.params, updates)
         rate = ema_rate(ema_decay, ema_warmup, state.step)
-        ema_params = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, drawn(params))
+        evaluated = drawn(settled(opt_state, params))
+        ema_params = jax.tree.map(lambda ema, p: ema + rate * (p - ema), state.ema_params, evaluated)
         metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)

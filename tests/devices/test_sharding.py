@@ -162,10 +162,13 @@ def by_path(specs):
     return {jax.tree_util.keystr(path): spec for path, spec in leaves}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "came", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "came", "muon", "schedule_free"])
 def test_optimizer_state_and_ema_lie_where_their_parameters_lie(optimizer):
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state_of(SPLIT, optimizer))
     assert specs.params == specs.ema_params
+    if optimizer == "schedule_free":
+        assert specs.opt_state[1][0].z == specs.params
+        return
     # Muon's in two parts, of matrices and of the rest.
     parts = [s for s in jax.tree.leaves(specs.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
     assert len(parts) == (2 if optimizer == "muon" else 1)

@@ -15,11 +15,13 @@ from tiny_run import read_metrics, run_python, tiny_config, write_data
 
 from pixart_jax.config import build_model, check_config, default_config, optimizer_spec
 from pixart_jax.conversion.names.pixart import revert_pixart
+from pixart_jax.conversion.runs import require_evaluated
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.models.params import init_params
 from pixart_jax.optimizers import build_optimizer, learning_rate_schedule
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
+from pixart_jax.optimizers.schedule_free import settled
 from pixart_jax.training.loop import train_and_evaluate
 
 STEPS, WARMUP, LEARNING_RATE, BATCH = 50, 10, 0.02, 1024
@@ -173,7 +175,26 @@ def test_fifty_steps_of_muon():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize(("name", "per_parameter"), [("muon", 4.11), ("adamw", 8.0)])
+def test_fifty_steps_without_a_schedule():
+    """As `optax.contrib.schedule_free_adamw`, where gradients are taken and where is evaluated; data do not move."""
+    config = small_config(name="schedule_free", weight_decay=0.03, grad_clip=1e9)
+    check_config(config)
+    params, null_caption = small_params(), "y_embedder/y_embedding"
+    ours, state = train(build_optimizer(optimizer_spec(config)), params, random_gradients(params))
+    rate = optax.join_schedules([optax.linear_schedule(0, LEARNING_RATE, WARMUP), lambda _: LEARNING_RATE], [WARMUP])
+    tx = optax.contrib.schedule_free_adamw(rate, b1=0.9, b2=0.999, eps=1e-10, weight_decay=0.03)
+    theirs, their_state = train(tx, params, random_gradients(params))
+    evaluated = flat(optax.contrib.schedule_free_eval_params(their_state, theirs))
+    before, found = flat(params), flat(settled(state, ours))
+    for name in before.keys() - {null_caption}:
+        for got, wanted in ((found[name], evaluated[name]), (flat(ours)[name], flat(theirs)[name])):
+            change = np.abs(wanted - before[name]).max()
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * change, err_msg=name)
+    for tree in (ours, settled(state, ours)):
+        np.testing.assert_array_equal(flat(tree)[null_caption], before[null_caption])
+
+
+@pytest.mark.parametrize(("name", "per_parameter"), [("muon", 4.11), ("adamw", 8.0), ("schedule_free", 8.0)])
 def test_bytes_of_state(name, per_parameter):
     """Of a parameter of an XL/2; 4.11 is in Muon's docstring."""
     config = default_config()
@@ -260,7 +281,7 @@ def test_reference_example_of_a_scaled_rate():
 @pytest.mark.parametrize(
     "settings,message",
     [
-        ({"name": "lion"}, r"config.optimizer.name = 'lion': must be one of adamw, came, muon"),
+        ({"name": "lion"}, r"config.optimizer.name = 'lion': must be one of adamw, came, muon, schedule_free"),
         ({"lr_scaling": "cube"}, r"config.optimizer.lr_scaling = 'cube': must be one of none, sqrt, linear"),
         ({"name": "came", "eps": 1e-8}, r"config.optimizer.eps = 1e-08: .*'came' does not heed it; leave it at 1e-10"),
         ({"came": {"b3": 0.99}}, r"config.optimizer.came.b3 = 0.99: .*'adamw' does not heed it; leave it at 0.9999"),
@@ -270,6 +291,11 @@ def test_reference_example_of_a_scaled_rate():
         ({"name": "came", "came": {"eps1": 0.0}}, r"config.optimizer.came.eps1 = 0.0: must be positive"),
         ({"b2": 1.0}, r"config.optimizer.b2 = 1.0: must lie in \[0, 1\)"),
         ({"weight_decay": -0.1}, r"config.optimizer.weight_decay = -0.1: must not be negative"),
+        (
+            {"name": "schedule_free", "schedule": "cosine"},
+            r"optimizer.schedule = 'cosine': .*in place of a decay",
+        ),
+        ({"name": "schedule_free", "b1": 0.0}, r"config.optimizer.b1 = 0.0: must be above 0"),
         ({"schedule": "cosine_decay_to_constant"}, r"config.optimizer.schedule = .*needs config.optimizer.lr_scaling"),
     ],
 )
@@ -291,17 +317,19 @@ def run_config(data, name, num_steps):
     config.optimizer.update(
         {"name": name, "eps": 1e-10, "learning_rate": 1e-2, "lr_scaling": "sqrt", "weight_decay": 0.0}
     )
-    config.train.update({"num_steps": num_steps, "log_every": 25, "checkpoint_every": 100})
+    config.train.update({"num_steps": num_steps, "log_every": 25, "checkpoint_every": 100, "ema_decay": 0.0})
     config.sample.every = 0
     return config
 
 
-@pytest.mark.parametrize("name", ["came", "muon"])
+@pytest.mark.parametrize("name", ["came", "muon", "schedule_free"])
 def test_learns_and_resumes(name, tmp_path):
     config = run_config(write_data(tmp_path / "data"), name, 200)
     whole = train_and_evaluate(config, str(tmp_path / "run"))
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["mse"] < 0.8 * rows[0]["mse"], rows
+    # An average that forgets at once is what is evaluated.
+    jax.tree.map(np.testing.assert_allclose, whole.ema_params, settled(whole.opt_state, whole.params))
     assert rows[-1]["learning_rate"] == pytest.approx(1e-2 * (8 / 256) ** 0.5)
     # As if it had been killed after step 100.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "200")
@@ -355,7 +383,16 @@ print(json.dumps(figures))
 """
 
 
-@pytest.mark.parametrize("name", ["came", "muon"])
+def test_raw_weights_without_a_schedule_are_not_drawn_with(tmp_path):
+    config = run_config(write_data(tmp_path / "data"), "schedule_free", 1)
+    with pytest.raises(
+        InputError, match=r"run: config.optimizer.name='schedule_free' takes gradients at its raw weights"
+    ):
+        require_evaluated(tmp_path / "run", config, ema=False)
+    require_evaluated(tmp_path / "run", config, ema=True)
+
+
+@pytest.mark.parametrize("name", ["came", "muon", "schedule_free"])
 def test_four_devices_update_as_one_does(name, tmp_path):
     """Sharded four ways: the state stays where it was born, EMA included, and updates are those of one device."""
     figures = json.loads(run_python("-c", FOUR_DEVICES, tmp_path, name, devices=4).splitlines()[-1])
