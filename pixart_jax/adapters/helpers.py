@@ -2,6 +2,7 @@
 
 from pixart_jax.adapters.aligned import PROJECTOR
 from pixart_jax.adapters.followed import FAKE
+from pixart_jax.adapters.weighed import UNCERTAINTY
 
 # Of a trained half, names that `Adapter.drawn` leaves out.
-HELPERS = (FAKE, PROJECTOR)
+HELPERS = (FAKE, PROJECTOR, UNCERTAINTY)

@@ -280,6 +280,8 @@ SETTINGS = {
         # Weighs the noise's error by min(SNR, γ)/SNR, which spares the steps with hardly any noise, and that of other
         # predictions so that the picture's counts as much; 5 is usual, 0 is off. With data.prior_source the subject's.
         "min_snr_gamma": Setting(0.0, NOT_NEGATIVE),
+        # EDM2's weights: at each noise level the error over what a small network, trained beside, expects of it there.
+        "learned_weights": Setting(False),
         # Of the class's loss beside the subject's, with data.prior_source.
         "prior_weight": Setting(1.0, NOT_NEGATIVE),
         "log_every": Setting(100, AT_LEAST_ONE),

@@ -75,3 +75,21 @@ def averages_fit(config: ConfigDict, require: Require) -> None:
         "keeps averages of a whole model that learns to denoise, which tools.average makes models of; an adapter's or "
         "a student's have the exponential one alone: set it to 0",
     )
+
+
+def learned_weights_fit(config: ConfigDict, require: Require) -> None:
+    """Refuses learned weights beside others, and of what is no training of a whole model from noise."""
+    train = config.train
+    if not train.learned_weights:
+        return
+    for is_free, what in (
+        (config.adapter.kind == "full", "config.adapter.kind trains an adapter"),
+        (config.objective.kind == "denoising", "config.objective.kind distils"),
+        (not train.snr_loss, "config.train.snr_loss measures another error"),
+        (not train.min_snr_gamma, "config.train.min_snr_gamma weighs it already"),
+        (not config.data.prior_source, "config.data.prior_source adds a loss with a weight of its own"),
+        (not config.align.weight, "config.align.weight has a network beside the model already"),
+        (config.optimizer.name != "schedule_free", "config.optimizer.name='schedule_free' has one network alone"),
+    ):
+        cure = f"weighs the error of a whole model's prediction, and {what}; set one of them"
+        require(is_free, "train.learned_weights", cure)

@@ -21,6 +21,7 @@ from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.adapters.layers import REFERENCE_TARGETS, require_patterns
 from pixart_jax.adapters.lora import Lora, LoraSpec
 from pixart_jax.adapters.taught import Taught
+from pixart_jax.adapters.weighed import UNCERTAINTY, Weighed
 from pixart_jax.config.declaration import listed
 from pixart_jax.config.defaults import DISTILLED, ConfigDict
 from pixart_jax.config.processes import timesteps_of
@@ -39,6 +40,7 @@ from pixart_jax.objectives.denoising import diffusion_loss
 from pixart_jax.objectives.distribution_matching import Distance, DistributionMatching, latent_distance
 from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
+from pixart_jax.objectives.uncertainty import uncertain_loss
 from pixart_jax.optimizers import OptimizerSpec, build_optimizer
 from pixart_jax.optimizers.came import CameSpec
 from pixart_jax.optimizers.muon import MuonSpec
@@ -109,7 +111,7 @@ def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
         widths = (model.hidden_size, config.align.width, config.align.dim)
         looked_at = functools.partial(forward, model, route=route, tap=config.align.block)
         return Aligned(apply, looked_at, widths, jnp.dtype(config.dtype))
-    return Full(apply)
+    return Weighed(apply) if config.train.learned_weights else Full(apply)
 
 
 def _guided(config: ConfigDict, model: PixArt, student: Taught | Lora) -> Adapter:
@@ -224,6 +226,9 @@ def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
             huber_c=objective.huber_c,
             solver_steps=objective.solver_steps,
         )
+    if isinstance(adapter, Weighed):
+        how = {"prediction": config.diffusion.prediction, "timesteps": timesteps_of(config)}
+        return uncertain_loss(adapter, linear_schedule(), **how)
     loss_of = functools.partial(_denoising, config)
     # At 0 the run's last part, which goes on without.
     if isinstance(adapter, Aligned) and config.align.until:
@@ -279,6 +284,10 @@ def build_tx(config: ConfigDict) -> optax.GradientTransformation:
     spec, objective = optimizer_spec(config), config.objective
     if objective.kind != "distribution_matching":
         tx = build_optimizer(spec)
+        if config.train.learned_weights:
+            # With a norm of its own to clip, and nothing that pulls it to 0.
+            beside = dataclasses.replace(spec, name="adamw", weight_decay=0.0)
+            tx = two_networks(tx, build_optimizer(beside), UNCERTAINTY)
         return keeping_averages(tx, average_lengths(config), _evaluated) if config.average.every else tx
     fake = dataclasses.replace(spec, learning_rate=objective.fake_learning_rate or spec.learning_rate)
     student = in_turns(build_optimizer(spec, objective.fake_updates), objective.fake_updates)

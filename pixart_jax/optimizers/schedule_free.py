@@ -45,7 +45,7 @@ def schedule_free_adamw(
 
 
 def settled(opt_state: optax.OptState, params: Any) -> Any:
-    """The parameters that are evaluated, averaged and drawn with: x of `schedule_free_adamw`; of other optimizers, where
+    """The parameters that are evaluated, averaged and drawn with: x of `schedule_free_adamw`; else those at which
     gradients are taken.
 
     `optax.contrib.schedule_free_eval_params` in a form that is exact where y and z are equal.
