@@ -24,8 +24,8 @@ MESHES = (
     ("full", {"data": 8}),
     ("full", {"data": 2, "fsdp": 2, "tensor": 2}),
     ("full", {"fsdp": 2, "context": 4}),
-    # Half of the tokens pass the first block by; matrices are Muon's.
-    ("routed muon", {"fsdp": 2, "context": 4}),
+    # Half of the tokens pass the first block by; matrices are Muon's, and the loss's weights learnt.
+    ("routed muon weighed", {"fsdp": 2, "context": 4}),
     # Beside a projector, which is trained too.
     ("aligned", {"fsdp": 2, "context": 4}),
     # Whose frozen half is split too; "lora" is DoRA with dropout.
@@ -56,8 +56,8 @@ def make_config(mesh, adapter):
         config.diffusion.update({"prediction": "flow", "timesteps": "logit_normal", "shift": 2.0})
         config.model.learn_sigma = False
         config.train.min_snr_gamma = 5.0
-    elif adapter == "routed muon":
-        config.optimizer.name = "muon"
+    elif adapter == "routed muon weighed":
+        config.optimizer.name, config.train.learned_weights = "muon", True
         config.model.route.update({"ratio": 0.5, "first": 0, "last": 0, "form": "sprint"})
     elif adapter == "aligned":
         config.align.update({"weight": 0.5, "block": 1, "dim": 8, "width": 16})
