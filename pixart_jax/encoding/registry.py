@@ -6,24 +6,69 @@ A data set names its two encoders in the manifest and keeps their files beside t
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 import os
 import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
 
 from pixart_jax.data.shards.manifest import MANIFEST_FILE, Manifest, manifest_text, read_manifest
 from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
+from pixart_jax.encoding.minilm import FILES as MINILM_FILES
+from pixart_jax.encoding.minilm import MiniLM
 from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 LINEAR_AUTOENCODER_FILE = "autoencoder.npz"
 
+
+class TextEncoder(Protocol):
+    """What a data set keeps to encode captions with.
+
+    Attributes:
+      dim: width of the features.
+      max_tokens: text positions of every encoded caption.
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def encode(self, captions: Sequence[str], /) -> tuple[np.ndarray, np.ndarray]:
+        """B captions to f32[B, max_tokens, dim], zero after each one's last token, and i32[B], their lengths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptTextEncoder:
+    """A kind of text encoder that lies beside the data: its files there, and what opens their folder."""
+
+    files: tuple[str, ...]
+    load: Callable[[str | os.PathLike], TextEncoder]
+
+
+# By the manifest's name.
+_TEXT_ENCODERS = {
+    "words": KeptTextEncoder(WORD_ENCODER_FILES, WordEncoder.load),
+    "minilm": KeptTextEncoder(MINILM_FILES, MiniLM.load),
+}
+
 # How a run and a sampler are told where converted encoders are.
 _CONVERTED = {
     "vae": "--vae; in training config.data.vae",
     "text_encoder": "--text-encoder; in training config.data.text_encoder",
 }
+
+
+def kept_encoders(manifest: Manifest) -> dict[str, bool]:
+    """By kind, whether the encoder that made a data set lies beside it; else it is a converted one, to be named."""
+    return {"text_encoder": manifest.text_encoder in _TEXT_ENCODERS, "vae": manifest.autoencoder == "linear"}
 
 
 def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str | os.PathLike) -> None:
@@ -37,7 +82,7 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
     """
     data_dir, target = pathlib.Path(data_dir), pathlib.Path(target)
     files = [LINEAR_AUTOENCODER_FILE] if manifest.autoencoder == "linear" else []
-    files += [*WORD_ENCODER_FILES] if manifest.text_encoder == "words" else []
+    files += _TEXT_ENCODERS[manifest.text_encoder].files if manifest.text_encoder in _TEXT_ENCODERS else ()
     files = [file for file in files if (data_dir / file).exists()]
     for file in files:
         if (target / file).exists() and (target / file).read_bytes() != (data_dir / file).read_bytes():
@@ -56,7 +101,7 @@ def copy_own_encoders(folder: pathlib.Path, target: pathlib.Path) -> None:
     if not (folder / MANIFEST_FILE).is_file():
         return
     manifest = read_manifest(folder, may_be_empty=True)
-    if manifest.text_encoder == "words" or manifest.autoencoder == "linear":
+    if any(kept_encoders(manifest).values()):
         copy_encoders(folder, manifest, target)
 
 
@@ -101,18 +146,19 @@ def load_autoencoder(data_dir: str | os.PathLike, manifest: Manifest) -> LinearA
     return autoencoder
 
 
-def load_text_encoder(data_dir: str | os.PathLike, manifest: Manifest) -> WordEncoder:
+def load_text_encoder(data_dir: str | os.PathLike, manifest: Manifest) -> TextEncoder:
     """The text encoder that made the text features of a data set.
 
     Raises:
       InputError: `manifest.text_encoder` is a name not known here, or its files are missing or do not fit the manifest.
     """
-    if manifest.text_encoder != "words":
+    if manifest.text_encoder not in _TEXT_ENCODERS:
+        known = " and ".join(f'"{name}"' for name in _TEXT_ENCODERS)
         raise InputError(
-            f'{data_dir}: manifest.json names text_encoder "{manifest.text_encoder}", and only "words" is known here; '
+            f'{data_dir}: manifest.json names text_encoder "{manifest.text_encoder}", and only {known} are known here; '
             f"encode the data with it, or name a converted text encoder ({_CONVERTED['text_encoder']})"
         )
-    encoder = WordEncoder.load(data_dir)
+    encoder = _TEXT_ENCODERS[manifest.text_encoder].load(data_dir)
     _check_fit(data_dir, "text_dim", encoder.dim, manifest)
     _check_fit(data_dir, "max_text_tokens", encoder.max_tokens, manifest)
     return encoder

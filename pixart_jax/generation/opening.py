@@ -20,7 +20,7 @@ from pixart_jax.data.decoding import to_float
 from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, Manifest, read_manifest
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
-from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
+from pixart_jax.encoding.registry import kept_encoders, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.generation.adaptation import CONTROL_NEEDS
 from pixart_jax.generation.adapted_run import open_adapted_run
@@ -112,7 +112,7 @@ def _beside(directory: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, A
     encoders = directory / ENCODERS
     if (encoders / MANIFEST_FILE).exists():
         manifest = read_manifest(encoders, may_be_empty=True)
-        own = {"text_encoder": manifest.text_encoder == "words", "vae": manifest.autoencoder == "linear"}
+        own = kept_encoders(manifest)
         kept = [kind for kind, is_own in own.items() if is_own and not given[kind] and not (directory / kind).is_dir()]
     found = {kind: None if kind in kept else given[kind] or directory / kind for kind in given}
     return found, _kept_encoders(encoders, manifest, kept) if kept else {}

@@ -12,6 +12,7 @@ from absl import logging
 from pixart_jax.commands import command
 from pixart_jax.config import ConfigDict
 from pixart_jax.data.shards.manifest import Manifest
+from pixart_jax.encoding.registry import kept_encoders
 from pixart_jax.encoding.told import KINDS, find_told
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import read_fields
@@ -33,7 +34,7 @@ def encoders_of_run(
     Raises:
       InputError: one is missing; with the whole command that names it.
     """
-    kept = {"text_encoder": manifest.text_encoder == "words", "vae": manifest.autoencoder == "linear"}
+    kept = kept_encoders(manifest)
     found, why = dict(given), {}
     recorded = _recorded(workdir)
     for kind, name in KINDS.items():

@@ -10,6 +10,7 @@ from pixart_jax.commands import command, training_command
 from pixart_jax.config import ConfigDict
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import SampleSource
+from pixart_jax.encoding.registry import kept_encoders
 
 # Samples among which the shortest caption is looked for, and its words that are enough for a prompt.
 _SAMPLES, _WORDS = 16, 16
@@ -68,11 +69,12 @@ def _caption(samples: SampleSource) -> str | None:
 def _encoders(config: ConfigDict, manifest: Manifest) -> dict[str, str | None]:
     """Options of tools.sample for what the workdir does not hold, and their folders where the run was told them."""
     found: dict[str, str | None] = {}
-    if manifest.text_encoder != "words":
+    kept = kept_encoders(manifest)
+    if not kept["text_encoder"]:
         found["text-encoder"] = _first_folder(
             config.data.text_encoder, config.init.null_text, _beside(config.init_from, "text_encoder")
         )
-    if manifest.autoencoder != "linear":
+    if not kept["vae"]:
         found["vae"] = _first_folder(config.data.vae, _beside(config.init_from, "vae"))
     return found
 

@@ -26,12 +26,14 @@ GROUPS = {
     "quickstart": (),
 }
 # Trained in tests/generation/test_lora_drawing.py, tests/training/test_controlnet_runs.py and test_distillation.py; the
-# fast ones' settings, all together, in tests/tools/test_recipe.py.
+# fast ones' settings, all together, in tests/tools/test_recipe.py; the gallery in tests/tools/test_gallery.py, and at
+# 256 px it differs in sizes.
 ADAPTED = (
     *("lora_sigma_512", "controlnet_alpha_1024", "controlnet_sigma_512"),
     *(f"lcm_{kind}{family}_{size}" for kind in ("", "lora_") for family in ("alpha", "sigma") for size in (512, 1024)),
     *("dmd_alpha_512", "dmd_sigma_512"),
     *(f"fast_{family}_{size}" for family in ("alpha", "sigma") for size in (256, 512, 1024)),
+    *("gallery", "gallery_256"),
 )
 # They change no program and nothing that a run does: numbers, and what only a run heeds that starts from weights, or
 # evaluates, which none of these does. Of the average's warm-up the demo runs with, and the stages without.

@@ -14,9 +14,9 @@ from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.prompts import EncodeText, configured_prompts, prompt_samples
 from pixart_jax.data.shards.manifest import Manifest
 from pixart_jax.data.shards.records import Sample
-from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.encoding.pretrained import Autoencoder, T5TextEncoder, local_mesh
+from pixart_jax.encoding.registry import TextEncoder
 from pixart_jax.tokens import same_latent_scale
 from pixart_jax.training.inputs.base import ENCODED_AT_A_TIME
 
@@ -58,7 +58,7 @@ def open_prompts(
     config: ConfigDict,
     spec: BatchSpec,
     manifest: Manifest,
-    load_words: Callable[[], WordEncoder] | None,
+    load_words: Callable[[], TextEncoder] | None,
     t5: T5TextEncoder | None = None,
 ) -> Callable[[], list[Sample]] | None:
     """See `TrainingData.prompts`.
@@ -89,7 +89,7 @@ def open_prompts(
     return functools.partial(prompt_samples, prompts, encode, manifest, config.model.resolution)
 
 
-def _words_trimmed(words: WordEncoder, captions: Sequence[str]) -> list[np.ndarray]:
+def _words_trimmed(words: TextEncoder, captions: Sequence[str]) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(*words.encode(captions), strict=True)]
 
 
