@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 import safetensors.numpy
@@ -117,19 +119,16 @@ class MiniLM:
 
 def _as_linen(arrays: dict[str, np.ndarray], where: str) -> tuple[Bert, dict[str, Any]]:
     """The model that arrays of transformers' BertModel are of, and its variables."""
-    params: dict[str, dict[str, np.ndarray]] = {}
+    flat: dict[tuple[str, ...], np.ndarray] = {}
     for name in arrays.keys() - _UNUSED:
         module, _, leaf = name.rpartition(".")
         array = arrays[name].astype(np.float32)
         if leaf == "weight":
             norm, table = module.endswith("LayerNorm"), module.endswith("_embeddings")
             leaf, array = ("scale", array) if norm else ("embedding", array) if table else ("kernel", array.T)
-        path = module.split(".")
-        if path[:2] == ["encoder", "layer"]:
-            within = params.setdefault(".".join(path[:3]), {})
-            within.setdefault(".".join(path[3:]), {})[leaf] = array  # type: ignore[call-overload]
-        else:
-            params.setdefault(module, {})[leaf] = array
+        layer = re.match(r"(encoder\.layer\.\d+)\.(.+)", module)
+        flat[*(layer.groups() if layer else [module]), leaf] = array
+    params = flax.traverse_util.unflatten_dict(flat)
     try:
         vocab_size, hidden_size = params["embeddings.word_embeddings"]["embedding"].shape
         model = Bert(

@@ -15,7 +15,7 @@ from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import Manifest, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import WordEncoder
-from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
+from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.files.typed_json import read_fields
@@ -62,9 +62,7 @@ class Glyphs:
             captions = [glyph["caption"] for glyph in fields["glyphs"]]
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder / RECIPE_FILE}: its glyphs have no captions; {cure}") from error
-        glyphs = cls(
-            folder, font, manifest, load_autoencoder(folder, manifest), load_text_encoder(folder, manifest), captions
-        )
+        glyphs = cls(folder, font, manifest, load_autoencoder(folder, manifest), WordEncoder.load(folder), captions)
         if [glyph.caption for glyph in glyphs.known] != list(captions):
             raise InputError(f"{folder} was drawn with another font; name it (--font), or delete the data: {cure}")
         return glyphs
