@@ -28,8 +28,8 @@ def get_config():
             "scan_unroll": 6,
         }
     )
-    # A token has 256 numbers, more than the model is wide: noise does not pass through it, a picture's few directions do
-    # (Li & He 2025, arXiv:2511.13720). Trained on eps it drew nothing but noise.
+    # A token has 256 numbers, more than the model is wide: noise does not pass through, and a picture has fewer
+    # directions (Li & He 2025, arXiv:2511.13720). Trained on eps it drew nothing but noise.
     config.diffusion.prediction = "x0"
     config.data.source = "data/gallery/train"
     config.data.batch_size = 64
