@@ -51,7 +51,7 @@ from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
 from pixart_jax.training.flops import forward_flops
-from pixart_jax.training.memory import settle_remat
+from pixart_jax.training.memory import settle
 from pixart_jax.training.program import Program
 
 from .aot_cycles import estimate
@@ -150,7 +150,7 @@ def compile_case(case: Case) -> dict:
             config.mesh.fsdp = default_fsdp(config, topology)
         mesh = make_mesh(mesh_spec(config), devices)
         shapes = synthetic_shapes(config, mesh, training_batch)
-        config, _ = settle_remat(config, mesh, shapes, limit=topology.hardware.memory_bytes)
+        config, _ = settle(config, mesh, shapes, limit=topology.hardware.memory_bytes)
         lowered = Program(config, mesh).lower(shapes)
         flops = train_flops(config)
         executed = flops + recomputed_flops(config, flops)

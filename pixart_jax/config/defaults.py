@@ -120,8 +120,10 @@ SETTINGS = {
         # What the backward pass recomputes: a key of models.remat.REMAT_POLICIES; "auto" is the lightest that fits into
         # the devices' memory (training.memory).
         "remat": Setting(AUTO, one_of(AUTO, *BY_WEIGHT)),
-        # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster.
-        "scan_unroll": Setting(1, within(1, 1 << 10)),
+        # Blocks per iteration of the loop over blocks: more compile longer and, on CPU, run faster. With all of them
+        # the compiler decides what of "dots" is computed again. 0: all in a training step on TPUs, else one
+        # (training.memory).
+        "scan_unroll": Setting(0, within(0, 1 << 10)),
         # One of models.attention.IMPLEMENTATIONS; "auto" takes the platform's kernel where the shapes suit it.
         "attention": Setting("auto", one_of(*IMPLEMENTATIONS)),
         "route": ROUTE,

@@ -79,11 +79,11 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
         qk_norm=config.model.qk_norm,
         adaln=config.model.adaln,
         learn_sigma=config.model.learn_sigma,
-        # Undecided it is drawn with, or trained where memory is no question: `training.memory.settle_remat`.
+        # Undecided, here and below, it is drawn with, or trained on a CPU: `training.memory.settle`.
         remat="none" if config.model.remat == AUTO else config.model.remat,
         attention=AttentionSpec(config.model.attention, mesh),
         dtype=jnp.dtype(config.dtype),
-        scan_unroll=config.model.scan_unroll,
+        scan_unroll=max(config.model.scan_unroll, 1),
     )
 
 

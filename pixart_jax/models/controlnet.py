@@ -59,13 +59,14 @@ class ControlNet(nn.Module):
         x = x + nn.Dense(base.hidden_size, kernel_init=zeros, dtype=base.dtype, name="before_proj")(control)
         found = []
         for name, length, ratio in self.stacks():
+            unroll = min(base.scan_unroll, length)
             x, residuals = nn.scan(
-                rematerialized(ControlBlock, base.remat),
+                rematerialized(ControlBlock, base.remat, unroll=unroll, length=length),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
                 length=length,
-                unroll=min(base.scan_unroll, length),
+                unroll=unroll,
             )(**base.block_fields(ratio), name=name)(x, None, cond)
             found.append(residuals)
         residuals = found[0] if len(found) == 1 else jnp.concatenate(found)

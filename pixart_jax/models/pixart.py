@@ -33,7 +33,7 @@ from pixart_jax.models.layers import (
     xavier,
     zeros,
 )
-from pixart_jax.models.remat import REMAT_POLICIES
+from pixart_jax.models.remat import remat_options
 
 
 class Size(TypedDict):
@@ -125,12 +125,9 @@ class Block(nn.Module):
         return constrain(x + (gate_mlp * hidden).astype(x.dtype), mesh, ROWS, TOKENS, WHOLE), None
 
 
-def rematerialized(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """The block class with a policy of `remat.REMAT_POLICIES`, to be scanned."""
-    if policy == "none":
-        return block
-    # Inside a scan the loop itself already keeps XLA from merging the two forward passes.
-    return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=False)
+def rematerialized(block: type[nn.Module], policy: str, *, unroll: int, length: int) -> type[nn.Module]:
+    """The block class with a policy of `remat.REMAT_POLICIES`, to be scanned as `remat.remat_options` is told."""
+    return block if policy == "none" else nn.remat(block, **remat_options(policy, unroll=unroll, length=length))
 
 
 class FinalLayer(nn.Module):
@@ -346,11 +343,12 @@ class PixArt(nn.Module):
         }
 
     def _block_stack(self, length: int, kv_compress: int):
+        unroll = min(self.scan_unroll, length)
         return nn.scan(
-            rematerialized(Block, self.remat),
+            rematerialized(Block, self.remat, unroll=unroll, length=length),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=length,
-            unroll=min(self.scan_unroll, length),
+            unroll=unroll,
         )(**self.block_fields(kv_compress))

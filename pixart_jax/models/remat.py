@@ -10,11 +10,13 @@
 Attention's results are its output and, of a kernel that keeps no logits, the logarithm of each row's softmax sum: with
 them its backward pass need not run it again. Plain attention's logits are kept by "none" alone.
 
-`config.model.remat` may also be "auto": the lightest that fits, which `training.memory.settle_remat` finds before
+`config.model.remat` may also be "auto": the lightest that fits, which `training.memory.settle` finds before
 anything is compiled.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 
@@ -42,3 +44,13 @@ REMAT_POLICIES = {
 # From what computes least again to what keeps least.
 BY_WEIGHT = ("none", "dots", "attention", "full")
 AUTO = "auto"
+
+
+def remat_options(policy: str, *, unroll: int, length: int) -> dict[str, Any]:
+    """Arguments of `jax.checkpoint` for a stack of `length` blocks, `unroll` of which are an iteration of their loop.
+
+    A loop by itself keeps XLA from merging the forward pass with what is computed again. Without one it must be told,
+    for the policies that are there for memory; what "dots" computes again is elementwise, and XLA then decides better
+    what of it to keep (docs/scale.md).
+    """
+    return {"policy": REMAT_POLICIES[policy], "prevent_cse": unroll >= length and policy != "dots"}

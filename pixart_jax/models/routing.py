@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from pixart_jax.devices.sharding import ROWS, TOKENS, WHOLE, constrain
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.pixart import Block, BlockConditions, ModelOutput, PixArt
-from pixart_jax.models.remat import REMAT_POLICIES
+from pixart_jax.models.remat import remat_options
 from pixart_jax.samplers.steps import Apply
 
 # The condition that routes: a PRNG key for each sample [B]. Without it all tokens go through all blocks.
@@ -144,10 +144,11 @@ def _run(model: PixArt, params, x, cond: BlockConditions, begin: int, end: int):
     def step(x, own):
         return block.apply({"params": own}, x, None, cond)
 
+    length = end - begin
+    unroll = min(model.scan_unroll, length)
     if model.remat != "none":
-        # As `pixart.rematerialized`: inside a loop nothing merges the two forward passes.
-        step = jax.checkpoint(step, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
-    x, _ = jax.lax.scan(step, x, stack, unroll=min(model.scan_unroll, end - begin))
+        step = jax.checkpoint(step, **remat_options(model.remat, unroll=unroll, length=length))
+    x, _ = jax.lax.scan(step, x, stack, unroll=unroll)
     return x
 
 

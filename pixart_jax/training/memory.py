@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.sharding import Mesh
 
-from pixart_jax.config import ConfigDict
+from pixart_jax.config import ConfigDict, architecture
 from pixart_jax.devices.hardware import find_hardware
 from pixart_jax.devices.sharding import MeshSpec, make_mesh, row_shards
 from pixart_jax.models.remat import AUTO, BY_WEIGHT
@@ -89,10 +89,15 @@ def memory_limit(device: jax.Device) -> float | None:
     return hardware.memory_bytes if hardware else None
 
 
-def settle_remat(
+def settle(
     config: ConfigDict, mesh: Mesh, batch: BatchShapes, *, limit: float | None, parts: Parts = FROM_CONFIG
 ) -> tuple[ConfigDict, Choice]:
-    """The config with "auto" replaced by the lightest policy that fits; and why. One that is named stays, unlooked at.
+    """The config with what it leaves to the devices decided: how many blocks the loop over blocks takes at a time, and
+    for "auto" the lightest policy that fits; and why that one. What is named stays, unlooked at.
+
+    On TPUs there is no loop: what a loop keeps for the backward pass it copies into one array of all blocks and out
+    again, which is a quarter to a third of a step's cycles by the compiler's estimate (docs/scale.md). A few blocks at
+    a time are worse than one.
 
     On an accelerator "none" is not tried: it keeps float32 results of norms and elementwise functions that are read
     back more slowly than they are computed again beside the products that "dots" keeps anyway (docs/scale.md). A CPU
@@ -102,9 +107,12 @@ def settle_remat(
       batch: of the global batch.
       limit: `memory_limit`, of several processes the least, so that all decide alike.
     """
-    if config.model.remat != AUTO:
-        return config, Choice(config.model.remat, {}, limit)
     settled, needs = copy.deepcopy(config), {}
+    if not config.model.scan_unroll:
+        on_tpu = mesh.devices.flat[0].platform == "tpu"
+        settled.model.scan_unroll = architecture(config)["depth"] if on_tpu else 1
+    if config.model.remat != AUTO:
+        return settled, Choice(config.model.remat, {}, limit)
     names = BY_WEIGHT[1:] if limit is not None else BY_WEIGHT[:1]
     for name in names:
         settled.model.remat = name

@@ -45,7 +45,7 @@ from pixart_jax.training.inputs.held_out import open_held_out
 from pixart_jax.training.inputs.looked_at import LookedAt, open_looked_at
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.inputs.shards import shard_folders
-from pixart_jax.training.memory import memory_limit, settle_remat
+from pixart_jax.training.memory import memory_limit, settle
 from pixart_jax.training.mirror import Mirror
 from pixart_jax.training.program import FROM_CONFIG, BatchShapes, Parts, Program
 from pixart_jax.training.trackers import check_trackers
@@ -197,7 +197,7 @@ def _open_plan(
 
 def settled_program(config: ConfigDict, mesh: Mesh, parts: Parts, batch: BatchShapes, limit: float | None) -> Program:
     """What is compiled, with what the backward pass keeps decided and said."""
-    settled, choice = settle_remat(config, mesh, batch, limit=limit, parts=parts)
+    settled, choice = settle(config, mesh, batch, limit=limit, parts=parts)
     if config.model.remat == AUTO:
         logging.info("config.model.remat = auto: %s", choice)
     if not choice.fits:

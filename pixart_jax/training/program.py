@@ -71,7 +71,7 @@ class Program:
     """One config on one mesh. Nothing is allocated or compiled before it is asked for.
 
     Attributes:
-      config: `memory.settle_remat` settles its `model.remat`; undecided it is "none".
+      config: `memory.settle` settles how the model is computed; undecided it is one block at a time, all kept.
       mesh: None where only FLOPs are wanted.
     """
 

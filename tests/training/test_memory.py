@@ -11,7 +11,7 @@ from pixart_jax.devices.hardware import HARDWARE
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.models.remat import BY_WEIGHT
 from pixart_jax.training import memory
-from pixart_jax.training.memory import USABLE, memory_limit, peak_bytes, settle_remat, step_need, value_bytes
+from pixart_jax.training.memory import USABLE, memory_limit, peak_bytes, settle, step_need, value_bytes
 from pixart_jax.training.program import Program
 from tools.bench.train import synthetic_shapes
 
@@ -104,15 +104,29 @@ def test_the_lightest_that_fits(needs, monkeypatch):
     batch = synthetic_shapes(config, MESH)
     for policy, next_lighter in (("dots", None), ("attention", "dots"), ("full", "attention")):
         limit = 1.001 * needs[policy].total / USABLE
-        settled, choice = settle_remat(config, MESH, batch, limit=limit)
+        settled, choice = settle(config, MESH, batch, limit=limit)
         assert (settled.model.remat, choice.policy, choice.fits) == (policy, policy, True)
         assert config.model.remat == "auto"
         assert next_lighter is None or f"{next_lighter} needs" in str(choice)
-    settled, choice = settle_remat(config, MESH, batch, limit=1.0)
+    settled, choice = settle(config, MESH, batch, limit=1.0)
     assert settled.model.remat == "full" and not choice.fits
     # What is named stays, and without a limit nothing is computed again.
-    assert settle_remat(tiny("full"), MESH, batch, limit=1e12)[1].needs == {}
-    assert settle_remat(config, MESH, batch, limit=None)[0].model.remat == "none"
+    assert settle(tiny("full"), MESH, batch, limit=1e12)[1].needs == {}
+    assert settle(config, MESH, batch, limit=None)[0].model.remat == "none"
+
+
+def test_there_is_no_loop_over_blocks_on_tpus():
+    def unrolled(platform, given):
+        device = types.SimpleNamespace(platform=platform)
+        mesh = types.SimpleNamespace(devices=types.SimpleNamespace(flat=[device]))
+        config = tiny("dots", **{"model.scan_unroll": given})
+        settled, _ = settle(config, mesh, {}, limit=1.0)
+        assert config.model.scan_unroll == given
+        return settled.model.scan_unroll
+
+    assert unrolled("tpu", 0) == DEPTH
+    assert unrolled("gpu", 0) == unrolled("cpu", 0) == 1
+    assert unrolled("tpu", 1) == 1
 
 
 def test_limits():

@@ -31,7 +31,7 @@ from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
 from pixart_jax.objectives.distribution_matching import IS_PAIR, NOISE
 from pixart_jax.objectives.prior_preservation import IS_PRIOR
 from pixart_jax.tokens import block_order, grid_positions
-from pixart_jax.training.memory import memory_limit, settle_remat
+from pixart_jax.training.memory import memory_limit, settle
 from pixart_jax.training.program import Program
 
 from .options import make_parser, parse_with_config
@@ -113,7 +113,7 @@ class TrainProgram:
         check_offload(config, devices[0])
         self.mesh = make_mesh(mesh_spec(config), devices)
         shapes, limit = synthetic_shapes(config, self.mesh, training_batch), memory_limit(devices[0])
-        settled, choice = settle_remat(config, self.mesh, shapes, limit=limit)
+        settled, choice = settle(config, self.mesh, shapes, limit=limit)
         self.remat = choice.policy
         program = Program(settled, self.mesh)
         self.abstract, self.frozen = program.birth.shapes
