@@ -1,12 +1,14 @@
 """Distribution matching through the real loop: pairs that the teacher draws, three networks, stopped and resumed."""
 
 import json
+import signal
 
 import jax
 import numpy as np
 import pytest
 import torch
 from lpips_files import HEADS, VGG, lpips_files
+from resume_runs import finish, last_saved, load_arrays, start, wait_for
 from tiny_run import read_metrics, tiny_config
 from tiny_words import CAPTIONS, write_words_data
 
@@ -133,6 +135,24 @@ def test_it_goes_on_as_if_never_stopped(root, whole, tmp_path, compilations):
     rows = [read_metrics(folder) for folder in (whole[1], tmp_path / "resumed")]
     assert rows[0] == rows[1] and all(row["fake"] > 0 for row in rows[0])
     assert [row["regression"] > 0 for row in rows[0]] == [True, False] * 2 and rows[0][2]["dm"] > 0
+
+
+def test_sigkill(root, tmp_path):
+    steps = 40
+    config = tmp_path / "config.py"
+    settings = student_config(root, steps, **{"sample.every": 0, "train.checkpoint_every": 5})
+    config.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings.to_dict()!r})\n"
+    )
+    clean, workdir = tmp_path / "clean", tmp_path / "run"
+    finish(start(config, clean), clean)
+    process = start(config, workdir)
+    assert wait_for(lambda: last_saved(workdir) >= 10, process)
+    process.kill()
+    finish(process, workdir, -signal.SIGKILL)
+    assert "going on from step" in finish(start(config, workdir), workdir)
+    jax.tree.map(np.testing.assert_array_equal, load_arrays(workdir, steps), load_arrays(clean, steps))
+    assert read_metrics(workdir) == read_metrics(clean)
 
 
 @pytest.fixture(scope="module")
