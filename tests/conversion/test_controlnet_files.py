@@ -91,7 +91,12 @@ class Published(Hub):
 def test_by_its_id_on_the_hub(tmp_path):
     """In a process of its own, as the hub's client reads its settings when it is imported."""
     with serving(Published) as address:
-        settings = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+        settings = {
+            "HF_ENDPOINT": address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "PYTHONPATH": str(ROOT),
+        }
         command = ["tools.convert", str(SIGMA / "transformer"), "out", "--family=sigma", "--controlnet=them/edges"]
         done = subprocess.run(
             [sys.executable, "-m", *command],
