@@ -95,9 +95,12 @@ def test_few_steps_are_compared_with_the_models_own_pictures(told):
         "dpm-solver",
         "lcm, not distilled",
         "lcm, distilled",
+        "without error",
     ]
     # The reference is in no distance from itself, and the others are, if only in a small one of an untrained model.
     assert found["rows"][0]["5 steps"].endswith(", 0.0") and found["rows"][2]["5 steps"]
+    # Without error one step is the whole way, and every further one has a noise of its own.
+    assert found["rows"][3]["1 step"].endswith(", 0.0") and not found["rows"][3]["2 steps"].endswith(", 0.0")
     shares = [value for name, value in found["figures"].items() if name.endswith("share")]
     assert len(shares) == 3 and min(shares) > 0
 
