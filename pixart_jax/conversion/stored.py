@@ -237,22 +237,10 @@ class StoredArrays(Mapping[str, np.ndarray]):
         return {path: arrays[path] for path in paths}
 
     def _read_by_orbax(self, paths: list[str]) -> dict[str, np.ndarray]:
-        def tree(value):
-            return flax.traverse_util.unflatten_dict(dict.fromkeys(paths, value), sep="/")
-
         # A run has saved jax arrays, which would come back as such.
-        args = ocp.args.PyTreeRestore(
-            tree(np.zeros(0)), restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)), partial_restore=True
-        )
-        try:
-            found = self._checkpointer.restore(self._path, args=args)
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise
-        # Damage makes Orbax raise almost anything.
-        except Exception as error:
-            which = f": {paths[0]}" if len(paths) == 1 else ""
-            raise InputError(f"{self._path}{which} is damaged: {reason(error)}") from error
-        return flax.traverse_util.flatten_dict(found, sep="/")
+        as_numpy = dict.fromkeys(paths, ocp.RestoreArgs(restore_type=np.ndarray))
+        which = f": {paths[0]}" if len(paths) == 1 else ""
+        return _read_by_orbax(self._checkpointer, self._path, dict.fromkeys(paths, np.zeros(0)), as_numpy, which)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -328,22 +316,34 @@ def _restore_some(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, 
 
 def _restore_by_orbax(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, jax.Array]:
     largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values())
-    handler = ocp.PyTreeCheckpointHandler(
-        restore_concurrent_gb=1 + math.ceil(largest / 1e9), multiprocessing_options=alone()
-    )
-    tree = flax.traverse_util.unflatten_dict(dict(abstract), sep="/")
-    args = ocp.args.PyTreeRestore(
-        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
-    )
+    gb = 1 + math.ceil(largest / 1e9)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=gb, multiprocessing_options=alone())
+    placed = ocp.checkpoint_utils.construct_restore_args(dict(abstract))
+    with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
+        return _read_by_orbax(checkpointer, path, abstract, placed)
+
+
+def _read_by_orbax(
+    checkpointer: ocp.Checkpointer,
+    path: pathlib.Path,
+    wanted: Mapping[str, Any],
+    how: Mapping[str, ocp.RestoreArgs],
+    which: str = "",
+) -> dict[str, Any]:
+    """By '/'-joined path, as `wanted` and `how` are; `which` of them, for an error."""
+
+    def tree(flat):
+        return flax.traverse_util.unflatten_dict(dict(flat), sep="/")
+
+    args = ocp.args.PyTreeRestore(tree(wanted), restore_args=tree(how), partial_restore=True)
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
-            restored = checkpointer.restore(path, args=args)
+        found = checkpointer.restore(path, args=args)
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     # Damage makes Orbax raise almost anything.
     except Exception as error:
-        raise InputError(f"{path} is damaged: {reason(error)}") from error
-    return flax.traverse_util.flatten_dict(restored, sep="/")
+        raise InputError(f"{path}{which} is damaged: {reason(error)}") from error
+    return flax.traverse_util.flatten_dict(found, sep="/")
 
 
 def _groups(
