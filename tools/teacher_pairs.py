@@ -30,7 +30,7 @@ from pixart_jax.generation.request import Request
 from pixart_jax.generation.teacher_pairs import TeacherPairs, spec_of
 from pixart_jax.training.metrics import format_duration
 
-from .drawing_options import add_manner_options
+from .drawing_options import add_manner_options, as_typed
 from .shares import add_share, check_counts, check_share, share_of
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         finished = draw(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(error)}", file=sys.stderr)
         return 2
     seconds = format_duration(time.perf_counter() - begin)
     if finished:
