@@ -23,6 +23,8 @@ IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
 # Queries times keys from which "auto" no longer holds a head's logits at once: 16 heads of them are 256 MiB per image.
 # On a CPU blocks, which stay in its cache, are faster long before (docs/benchmarks.md).
 BLOCKWISE_FROM, BLOCKWISE_ON_CPU_FROM = 2**22, 2**13
+# Queries times keys from which a CPU takes one head after the other, whose blocks its cache holds.
+APART_FROM = 2**19
 # Fewer queries than one block of splash attention are cheaper in XLA.
 SPLASH_FROM = 128
 # cuDNN's flash attention takes heads of a multiple of 8 up to this on every GPU that has it.
@@ -111,7 +113,8 @@ def _attend(q, k, v, key_length, *, implementation: str, device: jax.Device):
         case "plain":
             return plain_attention(q, k, v, key_length)
         case "blockwise":
-            return blockwise_attention(q, k, v, key_length)
+            apart = device.platform == "cpu" and q.shape[1] * k.shape[1] >= APART_FROM
+            return blockwise_attention(q, k, v, key_length, apart=apart)
         case "cudnn":
             return cudnn_attention(q, k, v, key_length)
         case "splash":

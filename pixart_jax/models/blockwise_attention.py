@@ -20,13 +20,14 @@ BLOCK = 512
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
-def blockwise_attention(q, k, v, key_length=None):
+def blockwise_attention(q, k, v, key_length=None, *, apart: bool = False):
     """Scaled dot-product attention, a block of queries and keys at a time, in the backward pass too.
 
     Args:
       q: [B, N, heads, head_dim].
       k, v: [B, M, heads, head_dim].
       key_length: i32[B], only the first so many keys of each sample exist; None is all.
+      apart: one head of one sample after the other, whose block of logits a core's cache holds; otherwise all at once.
 
     Returns:
       [B, N, heads, head_dim] in q's dtype; logits, softmax and sums are float32. Gradients are by reverse mode only.
@@ -34,17 +35,19 @@ def blockwise_attention(q, k, v, key_length=None):
     batch, queries, heads, head_dim = q.shape
     if key_length is None:
         key_length = jnp.full(batch, k.shape[1], jnp.int32)
-    out = _attend(_blocks(q), _blocks(k), _blocks(v), key_length)
-    return out.transpose(1, 0, 3, 2, 4).reshape(batch, -1, heads, head_dim)[:, :queries]
+    groups = batch * heads if apart else 1
+    out = _attend(*(_blocks(x, groups) for x in (q, k, v)), jnp.repeat(key_length, heads).reshape(groups, -1))
+    return out.swapaxes(1, 2).reshape(batch, heads, -1, head_dim)[:, :, :queries].swapaxes(1, 2)
 
 
-def _blocks(x):
-    """[B, N, heads, head_dim] as [blocks, B, heads, length, head_dim]; zeros fill the last block."""
+def _blocks(x, groups: int):
+    """[B, N, heads, head_dim] as [groups, blocks, rows, length, head_dim], a row for each head of each sample; zeros
+    fill the last block."""
     batch, length, heads, head_dim = x.shape
     number = math.ceil(length / BLOCK)
     size = math.ceil(length / number)
     x = jnp.pad(x, ((0, 0), (0, number * size - length), (0, 0), (0, 0)))
-    return x.reshape(batch, number, size, heads, head_dim).transpose(1, 0, 3, 2, 4)
+    return x.swapaxes(1, 2).reshape(groups, batch * heads // groups, number, size, head_dim).swapaxes(1, 2)
 
 
 def _product(equation: str, x, y):
@@ -52,15 +55,18 @@ def _product(equation: str, x, y):
     return jnp.einsum(equation, x.astype(y.dtype), y, preferred_element_type=jnp.float32)
 
 
-def _logits(q, k, start, key_length):
-    """f32[B, heads, queries, keys] of a block whose first key is the sequence's key number `start`."""
-    logits = _product("bhqd,bhkd->bhqk", q, k) / math.sqrt(q.shape[-1])
-    exists = start + jnp.arange(k.shape[2]) < key_length[:, None]
-    return jnp.where(exists[:, None, None, :], logits, MASKED)
+def _logits(x, y, exists):
+    """f32[rows, length of x, length of y] of queries and keys, or of keys and queries; MASKED where there is no key."""
+    return jnp.where(exists, _product("rxd,ryd->rxy", x, y) / math.sqrt(x.shape[-1]), MASKED)
+
+
+def _exist(k, start, key_length):
+    """bool[rows, keys] of a block whose first key is the sequence's key number `start`."""
+    return start + jnp.arange(k.shape[1]) < key_length[:, None]
 
 
 def _starts(k):
-    return jnp.arange(k.shape[0]) * k.shape[3]
+    return jnp.arange(k.shape[0]) * k.shape[2]
 
 
 @jax.custom_vjp
@@ -69,17 +75,22 @@ def _attend(q, k, v, key_length):
 
 
 def _forward(q, k, v, key_length):
-    """(out [blocks, B, heads, queries, head_dim], log of each row's softmax sum f32[blocks, B, heads, queries])."""
+    """(out [groups, blocks, rows, queries, head_dim], log of each softmax's sum f32[groups, blocks, rows, queries])."""
+    return jax.lax.map(_forward_group, (q, k, v, key_length))
+
+
+def _forward_group(group):
+    q, k, v, key_length = group
 
     def query_block(q_block):
         def add_keys(carry, inputs):
             out, peak, total = carry
             k_block, v_block, start = inputs
-            logits = _logits(q_block, k_block, start, key_length)
+            logits = _logits(q_block, k_block, _exist(k_block, start, key_length)[:, None, :])
             new_peak = jnp.maximum(peak, logits.max(-1))
             shrink = jnp.exp(peak - new_peak)
             weights = jnp.exp(logits - new_peak[..., None])
-            out = out * shrink[..., None] + _product("bhqk,bhkd->bhqd", weights, v_block)
+            out = out * shrink[..., None] + _product("rqk,rkd->rqd", weights, v_block)
             return (out, new_peak, total * shrink + weights.sum(-1)), None
 
         rows = q_block.shape[:-1]
@@ -96,28 +107,35 @@ def _attend_forward(q, k, v, key_length):
 
 
 def _attend_backward(residuals, d_out):
-    q, k, v, key_length, out, log_sum = residuals
-    delta = jnp.einsum("nbhqd,nbhqd->nbhq", out, d_out, preferred_element_type=jnp.float32)
+    return *jax.lax.map(_backward_group, (*residuals, d_out)), None
+
+
+def _backward_group(group):
+    """Logits have keys before queries here: then no product takes one of these largest blocks transposed, for which a
+    CPU would copy it."""
+    q, k, v, key_length, out, log_sum, d_out = group
+    delta = jnp.einsum("nrqd,nrqd->nrq", out, d_out, preferred_element_type=jnp.float32)
 
     def key_block(dq, inputs):
         k_block, v_block, start = inputs
+        columns, exists = k_block.swapaxes(1, 2), _exist(k_block, start, key_length)[:, :, None]
 
         def add_queries(carry, inputs):
             dk, dv = carry
             q_block, d_out_block, log_sum_block, delta_block = inputs
-            weights = jnp.exp(_logits(q_block, k_block, start, key_length) - log_sum_block[..., None])
-            d_weights = _product("bhqd,bhkd->bhqk", d_out_block, v_block)
-            d_logits = weights * (d_weights - delta_block[..., None]) / math.sqrt(q.shape[-1])
-            dk = dk + _product("bhqk,bhqd->bhkd", d_logits, q_block)
-            dv = dv + _product("bhqk,bhqd->bhkd", weights, d_out_block)
-            return (dk, dv), _product("bhqk,bhkd->bhqd", d_logits, k_block)
+            weights = jnp.exp(_logits(k_block, q_block, exists) - log_sum_block[:, None])
+            d_weights = _product("rkd,rqd->rkq", v_block, d_out_block)
+            d_logits = weights * (d_weights - delta_block[:, None]) / math.sqrt(q.shape[-1])
+            dk = dk + _product("rkq,rqd->rkd", d_logits, q_block)
+            dv = dv + _product("rkq,rqd->rkd", weights, d_out_block)
+            return (dk, dv), _product("rdk,rkq->rdq", columns, d_logits.astype(k.dtype))
 
         first = jnp.zeros(k_block.shape, jnp.float32), jnp.zeros(v_block.shape, jnp.float32)
         (dk, dv), dq_part = jax.lax.scan(add_queries, first, (q, d_out, log_sum, delta))
         return dq + dq_part, (dk.astype(k.dtype), dv.astype(v.dtype))
 
-    dq, (dk, dv) = jax.lax.scan(key_block, jnp.zeros(q.shape, jnp.float32), (k, v, _starts(k)))
-    return dq.astype(q.dtype), dk, dv, None
+    dq, (dk, dv) = jax.lax.scan(key_block, jnp.zeros(q.swapaxes(2, 3).shape, jnp.float32), (k, v, _starts(k)))
+    return dq.swapaxes(2, 3).astype(q.dtype), dk, dv
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
