@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import gc
 import hashlib
 import importlib.util
 import io
@@ -91,6 +92,7 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
     def decorate(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         @functools.wraps(main)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            _collect_from_now_on()
             print_anything()
             keep_compiled_programs()
             try:
@@ -184,6 +186,24 @@ def _processor() -> str:
         lines = []
     told = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def load_without_collecting() -> None:
+    """Where a command is starting, garbage is not collected until its `main` begins: a fifth of the time in which its
+    modules load goes into looking for some, and there is none.
+
+    Not where something else imports a tool, which might never call it.
+    """
+    # So `python -m` is called until it has found the module.
+    if sys.argv[:1] == ["-m"] or pathlib.Path(sys.argv[0]).name in _SCRIPTS.values():
+        gc.disable()
+
+
+def _collect_from_now_on() -> None:
+    """After `load_without_collecting`; what was loaded stays, and is not looked through again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def end_quietly_while_loading() -> None:

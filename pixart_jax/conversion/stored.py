@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from pixart_jax.checkpoints.checksums import array_checksum, device_checksum
+from pixart_jax.checkpoints.checksums import array_checksum, device_checksums
 from pixart_jax.checkpoints.contents import without
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
@@ -292,8 +292,10 @@ def restore_tree(path: pathlib.Path, abstract: Any, *, is_eight_bit: Callable[[s
     for names in _groups(flat, stored, recorded, is_eight_bit):
         as_stored = {name: stored[name].dtype if recorded else flat[name].dtype for name in names}
         arrays = _restore_some(path, {name: _with_dtype(flat[name], as_stored[name]) for name in names})
-        for name in recorded.keys() & arrays.keys():
-            check_array(path, name, device_checksum(arrays[name]), recorded)
+        checked = [name for name in arrays if name in recorded]
+        found_checksums = device_checksums([arrays[name] for name in checked])
+        for name, checksum in zip(checked, found_checksums, strict=True):
+            check_array(path, name, checksum, recorded)
         if is_eight_bit(names[0]):
             found |= quantize_flat(arrays)
         else:

@@ -21,6 +21,7 @@ from pixart_jax.conversion.encoder_kinds import build_vae
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
+from pixart_jax.encoding.tokenizer import load_tokenizer
 from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.layers import Dtype
@@ -109,7 +110,7 @@ class T5TextEncoder:
         The end token always is the last; the words of a caption that is too long are cut before it, and a warning says
         which.
         """
-        full = self._tokenizer(list(captions))["input_ids"]
+        full = self._tokenizer(captions)
         ids = np.full((len(full), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
         for row, caption, tokens in zip(ids, captions, full, strict=True):
             if len(tokens) > self.max_tokens and caption not in self._warned_of:
@@ -308,22 +309,6 @@ class Autoencoder:
         if not np.isfinite(latents).all():
             return f"{begin}; so do the latents: make them again"
         return f"{begin}, of latents up to {np.abs(latents).max():.3g}: compute in float32, or convert it again"
-
-
-def load_tokenizer(directory: pathlib.Path):
-    """A T5 tokenizer, from `tokenizer.json` or `spiece.model`; raises InputError where there is none."""
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise InputError(
-            f"{directory} has no tokenizer: neither tokenizer.json nor spiece.model; convert the text encoder again "
-            "from a folder that has them, or copy them there"
-        )
-    # Half a second, which only those who have captions should wait.
-    from transformers import T5Tokenizer
-
-    try:
-        return T5Tokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the library raises everything from ImportError to bare Exception for a malformed file
-        raise InputError(f"{directory} is no tokenizer of T5's, or a damaged one: {str(error)[:300]}") from error
 
 
 @functools.partial(jax.jit, static_argnums=0)

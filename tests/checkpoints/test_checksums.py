@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixart_jax.checkpoints.checksums import array_checksum, device_checksum, tree_checksums
+from pixart_jax.checkpoints.checksums import (
+    array_checksum,
+    device_checksum,
+    device_checksums,
+    tree_checksums,
+)
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -25,6 +30,7 @@ def test_numpy_and_the_device_agree():
     assert device_checksum(jnp.asarray(large)) == array_checksum(large)
     for name, array in ARRAYS.items():
         assert device_checksum(jnp.asarray(array)) == array_checksum(np.asarray(ARRAYS[name]))
+    assert sorted(device_checksums([*map(jnp.asarray, ARRAYS.values())])) == sorted(found)
 
 
 def test_every_bit_counts():

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_pipeline import PIPELINES, WORDS, make_pipeline, save
 from tiny_run import run_python
 
-from pixart_jax.encoding.pretrained import load_tokenizer
+from pixart_jax.encoding.tokenizer import load_tokenizer
 from pixart_jax.errors import InputError
 from pixart_jax.generation.canvas import choose_canvas
 from pixart_jax.generation.pipeline import TextToImage
@@ -236,7 +236,7 @@ def test_the_released_tokenizers_files(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "spiece.model"))
     for caption in (*WORDS, ""):
-        assert tokenizer(caption)["input_ids"] == [*pieces.encode(caption), 1]
+        assert tokenizer([caption]) == [[*pieces.encode(caption), 1]]
 
 
 @pytest.mark.parametrize(
