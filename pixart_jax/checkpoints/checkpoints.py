@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
+from pixart_jax.checkpoints import lazy_orbax as ocp
 from pixart_jax.checkpoints.checksums import tree_checksums
 from pixart_jax.checkpoints.contents import (
     Damaged,
@@ -41,11 +41,6 @@ from pixart_jax.cluster.processes import absent, client
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
 
-# Of several devices with the same part of an array, one writes it. By default each writes its share of the part, which
-# costs it a copy of that in its memory, and the first save a compilation for each device and shape.
-_HANDLERS = ocp.type_handlers.create_type_handler_registry(
-    (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
-)
 # Looks for a checkpoint that is not deleted while it is read, and seconds between two at a save that is waited for.
 _LOOKS, _POLL = 30, 0.01
 
@@ -95,10 +90,16 @@ class Checkpoints:
         def note_time() -> None:
             self._written = time.monotonic()
 
+        # Of several devices with the same part of an array, one writes it. By default each writes its share of the
+        # part, which costs it a copy of that in its memory, and the first save a compilation for each device and shape.
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False))
+        )
+
         def arrays() -> ocp.PyTreeCheckpointHandler:
             # Uncompressed: trained numbers hardly gain from it, and the step beside may want the processor.
             return ocp.PyTreeCheckpointHandler(
-                use_compression=False, type_handler_registry=_HANDLERS, multiprocessing_options=processes
+                use_compression=False, type_handler_registry=registry, multiprocessing_options=processes
             )
 
         return ocp.CheckpointManager(

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
+from pixart_jax.checkpoints import lazy_orbax as ocp
 from pixart_jax.errors import SaveFailed
 from pixart_jax.files import reason
 

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
+from pixart_jax.checkpoints import lazy_orbax as ocp
 from pixart_jax.checkpoints.checksums import tree_checksums
 from pixart_jax.checkpoints.contents import Recorded, any_error_is_damage, read_contents, write_contents
 from pixart_jax.checkpoints.save_errors import alone, save_errors

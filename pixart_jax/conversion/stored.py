@@ -13,9 +13,8 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import type_handlers
 
+from pixart_jax.checkpoints import lazy_orbax as ocp
 from pixart_jax.checkpoints.checksums import array_checksum, device_checksums
 from pixart_jax.checkpoints.contents import without
 from pixart_jax.checkpoints.save_errors import alone
@@ -141,13 +140,6 @@ def write_model(directory: pathlib.Path, stored: StoredModel, params: Mapping[st
     (directory / "model.json").write_text(stored.to_json(), encoding="utf-8")
 
 
-class _FileForEach(ocp.PyTreeCheckpointHandler):
-    """Writes each array as a file."""
-
-    def finalize(self, directory):
-        """Nothing: Orbax would look for the parts of processes to merge, and warn that there are none."""
-
-
 def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
     """Writes a new Orbax checkpoint, which `ocp.StandardCheckpointer` restores, with checksums in it.
 
@@ -161,12 +153,20 @@ def write_params(path: pathlib.Path, params: Mapping[str, np.ndarray]) -> None:
       OSError: the disk is full, or cannot be written.
     """
     check_space(path.parent, sum(array.nbytes for array in params.values()))
-    registry = type_handlers.create_type_handler_registry(
-        (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    types = ocp.type_handlers
+    registry = types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
         # Orbax warns where it is absent.
-        (jax.Array, type_handlers.ArrayHandler()),
+        (jax.Array, types.ArrayHandler()),
     )
-    handler = _FileForEach(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
+
+    class FileForEach(ocp.PyTreeCheckpointHandler):
+        """Writes each array as a file."""
+
+        def finalize(self, directory):
+            """Nothing: Orbax would look for the parts of processes to merge, and warn that there are none."""
+
+    handler = FileForEach(type_handler_registry=registry, use_compression=False, use_ocdbt=False)
     tree = flax.traverse_util.unflatten_dict(dict(params), sep="/")
     with ocp.Checkpointer(handler) as checkpointer:
         try:
@@ -376,6 +376,10 @@ def stored_leaves(path: pathlib.Path) -> dict[str, Any]:
       InputError: there is no Orbax checkpoint, or a damaged one.
     """
     refuse_patterns(path, "the arrays of")
+    recorded = read_checksums(path)
+    mapped = mapped_arrays(path, recorded)
+    if recorded and mapped.keys() == recorded.keys():  # All lie there as they are in memory, and Orbax is not needed.
+        return dict(mapped)
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             metadata = checkpointer.metadata(path).item_metadata

@@ -22,7 +22,7 @@ from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, rest
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.encoding.tokenizer import load_tokenizer
-from pixart_jax.errors import InputError, NotFinite
+from pixart_jax.errors import NotFinite
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config

@@ -92,8 +92,8 @@ def _open(directory: pathlib.Path) -> CaptionTokenizer:
 
 def _kept_file(directory: pathlib.Path) -> pathlib.Path | None:
     """Where the tokenizer of a folder is kept, by all that it is made of; None where nothing is."""
-    folder = jax.config.jax_compilation_cache_dir
-    if not (folder and jax.config.jax_enable_compilation_cache) or "://" in folder:
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not (folder and jax.config.values["jax_enable_compilation_cache"]) or "://" in folder:
         return None
     told = hashlib.sha256()
     for name in ("transformers", "tokenizers"):

@@ -275,6 +275,11 @@ def another_depth(model):
     (model / "model.json").write_text(text.replace('"depth": 3', '"depth": 4'))
 
 
+def undescribed(model):
+    for name in ("_METADATA", "checksums.json"):
+        (model / "params" / name).unlink()
+
+
 def cut_the_arrays(model):
     """Takes half of the file that Orbax keeps the arrays in."""
     path = max((model / "params").glob("*/0*"), key=lambda path: path.stat().st_size)
@@ -302,7 +307,7 @@ def cut_the_arrays(model):
         (other_architecture, r"x\.safetensors holds neither a PixArt nor a DiT"),
         (lambda folder: folder / "nothing.pth", r"nothing\.pth: no such file or folder"),
         (damaged(another_depth), r"holds another model than its model\.json"),
-        (damaged(lambda model: (model / "params/_METADATA").unlink()), "params is no Orbax checkpoint, or a damaged"),
+        (damaged(undescribed), "params is no Orbax checkpoint, or a damaged"),
         # Whichever array is the largest.
         (damaged(cut_the_arrays), r"/x/params: \w+(/\w+)+ is damaged: "),
     ],

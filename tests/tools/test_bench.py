@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from bench_contender import Contender
+from made_once import made_once
 from tiny_run import ROOT, tiny_config, write_config
+from tiny_words import train_words_run
 
 from pixart_jax.config import build_model, check_config
 from pixart_jax.diffusion.gaussian import q_sample
@@ -228,7 +230,8 @@ def test_attention_leaves_out_what_memory_cannot_hold(capsys, monkeypatch):
 
 
 def test_shortcuts(config_file, capsys, monkeypatch):
-    some = {name: shortcuts.SHORTCUTS[name] for name in ("none", "text once", "interval 0-600", "reuse 2")}
+    names = ("none", "text once", "interval 0-600", "reuse 2", "fewer steps 2")
+    some = {name: shortcuts.SHORTCUTS[name] for name in names}
     monkeypatch.setattr(shortcuts, "SHORTCUTS", some)
     options = [f"--config={config_file}", "--shortcuts", "--rounds=1", "--steps=1", "--batch-sizes=2", "--peer=none"]
     rows = bench(capsys, "sample", *options, "--config.sample.num_steps=4")
@@ -237,7 +240,24 @@ def test_shortcuts(config_file, capsys, monkeypatch):
     # Less text, then fewer guided steps, then half the blocks.
     work = [row["work_ratio"] for row in rows]
     assert work[0] == 1 < work[1] < work[2] and work[1] < work[3] < 2.5
+    # As reuse leaves out whole blocks, but for what is around them.
+    assert work[3] < work[4] < 2.5
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+def test_shortcuts_of_a_checkpoint(tmp_path_factory, capsys, monkeypatch):
+    """Distances are from its own pictures, and what it cannot take is left out."""
+    made = made_once(tmp_path_factory, "words-run", train_words_run)
+    given = [f"--checkpoint={made / 'run'}", f"--source={made / 'data'}", "--pictures=2", "--batch-size=2"]
+    some = {name: shortcuts.SHORTCUTS[name] for name in ("none", "text once", "reuse 1.5", "fewer steps 2")}
+    monkeypatch.setattr(shortcuts, "SHORTCUTS", some)
+    assert main(["--what=sample", *given, "--rounds=1"]) == 0
+    out, said = capsys.readouterr()
+    rows = {row["shortcut"]: row for row in map(json.loads, out.splitlines())}
+    assert [*rows] == ["none", "text once", "fewer steps 2"] and "reuse 1.5 is left out: reuse = '1.5': takes 5" in said
+    assert rows["none"]["max_difference"] == 0 and rows["text once"]["max_difference"] <= 1 / 255
+    assert all(row["seconds"] > 0 and row["speed_ratio"] > 0 and row["pictures"] == 2 for row in rows.values())
+    assert 1 < rows["text once"]["work_ratio"] < rows["fewer steps 2"]["work_ratio"]
 
 
 def test_checkpoint(config_file, tmp_path, capsys):

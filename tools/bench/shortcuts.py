@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pixart_jax.config import ConfigDict, build_model, target_of
+from pixart_jax.errors import InputError
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.params import apply_of, init_params, parameter_shapes
 from pixart_jax.models.pixart import PixArt
@@ -39,12 +41,19 @@ from .turns import Figures, summary, take_turns, time_warm
 
 @dataclasses.dataclass(frozen=True)
 class Shortcut:
-    """What is taken; attributes as of `TextToImage.from_checkpoint` and `Request`."""
+    """What is taken; attributes as of `TextToImage.from_checkpoint` and `Request`.
+
+    fewer: key of `PRESETS`: no more steps than blocks run at under that reuse, which is what reuse is to beat.
+    """
 
     text_once: bool = True
     guidance_interval: tuple[float, float] | None = None
     reuse: str | None = None
     int8: str | None = None
+    fewer: str | None = None
+
+    def num_steps(self, usual: int) -> int:
+        return usual if self.fewer is None else PRESETS[self.fewer].whole_steps(usual)
 
 
 PLAIN_WAY = "none"
@@ -55,6 +64,7 @@ SHORTCUTS = {
     "interval 0-600": Shortcut(guidance_interval=(0, 600)),
     "interval 200-800": Shortcut(guidance_interval=(200, 800)),
     **{f"reuse {name}": Shortcut(reuse=name) for name in PRESETS},
+    **{f"fewer steps {name}": Shortcut(fewer=name) for name in PRESETS},
     "int8": Shortcut(int8="auto"),
 }
 
@@ -67,17 +77,17 @@ def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator
     params, conditions = random_params(parameter_shapes(model), dtype), conditions_of(batch)
     x, keys = draw_noise(seed_words(0), np.arange(config.data.batch_size), batch["tokens"].shape[1:])
     given = x, keys, conditions, null_branch(conditions), sampling.guidance_scale
-    sampler = build_sampler(sampling.sampler, schedule, sampling.num_steps)
-    timesteps = _timesteps(sampler)
     programs, figures = {}, {}
     for name, shortcut in SHORTCUTS.items():
+        sampler = build_sampler(sampling.sampler, schedule, shortcut.num_steps(sampling.num_steps))
         apply, prepare, weights = _parts(model, params, shortcut)
         interval = None if shortcut.guidance_interval is None else np.asarray(shortcut.guidance_interval, np.float32)
         sample = make_sample_fn(target.fit(apply, schedule), schedule, sampler, prepare=prepare)
         arguments = jax.device_put((weights, *given, None, None, interval))
         compiled = sample.lower(*arguments).compile()
         programs[name] = functools.partial(compiled, *arguments)
-        flops = picture_flops(model, batch["tokens"].shape[1], conditions["text"].shape[1], timesteps, shortcut)
+        lengths = batch["tokens"].shape[1], conditions["text"].shape[1]
+        flops = picture_flops(model, *lengths, _timesteps(sampler), shortcut)
         figures[name] = {"picture_flops": flops, **peak_bytes(compiled, jax.devices()[0])}
     turns = {name: functools.partial(time_warm, draw, calls, jax.block_until_ready) for name, draw in programs.items()}
     results, _ = take_turns(turns, rounds)
@@ -89,7 +99,7 @@ def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator
 
 
 def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
-    """A line for each shortcut: drawing pictures of captions of feature shards."""
+    """A line for each shortcut that the checkpoint can take: drawing pictures of captions of feature shards."""
     # Not for the sake of random weights, which need none of what these need.
     from pixart_jax.data.shards.feature_shards import ShardReader
     from pixart_jax.evaluators.retrieval import retrieval_at_1
@@ -104,20 +114,29 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
         for key in {(shortcut.text_once, shortcut.int8) for shortcut in SHORTCUTS.values()}
     }
     requests, figures, last = {}, {}, {}
+    plain = Request(captions, batch_size=args.batch_size, num_steps=args.num_steps)
+    usual = opened[False, None].manner(plain).num_steps
     for name, shortcut in SHORTCUTS.items():
         pipeline = opened[shortcut.text_once, shortcut.int8]
-        request = Request(
-            captions,
-            batch_size=args.batch_size,
-            num_steps=args.num_steps,
+        request = dataclasses.replace(
+            plain,
+            num_steps=shortcut.num_steps(usual),
             guidance_interval=shortcut.guidance_interval,
             reuse=shortcut.reuse,
         )
-        manner, model = pipeline.manner(request), pipeline.parts.model
+        try:
+            manner, model = pipeline.manner(request), pipeline.parts.model
+        except InputError as refusal:
+            if shortcut == SHORTCUTS[PLAIN_WAY]:
+                raise
+            print(f"{name} is left out: {refusal}", file=sys.stderr)
+            continue
         schedule = pipeline.parts.target.schedule(manner.sampler)
         timesteps = _timesteps(build_sampler(manner.sampler, schedule, manner.num_steps))
         tokens = len(pipeline.noise_of(request.alone())[0])
-        figures[name] = {"picture_flops": picture_flops(model, tokens, model.max_text_tokens, timesteps, shortcut)}
+        lengths = tokens, model.max_text_tokens
+        flops = picture_flops(model, *lengths, timesteps, shortcut, 2 if manner.guidance == "cfg" else 1)
+        figures[name] = {"picture_flops": flops}
         requests[name] = pipeline, request
 
     def draw(name):
@@ -146,12 +165,13 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
 
 
 def picture_flops(
-    model: PixArt, num_tokens: int, text_tokens: int, timesteps: np.ndarray, shortcut: Shortcut
+    model: PixArt, num_tokens: int, text_tokens: int, timesteps: np.ndarray, shortcut: Shortcut, branches: int = 2
 ) -> float | None:
-    """FLOPs of one guided picture, counted by XLA on each program that is called, times how often it is.
+    """FLOPs of one picture, counted by XLA on each program that is called, times how often it is.
 
     Args:
       timesteps: f[S], at which the model is called.
+      branches: of guidance; 1 without it.
 
     Returns:
       FLOPs, or None as `flops.count_flops`; int8 counts as what it stands for.
@@ -159,21 +179,21 @@ def picture_flops(
     model = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
     shape = jax.ShapeDtypeStruct
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    x = shape((2, num_tokens, model.patch_size**2 * model.latent_channels), jnp.float32)
+    x = shape((branches, num_tokens, model.patch_size**2 * model.latent_channels), jnp.float32)
     conditions = {
-        "positions": shape((2, num_tokens, 2), jnp.float32),
-        "num_tokens": shape((2,), jnp.int32),
-        "text": shape((2, text_tokens, model.text_dim), jnp.float32),
-        "text_length": shape((2,), jnp.int32),
-        "text_drop": shape((2,), bool),
-        "image_size": shape((2, 2), jnp.float32),
-        "aspect_ratio": shape((2, 1), jnp.float32),
+        "positions": shape((branches, num_tokens, 2), jnp.float32),
+        "num_tokens": shape((branches,), jnp.int32),
+        "text": shape((branches, text_tokens, model.text_dim), jnp.float32),
+        "text_length": shape((branches,), jnp.int32),
+        "text_drop": shape((branches,), bool),
+        "image_size": shape((branches, 2), jnp.float32),
+        "aspect_ratio": shape((branches, 1), jnp.float32),
     }
 
     def count(apply, given, **more) -> float | None:
         return count_flops(
             lambda params, x, t, given, more: apply(params, x, t, **given, **more),
-            *(params, x, shape((2,), jnp.float32), given, more),
+            *(params, x, shape((branches,), jnp.float32), given, more),
         )
 
     steps = len(timesteps)
@@ -187,7 +207,7 @@ def picture_flops(
     if once is None or each is None:
         return None
     if shortcut.reuse is not None:
-        change = shape((2, num_tokens, model.hidden_size), model.dtype)
+        change = shape((branches, num_tokens, model.hidden_size), model.dtype)
         whole, short = count(whole_pass(model), memory), count(short_pass(model), memory, change=change)
         number = PRESETS[shortcut.reuse].whole_steps(steps)
         return once + number * whole + (steps - number) * short  # type: ignore[operator]
