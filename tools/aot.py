@@ -3,6 +3,7 @@
 python -m tools.aot --config=configs/stage3_512.py --topology=v5e:16x16
 python -m tools.aot --config=A.py --config=B.py --topology=v6e:16x16 --topology=2xv5e:16x16 --program=train --fit
 python -m tools.aot --all --fit          # every stage of the papers on every topology of docs/scale.md
+python -m tools.aot --config=A.py --topology=v5e:2x2 --topology=v5e:16x16 --growth=growth.png    # against chips
 
 The compiler is the real one; it comes with libtpu (pip install "jax[tpu]"). Each program has its own process.
 Results go to --out as they come, and what is there is not compiled again: the same command goes on after a kill.
@@ -12,6 +13,9 @@ accumulation steps until the step fits, and where one picture is too much for a 
 config.mesh.context; of rematerialisation it tries the lightest first. Unless --config.mesh.fsdp is given, the state is
 split over the fewest chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one
 picture on each chip, with whole parameters on each.
+
+--growth compares training steps over topologies, with as many pictures on each chip as the config's batch comes to on
+the most chips. It compiles models of two and of four blocks, and carries their figures on to the whole model's.
 """
 
 from __future__ import annotations
@@ -28,17 +32,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-import jax.numpy as jnp
-
 from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
-from pixart_jax.config import ConfigDict, architecture, position_base
 from pixart_jax.errors import InputError
 from pixart_jax.files import reason
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import parse, read_bytes
 from pixart_jax.models.remat import AUTO, BY_WEIGHT
 
-from .aot_compile import PROGRAMS, Case, case_config, parse_topology
+from .aot_compile import PROGRAMS, Case, case_config, kept_bytes, parse_topology
+from .aot_growth import growth_cases, growth_png, growth_table, point
 from .aot_hlo import BETWEEN_SLICES
 
 STAGES = (
@@ -67,23 +69,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs, topologies = args.config, args.topology
     if args.all:
         configs, topologies = STAGES, TOPOLOGIES
-    cases = [
-        Case(config, tuple(args.settings), topology, program)
-        for topology in topologies
-        for config in configs
-        for program in args.program
-    ]
     rows = []
     try:
         if importlib.util.find_spec("libtpu") is None:
             raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
+        if args.growth:
+            cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
+        else:
+            cases = [
+                Case(config, tuple(args.settings), topology, program)
+                for topology in topologies
+                for config in configs
+                for program in args.program
+            ]
         for case in cases:  # What can be refused is refused before anything is compiled.
             case_config(case)
         with own_target(args.out, "--out"):
             for case in cases:
                 rows.append((case, result := figures_of(case, args)))
-                if args.json:
+                if args.json and not args.growth:
                     print(json.dumps(dataclasses.asdict(case) | result), flush=True)
+        if args.growth:
+            points = [point(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+            growth_png(args.growth, points)
+            each = (json.dumps(dataclasses.asdict(each)) for each in points)
+            print("\n".join(each if args.json else growth_table(points)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -91,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {args.out} cannot be written: {reason(error)}", file=sys.stderr)
         return 2
     finally:
-        if rows and not args.json:
+        if rows and not (args.json or args.growth):
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             print("\n".join(table(rows, width)))
     return 0
@@ -136,18 +146,6 @@ def attempts(case: Case, *, fit: bool) -> Iterator[Case]:
         for n in steps[-1:] if extra else steps:
             if n == pictures or pictures // n * kept_bytes(config) / over < topology.hardware.memory_bytes:
                 yield dataclasses.replace(split, accumulation_steps=n)
-
-
-def kept_bytes(config: ConfigDict) -> int:
-    """The least that the backward pass of one picture needs kept: each block's input, attention's results where they
-    are not computed again, and those of products with weights where they are not."""
-    model = architecture(config)
-    kinds = 1 if config.model.num_classes else 2
-    attention = 0 if config.model.remat == "full" else kinds
-    # q, k, v and the projection behind self-attention, two of cross-attention, four and one of the MLP.
-    products = 9 + 2 * (kinds - 1) if config.model.remat in ("none", "dots") else 0
-    channels = model["hidden_size"] * (1 + attention + products)
-    return model["depth"] * position_base(config) ** 2 * channels * jnp.dtype(config.dtype).itemsize
 
 
 def known_result(path: pathlib.Path, case: Case) -> dict | None:
@@ -197,6 +195,8 @@ def compile_in_child(case: Case, timeout: float) -> dict:
     name = f"{pathlib.Path(case.config).stem} {case.program} on {case.topology}"
     if case.accumulation_steps:
         name += f" in {case.accumulation_steps} accumulation step(s)"
+    if case.blocks:
+        name += f" with {case.blocks} blocks"
     print(f"{name}: compiling", file=sys.stderr, flush=True)
     begin = time.perf_counter()
     try:
@@ -244,6 +244,8 @@ def table(rows: Sequence[tuple[Case, dict]], width: int | None = None) -> Iterat
         "lower bound s": lambda case, r: bound(r),
         "utilisation ≤": lambda case, r: f"{r['utilisation']:.0%}" if "utilisation" in r else "",
         "estimated s": lambda case, r: f"{r['estimated_seconds']:.3g}" if r.get("estimated_seconds") else "",
+        "collectives s": lambda case, r: f"{r['collective_seconds']:.3g}" if "collective_seconds" in r else "",
+        "beside work": lambda case, r: hidden(r),
         "compiled in s": lambda case, r: f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else "",
     }
     cells = [list(columns), *([show(case, result) for show in columns.values()] for case, result in rows)]
@@ -299,6 +301,11 @@ def collectives(result: dict) -> str:
     return ", ".join(f"{kind} {gigabytes(count)}" for kind, count in sent if count >= least or kind == BETWEEN_SLICES)
 
 
+def hidden(result: dict) -> str:
+    """The share of the collectives' time that has work beside it."""
+    return f"{1 - result['exposed_seconds'] / all_of:.0%}" if (all_of := result.get("collective_seconds")) else ""
+
+
 def bound(result: dict) -> str:
     if "bounds_seconds" not in result:
         return ""
@@ -323,11 +330,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=path_argument, default=pathlib.Path("runs/aot.jsonl"), help="results (default: %(default)s)"
     )
+    parser.add_argument("--growth", metavar="PICTURE", type=path_argument, help="a PNG: figures against chips")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for each program (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON lines")
     parser.add_argument("--setting", action="append", dest="settings", default=[], help=argparse.SUPPRESS)
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args([f"--setting={a}" if a.startswith("--config.") else a for a in argv])
+    if args.growth and (args.fit or args.program or args.growth.suffix != ".png"):
+        parser.error("--growth=PICTURE.png compiles training steps as they are: without --fit and --program")
     args.program = args.program or list(PROGRAMS)
     if bool(args.all) == bool(args.config or args.topology) or bool(args.config) != bool(args.topology):
         parser.error("give --config and --topology, or --all")

@@ -8,9 +8,7 @@ compiler ran out of the device's memory.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import math
@@ -22,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -32,7 +29,6 @@ from pixart_jax.config import (
     architecture,
     build_adapter,
     build_model,
-    build_route,
     check_batch,
     check_config,
     mesh_spec,
@@ -44,19 +40,19 @@ from pixart_jax.config import (
 from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import batch_sharding, make_mesh
 from pixart_jax.errors import InputError
-from pixart_jax.models.layers import keys_per_block
 from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
 from pixart_jax.samplers.program import make_sample_fn
-from pixart_jax.training.flops import forward_flops
 from pixart_jax.training.memory import settle
 from pixart_jax.training.program import Program
 
 from .aot_cycles import estimate
+from .aot_flops import attention_flops, recomputed_flops, sampling_flops, train_flops, unfilled_flops
 from .aot_hlo import BETWEEN_SLICES, count_traffic
-from .bench.train import synthetic_batch, synthetic_shapes, training_batch
+from .aot_overlap import count_overlap
+from .bench.train import synthetic_shapes, training_batch
 
 PROGRAMS = ("train", "sample")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
@@ -72,6 +68,7 @@ class Case:
       topology: as `parse_topology` takes it.
       program: "train", the whole training step; "sample", all steps of one batch of pictures, one on each chip.
       accumulation_steps: of the training step; 0 leaves the config's own.
+      blocks: of the model; 0 leaves the config's own.
     """
 
     config: str
@@ -79,6 +76,7 @@ class Case:
     topology: str
     program: str = "train"
     accumulation_steps: int = 0
+    blocks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +109,16 @@ def parse_topology(text: str) -> Topology:
 
 def case_config(case: Case) -> ConfigDict:
     """The config as it is compiled: its batch is the nearest multiple of the chips that is no larger, or one picture on
-    each chip where it has fewer. Chips that split pictures among them, by a context or tensor axis, count as one.
+    each chip where it has fewer. Chips that split pictures among them, by a context or tensor axis, count as one. With
+    fewer blocks than its own the share of those that compress keys and values stays.
 
     Raises:
       InputError: the config cannot work, or the accumulation steps do not divide a chip's pictures.
     """
     config = read_config_file(case.config, case.settings)
+    if case.blocks:
+        config.model.kv_compress_from = config.model.kv_compress_from * case.blocks // architecture(config)["depth"]
+        config.model.depth = case.blocks
     check_config(config)
     chips = parse_topology(case.topology).chips
     rows = max(chips // (config.mesh.context * config.mesh.tensor), 1)
@@ -133,10 +135,12 @@ def compile_case(case: Case) -> dict:
       InputError: see `case_config`; or libtpu knows no such topology.
     """
     topology, config = parse_topology(case.topology), case_config(case)
-    slices = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+    if topology.chips == 1:  # Hosts have four, unless they are told to have fewer.
+        options["chips_per_host_bounds"] = (1, 1, 1)
     devices: Sequence[Any]  # jaxlib ships no types
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise InputError(f"--topology={case.topology}: {str(error).splitlines()[0]}") from error
     # Slice after slice; a single one has no index.
@@ -147,7 +151,7 @@ def compile_case(case: Case) -> dict:
     begin = time.perf_counter()
     if case.program == "train":
         if not any(setting.startswith("--config.mesh.fsdp=") for setting in case.settings):
-            config.mesh.fsdp = default_fsdp(config, topology)
+            config.mesh.fsdp = default_fsdp(case_config(dataclasses.replace(case, blocks=0)), topology)
         mesh = make_mesh(mesh_spec(config), devices)
         shapes = synthetic_shapes(config, mesh, training_batch)
         config, _ = settle(config, mesh, shapes, limit=topology.hardware.memory_bytes)
@@ -203,6 +207,18 @@ def default_fsdp(config: ConfigDict, topology: Topology) -> int:
     return fsdp
 
 
+def kept_bytes(config: ConfigDict) -> int:
+    """The least that the backward pass of one picture needs kept: each block's input, attention's results where they
+    are not computed again, and those of products with weights where they are not."""
+    model = architecture(config)
+    kinds = 1 if config.model.num_classes else 2
+    attention = 0 if config.model.remat == "full" else kinds
+    # q, k, v and the projection behind self-attention, two of cross-attention, four and one of the MLP.
+    products = 9 + 2 * (kinds - 1) if config.model.remat in ("none", "dots") else 0
+    channels = model["hidden_size"] * (1 + attention + products)
+    return model["depth"] * position_base(config) ** 2 * channels * jnp.dtype(config.dtype).itemsize
+
+
 def _whole_state(config: ConfigDict):
     """What lies in the devices' memory."""
     model = build_model(config)
@@ -244,72 +260,6 @@ def _drawn_with(config: ConfigDict, mesh: Mesh) -> tuple[Apply, Params]:
     return apply_of(program.model), kernels_as(dtype, abstract_params(program.model, mesh))
 
 
-def train_flops(config: ConfigDict) -> float:
-    """Of a step over all chips: `pixart_jax.training.flops.gradient_flops`, counted on one picture."""
-    one = copy.deepcopy(config)
-    one.train.accumulation_steps = 1
-    flops = Program(one, None).flops(training_batch(one, batch_size=1))
-    return flops * config.data.batch_size
-
-
-def recomputed_flops(config: ConfigDict, flops: float) -> float:
-    """Of a step over all chips: what the backward pass computes again, see `pixart_jax.models.remat`.
-
-    Args:
-      config: with a settled policy.
-      flops: of the step without that, two thirds of them in the backward pass; but for frozen weights, which have no
-        gradients of their own, half.
-    """
-    forward = flops / (3 if config.adapter.kind == "full" else 2)
-    if config.model.remat in ("none", "dots"):
-        return 0
-    if config.model.remat == "full":
-        return forward
-    return forward - attention_flops(config)
-
-
-def attention_flops(config: ConfigDict) -> float:
-    """Of a forward pass over all chips: logits and weighted values, a multiply-add each."""
-    model = build_model(config)
-    text = 0 if model.num_classes else model.max_text_tokens
-    ratios = model.kv_compress or (1,) * model.depth
-    products = sum(
-        tokens * (tokens // ratio**2 * keys_per_block(model.kv_sampling, ratio) + text)
-        for tokens, ratio in zip(block_tokens(config), ratios, strict=True)
-    )
-    return 4 * products * model.hidden_size * config.data.batch_size
-
-
-def block_tokens(config: ConfigDict) -> list[int]:
-    """Of a picture without padding, how many tokens each block sees in training."""
-    tokens, depth, route = position_base(config) ** 2, architecture(config)["depth"], build_route(config)
-    if route is None:
-        return [tokens] * depth
-    unit = config.model.kv_compress_ratio**2
-    kept = route.kept(tokens // unit) * unit
-    return [kept if route.first <= block <= route.last else tokens for block in range(depth)]
-
-
-def unfilled_flops(config: ConfigDict, rows: int) -> float:
-    """What a forward pass over all chips would compute more in its products with weights if it used all of the matrix
-    units that they take up: widths that are no multiple of their rows leave some idle."""
-    model = build_model(config)
-    width, hidden = model.hidden_size, int(model.hidden_size * model.mlp_ratio)
-    products = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
-    products += [] if model.num_classes else [(width, width)] * 2
-    more = sum(math.ceil(a / rows) * rows * math.ceil(b / rows) * rows - a * b for a, b in products)
-    return 2 * more * sum(block_tokens(config)) * config.data.batch_size
-
-
-def sampling_flops(config: ConfigDict) -> float:
-    """Of drawing one batch over all chips: two forward passes a step, with and without the caption."""
-    conditions = synthetic_batch(config, batch_size=1)
-    tokens = conditions.pop("tokens")
-    adapter_of = functools.partial(build_adapter, config) if config.adapter.kind == "controlnet" else None
-    forward = forward_flops(build_model(config), tokens, np.zeros(1, np.float32), conditions, adapter_of)
-    return 2 * config.sample.num_steps * forward * config.data.batch_size
-
-
 def out_of_memory(message: str) -> str:
     """What the compiler says is too much, such as "Used 20.52G of 15.75G hbm"."""
     if match := re.search(r"Used [\d.]+\w* of [\d.]+\w* hbm", message):
@@ -329,6 +279,7 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = arguments + outputs + scratch + memory.generated_code_size_in_bytes
     traffic, cycles = count_traffic(text, topology.chips), estimate(text)
+    overlap = count_overlap(text, topology.chips, hardware)
     occupied = figures["executed_flops"] + figures["unfilled_flops"]
     if cycles.kernels:  # Their products as the program has them, in place of those that the model needs.
         occupied += cycles.kernel_flops(hardware) - figures["attention_flops"]
@@ -345,6 +296,10 @@ def read_off(compiled: jax.stages.Compiled, figures: dict, topology: Topology) -
         "xla_bytes_accessed": cost["bytes accessed"],
         "collective_bytes": traffic.collective_bytes,
         "collective_counts": traffic.collective_counts,
+        # What the links take at least, and what of it the schedule has no work beside.
+        "collective_seconds": overlap.seconds,
+        "exposed_seconds": overlap.exposed_seconds,
+        "collectives_begun_early": overlap.pairs,
         "unknown_loops": traffic.unknown_loops,
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
         # What the matrix units' time comes to, idle rows included.

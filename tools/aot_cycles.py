@@ -12,7 +12,7 @@ import re
 
 from pixart_jax.devices.hardware import Hardware
 
-from .aot_hlo import Computation, Instruction, parse, trip_count
+from .aot_hlo import Computation, Instruction, is_kernel, parse, trip_count
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OPERAND = re.compile(r"\b(?:bf16|f16|f32)\[([\d,]+)\]")
@@ -82,16 +82,15 @@ def estimate(text: str) -> Estimate:
         nonlocal cycles, others
         computation = module[name]
         for title, instruction in computation.instructions.items():
-            if noted := _CYCLES.search(instruction.attributes):
-                cycles += times * int(noted[1])
+            cycles += times * noted_cycles(instruction)
             if instruction.opcode == "while":
                 for body in instruction.called():
                     visit(body, times * (trip_count(instruction, computation, module) or 1))
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for called in instruction.called():
                     visit(called, times)
-            elif 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-                if kernel := _kernel(title, instruction, computation, times):
+            elif is_kernel(instruction):
+                if kernel := kernel_of(title, instruction, computation, times):
                     kernels.append(kernel)
                 else:
                     others += times
@@ -100,7 +99,13 @@ def estimate(text: str) -> Estimate:
     return Estimate(cycles, tuple(kernels), others)
 
 
-def _kernel(name: str, instruction: Instruction, computation: Computation, times: int) -> Kernel | None:
+def noted_cycles(instruction: Instruction) -> int:
+    """What the compiler estimates for it, 0 where it says nothing."""
+    noted = _CYCLES.search(instruction.attributes)
+    return int(noted[1]) if noted else 0
+
+
+def kernel_of(name: str, instruction: Instruction, computation: Computation, times: int) -> Kernel | None:
     """The kernel behind an instruction of splash attention: its first operands of floats are q and k [..., heads, N,
     head_dim], or with the last two the other way round."""
     if not (match := re.match(r"splash_mha_(fwd|dq|dkv)", name)):

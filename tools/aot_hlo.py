@@ -32,7 +32,6 @@ _CALLED = re.compile(r"\b(?:calls|body|to_apply|branch_computations)=(?:\{([^}]*
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
 _CONDITION = re.compile(r"\bcondition=%([\w.\-]+)")
-_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,21 +90,13 @@ def count_traffic(text: str, num_devices: int) -> Traffic:
     sent: defaultdict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
 
-    def visit(name: str, times: int, fused: bool, channels: set[str]) -> None:
+    def visit(name: str, times: int, fused: bool) -> None:
         nonlocal memory, unknown
         computation = module[name]
+        begun = fused and goes_on(name, computation)
         for instruction in computation.instructions.values():
             opcode = instruction.opcode
-            kind = opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                channel = _CHANNEL.search(instruction.attributes)
-                # One that runs beside other work is printed again in each fusion of that work.
-                if channel and channel[1] in channels:
-                    continue
-                channels |= {channel[1]} if channel else set()
-                # The TPU compiler writes a reduce-scatter as a fusion that cuts a slice out of an all-reduce.
-                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                    kind = "reduce-scatter"
+            if (kind := collective_kind(name, instruction)) and not begun:
                 sent[kind] += times * sent_bytes(kind, instruction, computation, num_devices)
                 counts[kind] += times
             if opcode == "send" and "xla_megascale_runtime" in instruction.attributes:
@@ -115,14 +106,14 @@ def count_traffic(text: str, num_devices: int) -> Traffic:
                 trips = trip_count(instruction, computation, module)
                 unknown += trips is None
                 for body in instruction.called():
-                    visit(body, times * (trips or 1), fused, set())
+                    visit(body, times * (trips or 1), fused)
             elif opcode in ("call", "conditional", "async-start", "fusion"):
                 for called in instruction.called():
-                    visit(called, times, fused or opcode == "fusion", channels)
+                    visit(called, times, fused or opcode == "fusion")
             if not fused:
                 memory += times * memory_bytes(instruction, computation, module)
 
-    visit(entry, 1, False, set())
+    visit(entry, 1, False)
     return Traffic(memory, dict(sent), dict(counts), unknown)
 
 
@@ -241,6 +232,23 @@ def _behind_copies(computation: Computation, name: str) -> Instruction:
 # --- collectives
 
 
+def collective_kind(computation: str, instruction: Instruction) -> str:
+    """One of COLLECTIVES, "" of what is none; of an asynchronous pair, its first half."""
+    kind = instruction.opcode.removesuffix("-start")
+    # The TPU compiler writes a reduce-scatter as a fusion that cuts a slice out of an all-reduce.
+    if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+        return "reduce-scatter"
+    return kind if kind in COLLECTIVES else ""
+
+
+def goes_on(name: str, fused: Computation) -> bool:
+    """Whether a fusion works beside a collective that another one began, or waits for it: the compiler prints the
+    collective again in each. The channel does not tell: blocks that were one loop's body share theirs."""
+    return name.startswith("async_collective_fusion") or any(
+        "AsyncCollectiveDone" in instruction.attributes for instruction in fused.instructions.values()
+    )
+
+
 def sent_bytes(kind: str, instruction: Instruction, computation: Computation, num_devices: int) -> float:
     """What each device has to send for one collective."""
     sizes = [array_bytes(computation.instructions[name].type) for name in instruction.operands]
@@ -276,7 +284,7 @@ def memory_bytes(instruction: Instruction, computation: Computation, module: Mod
     opcode, result = instruction.opcode, instruction.type
     if opcode in FREE or opcode.endswith("-done"):
         return 0.0
-    if opcode == "custom-call" and not _is_kernel(instruction):  # The compiler's own notes.
+    if opcode == "custom-call" and not is_kernel(instruction):  # The compiler's own notes.
         return 0.0
     operands = [computation.instructions[name].type for name in instruction.operands]
     read = [padded_bytes(operand, main_memory=True) for operand in operands]
@@ -297,7 +305,7 @@ def memory_bytes(instruction: Instruction, computation: Computation, module: Mod
     return written + sum(read)
 
 
-def _is_kernel(instruction: Instruction) -> bool:
+def is_kernel(instruction: Instruction) -> bool:
     return 'custom_call_target="tpu_custom_call"' in instruction.attributes
 
 

@@ -189,6 +189,14 @@ def test_a_collective_beside_other_work_counts_once():
     assert traffic.unknown_loops == 0
 
 
+def test_collectives_of_one_channel_are_as_many_as_are_printed():
+    """Blocks that the compiler wrote out of one loop's body share their channels."""
+    gather = "all-gather(%p), channel_id=71, replica_groups=[2,2]<=[4], dimensions={1}"
+    twice = "".join(f"  %alone.{n} = bf16[120,64]{{0,1:T(8,128)(2,1)}} {gather}\n" for n in (1, 2))
+    zero = "  %zero = s32[]{:T(128)} constant(0)\n"
+    assert count_traffic(BESIDE.replace(zero, zero + twice), 4).collective_counts == {"all-gather": 28 + 2}
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
