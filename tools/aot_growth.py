@@ -46,6 +46,8 @@ class Point:
     collective_seconds: float
     exposed_seconds: float
     scratch_bytes: float
+    total_bytes: float
+    capacity_bytes: float
     sent_bytes: float
     by_kind: dict[str, float]
 
@@ -124,6 +126,8 @@ def point(few: tuple[Case, dict], more: tuple[Case, dict]) -> Point:
         collective_seconds=whole(lambda result: result["collective_seconds"]),
         exposed_seconds=exposed,
         scratch_bytes=whole(lambda result: result["scratch_bytes"]),
+        total_bytes=whole(lambda result: result["total_bytes"]),
+        capacity_bytes=one["capacity_bytes"],
         sent_bytes=sum(sent.values()),
         by_kind=sent,
     )
@@ -145,9 +149,10 @@ def against_most(points: Sequence[Point], figure: Callable[[Point], float]) -> l
 
 def growth_table(points: Sequence[Point]) -> Iterator[str]:
     """Markdown. What differs by more than CONSTANT from the most chips stands in bold."""
-    head = ("step", "topology", "chips", "pictures", "remat", "fsdp", "step s", "collectives s", "hidden", "scratch GB")
-    yield "| " + " | ".join((*head, "sent GB")) + " |"
-    yield "| --- " * (len(head) + 1) + "|"
+    head = ("step", "topology", "chips", "pictures", "remat", "fsdp", "step s", "collectives s", "hidden")
+    head += ("scratch GB", "total / capacity GB", "sent GB")
+    yield "| " + " | ".join(head) + " |"
+    yield "| --- " * len(head) + "|"
     for label, line in lines(points).items():
         ratios = zip(
             *(against_most(line, lambda each, name=name: getattr(each, name)) for name in COMPARED), strict=True
@@ -158,6 +163,7 @@ def growth_table(points: Sequence[Point]) -> Iterator[str]:
                 compared(f"{each.seconds:.3g}", seconds),
                 f"{each.collective_seconds:.3g}", "" if each.hidden is None else f"{each.hidden:.0%}",
                 compared(f"{each.scratch_bytes / 1e9:.3g}", scratch),
+                f"{each.total_bytes / 1e9:.3g} / {each.capacity_bytes / 1e9:g}",
                 compared(f"{each.sent_bytes / 1e9:.3g}", sent),
             )  # fmt: skip
             yield "| " + " | ".join(cells) + " |"

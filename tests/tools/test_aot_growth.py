@@ -101,8 +101,8 @@ def test_the_table_marks_what_is_not_constant(config, tmp_path, capsys):
     assert main([*recorded(config, tmp_path, PARTS), f"--growth={tmp_path / 'growth.png'}"]) == 0
     one, four, many = ([cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[2:])
     assert one[1:7] == ["tiny", "v5e:1x1", "1", "2", "dots", "1"]
-    assert one[7:] == ["0.038 (-2.2%)", "0", "", "0.38", "**0 (-100.0%)**", ""]
-    assert four[9] == many[9] == "50%" and four[11] == "**0.085 (-24.8%)**" and many[11] == "0.113"
+    assert one[7:] == ["0.038 (-2.2%)", "0", "", "0.38", "1 / 16", "**0 (-100.0%)**", ""]
+    assert four[9] == many[9] == "50%" and four[12] == "**0.085 (-24.8%)**" and many[12] == "0.113"
 
 
 def test_what_does_not_fit_is_told(config, tmp_path, capsys):
