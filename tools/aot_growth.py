@@ -149,8 +149,10 @@ def against_most(points: Sequence[Point], figure: Callable[[Point], float]) -> l
 
 def growth_table(points: Sequence[Point]) -> Iterator[str]:
     """Markdown. What differs by more than CONSTANT from the most chips stands in bold."""
-    head = ("step", "topology", "chips", "pictures", "remat", "fsdp", "step s", "collectives s", "hidden")
-    head += ("scratch GB", "total / capacity GB", "sent GB")
+    head = (
+        "step", "topology", "chips", "pictures", "remat", "fsdp", "step s", "collectives s", "beside work",
+        "scratch GB", "total / capacity GB", "sent GB",
+    )  # fmt: skip
     yield "| " + " | ".join(head) + " |"
     yield "| --- " * len(head) + "|"
     for label, line in lines(points).items():
