@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pixart_jax.config import architecture, read_config_file
 from pixart_jax.errors import InputError
@@ -99,22 +99,22 @@ def point(few: tuple[Case, dict], more: tuple[Case, dict]) -> Point:
     Raises:
       InputError: the compiler ran out of memory, or the figures are of an older tools.aot.
     """
-    case, one = few
+    (case, one), (_, another) = few, more
     depth = architecture(read_config_file(case.config, case.settings))["depth"]
     name = f"{pathlib.Path(case.config).stem} on {case.topology}"
-    for _, result in (few, more):
+    for result in (one, another):
         if "total_bytes" not in result:
             raise InputError(f"{name}: even a few blocks do not fit: {result['compiler']}")
         if "exposed_seconds" not in result:
             raise InputError(f"{name}: --out has figures of an older version, without overlap; name another --out")
 
-    def whole(figure: Callable[[dict], float]) -> float:
-        first, second = figure(one), figure(more[1])
+    def whole(first: float, second: float) -> float:
         return max(first + (second - first) * (depth - BLOCKS[0]) / (BLOCKS[1] - BLOCKS[0]), 0.0)
 
-    kinds = sorted({*one["collective_bytes"], *more[1]["collective_bytes"]})
-    sent = {kind: whole(lambda result, kind=kind: result["collective_bytes"].get(kind, 0.0)) for kind in kinds}
-    exposed = whole(lambda result: result["exposed_seconds"])
+    kinds = sorted({*one["collective_bytes"], *another["collective_bytes"]})
+    sent = {kind: whole(*(result["collective_bytes"].get(kind, 0.0) for result in (one, another))) for kind in kinds}
+    names = ("estimated_seconds", "collective_seconds", "exposed_seconds", "scratch_bytes", "total_bytes")
+    figures = {name: whole(one[name], another[name]) for name in names}
     return Point(
         config=pathlib.Path(case.config).stem,
         topology=case.topology,
@@ -122,11 +122,8 @@ def point(few: tuple[Case, dict], more: tuple[Case, dict]) -> Point:
         pictures=one["batch_size"] // one["chips"],
         remat=one["remat"],
         fsdp=one["fsdp"],
-        seconds=whole(lambda result: result["estimated_seconds"]) + exposed,
-        collective_seconds=whole(lambda result: result["collective_seconds"]),
-        exposed_seconds=exposed,
-        scratch_bytes=whole(lambda result: result["scratch_bytes"]),
-        total_bytes=whole(lambda result: result["total_bytes"]),
+        seconds=figures.pop("estimated_seconds") + figures["exposed_seconds"],
+        **figures,
         capacity_bytes=one["capacity_bytes"],
         sent_bytes=sum(sent.values()),
         by_kind=sent,
@@ -141,10 +138,9 @@ def lines(points: Sequence[Point]) -> dict[str, list[Point]]:
     return dict(sorted(found.items()))
 
 
-def against_most(points: Sequence[Point], figure: Callable[[Point], float]) -> list[float]:
+def against_most(figures: Sequence[float]) -> list[float]:
     """Of ascending chips, each one's figure as a multiple of the last one's."""
-    last = figure(points[-1])
-    return [figure(each) / last if last else math.nan for each in points]
+    return [figure / figures[-1] if figures[-1] else math.nan for figure in figures]
 
 
 def growth_table(points: Sequence[Point]) -> Iterator[str]:
@@ -156,9 +152,7 @@ def growth_table(points: Sequence[Point]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "| --- " * len(head) + "|"
     for label, line in lines(points).items():
-        ratios = zip(
-            *(against_most(line, lambda each, name=name: getattr(each, name)) for name in COMPARED), strict=True
-        )
+        ratios = zip(*(against_most([getattr(each, name) for each in line]) for name in COMPARED), strict=True)
         for each, (seconds, scratch, sent) in zip(line, ratios, strict=True):
             cells = (
                 label.partition(",")[0], each.topology, str(each.chips), str(each.pictures), each.remat, str(each.fsdp),
@@ -198,8 +192,8 @@ def growth_png(path: str | os.PathLike, points: Sequence[Point]) -> None:
     time, scratch, sent, hidden = panels.values()
     for label, line in grown.items():
         chips = [each.chips for each in line]
-        time[label] = dict(zip(chips, against_most(line, lambda each: each.seconds), strict=True))
-        scratch[label] = dict(zip(chips, against_most(line, lambda each: each.scratch_bytes), strict=True))
+        time[label] = dict(zip(chips, against_most([each.seconds for each in line]), strict=True))
+        scratch[label] = dict(zip(chips, against_most([each.scratch_bytes for each in line]), strict=True))
         sent[label] = {each.chips: each.sent_bytes / 1e9 for each in line}
         if own := {each.chips: each.hidden for each in line if each.hidden is not None}:
             hidden[label] = own
