@@ -2,8 +2,8 @@
 
 Data: python -m tools.make_gallery_data --out data/gallery
 Run:  python -m pixart_jax.main --config=configs/gallery.py --workdir=runs/gallery
-Cost: half an hour on two CPU cores is the aim; docs/gallery.md says what was measured.
-Expected: not known yet; the aim is new pairs of subject and skin tone, drawn in that tone.
+Cost: 10,000 steps in about half an hour on two CPU cores (docs/gallery.md).
+Expected: retrieval@1 = 1.0; pairs of subject and skin tone that it never saw, nine of ten in the right tone.
 """
 
 from pixart_jax.config import default_config
@@ -46,5 +46,8 @@ def get_config():
     config.train.update(
         {"num_steps": 10_000, "ema_decay": 0.995, "log_every": 100, "checkpoint_every": 500, "keep_checkpoints": 2}
     )
-    config.sample.update({"every": 2000, "num_images": 64, "guidance_scale": 3.0, "retrieval_captions": 64})
+    # More steps and more guidance leave more grain (docs/gallery.md).
+    config.sample.update(
+        {"every": 2000, "num_images": 64, "num_steps": 10, "guidance_scale": 1.5, "retrieval_captions": 64}
+    )
     return config
