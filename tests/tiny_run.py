@@ -39,6 +39,7 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
     } | manifest
     # Apart, so that no other number depends on whether there are any.
     rng_align, width = np.random.default_rng(1), fields.get("align_dim", 0)
+    is_drawn = fields["latent_kind"] == "drawn"
     with FeatureShardWriter(directory, **fields) as writer:
         for i in range(num_samples):
             bucket = buckets[i % len(buckets)]
@@ -51,7 +52,8 @@ def write_data(directory: pathlib.Path, num_samples: int = 24, buckets=BUCKETS, 
                     image_size=(bucket[0] * 3, bucket[1] * 3),
                     bucket=bucket,
                     latent_mean=latent_mean,
-                    latent_std=np.full(shape, 0.1, np.float32),
+                    latent_std=None if is_drawn else np.full(shape, 0.1, np.float32),
+                    noise=latent_mean[::-1].copy() if is_drawn else None,
                     **control_of(latent_mean, fields.get("control", "none")),
                     align=rng_align.normal(size=(2, 3, width)).astype(np.float16) if width else None,
                     texts=(Text(f"picture number {i}", features),),

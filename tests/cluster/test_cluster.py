@@ -57,21 +57,31 @@ def test_four_then_two_then_one_have_the_losses_of_one(root, tmp_path):
         ["--config.adapter.kind=controlnet", "--config.adapter.controlnet.num_copies=1"],
         # A LoRA of the model that is distilled, which is held as the teacher too.
         ["--config.adapter.kind=lora", "--config.adapter.lora.rank=2", "--config.objective.kind=consistency"],
+        # A student and the network that follows it, which take turns, on batches half of which are pairs.
+        [
+            *("--config.objective.kind=distribution_matching", "--config.objective.distance=l2"),
+            *("--config.sample.sampler=dmd", "--config.sample.num_steps=1", "--config.objective.fake_updates=2"),
+            "--config.data.pair_source={root}/pairs",
+        ],
     ],
-    ids=["controlnet", "lcm-lora"],
+    ids=["controlnet", "lcm-lora", "dmd"],
 )
 def test_what_is_trained_beside_frozen_weights_has_the_losses_of_one(root, tmp_path, settings):
     """Two processes hold half of the frozen weights each; one goes on alone, and reads them again."""
     # The program of the other runs here, which is compiled once.
     start(root, tmp_path / "base", 1).finish(0)
-    settings = [*settings, f"--config.init_from={tmp_path / 'base'}", "--config.train.checkpoint_every=100"]
+    settings = [setting.format(root=root) for setting in settings]
+    settings += [f"--config.init_from={tmp_path / 'base'}", "--config.train.checkpoint_every=100"]
     settings += [f"--config.data.source={root / 'controlled'}"]
     start(root, tmp_path / "one", 1, *settings, "--config.train.num_steps=4").finish(0)
     two = [*settings, "--config.train.num_steps=2"]
     start(root, tmp_path / "shared", 2, *two, "--config.mesh.fsdp=2").finish(0)
     start(root, tmp_path / "shared", 1, *settings, "--config.train.num_steps=4").finish(0)
-    found, expected = ([row["loss"] for row in read_metrics(tmp_path / name)] for name in ("shared", "one"))
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-7) and len(found) == 4 and min(found) > 1e-5
+    found, expected = (read_metrics(tmp_path / name) for name in ("shared", "one"))
+    for name in {"loss", "fake", "dm", "regression"} & set(expected[0]):
+        ours, theirs = ([row[name] for row in rows] for rows in (found, expected))
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7) and len(ours) == 4, name
+    assert min(row["loss"] for row in found) > 1e-5
 
 
 def test_processes_that_differ_are_refused_with_what_differs(root, tmp_path):
