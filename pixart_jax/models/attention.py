@@ -16,7 +16,6 @@ from pixart_jax.devices.sharding import HEADS, ROWS, TOKENS, dividing_axes
 from pixart_jax.errors import InputError
 from pixart_jax.models.blockwise_attention import blockwise_attention
 from pixart_jax.models.remat import ATTENTION_RESULT
-from pixart_jax.models.splash_attention import splash_attention
 
 IMPLEMENTATIONS = ("auto", "plain", "blockwise", "cudnn", "splash")
 
@@ -119,6 +118,9 @@ def _attend(q, k, v, key_length, *, implementation: str, device: jax.Device):
             return cudnn_attention(q, k, v, key_length)
         case "splash":
             chip = chip_name(device.device_kind)
+            # Here, as Pallas takes a tenth of a second to import.
+            from pixart_jax.models.splash_attention import splash_attention
+
             return splash_attention(q, k, v, key_length, chip=chip, interpret=device.platform == "cpu")
 
 
