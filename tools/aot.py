@@ -12,7 +12,7 @@ The config's global batch is rounded down to a multiple of the chips, or up to o
 accumulation steps until the step fits, and where one picture is too much for a chip it splits it over several, by
 config.mesh.context; of rematerialisation it tries the lightest first. Unless --config.mesh.fsdp is given, the state is
 split over the fewest chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one
-picture on each chip, with whole parameters on each.
+picture on each chip, with whole parameters on each; --mesh, as of tools.sample, draws on several chips together.
 
 --growth compares training steps over topologies, with as many pictures on each chip as the config's batch comes to on
 the most chips. It compiles models of two and of four blocks, and carries their figures on to the whole model's.
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
         else:
             cases = [
-                Case(config, tuple(args.settings), topology, program)
+                Case(config, tuple(args.settings), topology, program, mesh=args.mesh if program == "sample" else "")
                 for topology in topologies
                 for config in configs
                 for program in args.program
@@ -285,8 +285,10 @@ def figure(number: float) -> str:
 
 
 def per_chip(result: dict) -> str:
-    steps, context = result["accumulation_steps"], result["context"]
-    pictures = result["batch_size"] * context // result["chips"] // steps
+    steps, context, chips = result["accumulation_steps"], result["context"], result["chips"]
+    pictures = result["batch_size"] * context // chips // steps
+    if not pictures:  # The branches of guidance are on chips of their own.
+        return f"1/{chips // result['batch_size']}"
     return (f"{steps} × " if steps > 1 else "") + (f"{pictures}" if context == 1 else f"{pictures}/{context}")
 
 
@@ -326,6 +328,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--topology", action="append", default=[], help="[SLICESx]CHIP:SHAPE; may be given again")
     parser.add_argument("--all", action="store_true", help="every stage on every topology, in their place")
     parser.add_argument("--program", action="append", choices=PROGRAMS, help="(default: both)")
+    parser.add_argument("--mesh", default="", metavar="[data=N,]context=N", help="chips that draw one picture together")
     parser.add_argument("--fit", action="store_true", help="accumulate over as many steps as it takes to fit")
     parser.add_argument(
         "--out", type=path_argument, default=pathlib.Path("runs/aot.jsonl"), help="results (default: %(default)s)"
@@ -341,6 +344,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.program = args.program or list(PROGRAMS)
     if bool(args.all) == bool(args.config or args.topology) or bool(args.config) != bool(args.topology):
         parser.error("give --config and --topology, or --all")
+    if args.mesh and (args.growth or "sample" not in args.program):
+        parser.error("--mesh is how --program=sample draws; training's is --config.mesh")
     return args
 
 

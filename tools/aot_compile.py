@@ -38,8 +38,16 @@ from pixart_jax.config import (
     target_of,
 )
 from pixart_jax.devices.hardware import HARDWARE, Hardware
-from pixart_jax.devices.sharding import batch_sharding, make_mesh
+from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
+from pixart_jax.generation.placing import (
+    check_devices,
+    check_tokens,
+    drawing_mesh,
+    parse_mesh,
+    pictures_at_once,
+    places,
+)
 from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers import build_sampler
@@ -66,9 +74,11 @@ class Case:
     Attributes:
       config: path of a config file; settings: the --config.key=value that change it.
       topology: as `parse_topology` takes it.
-      program: "train", the whole training step; "sample", all steps of one batch of pictures, one on each chip.
+      program: "train", the whole training step; "sample", all steps of one batch of pictures.
       accumulation_steps: of the training step; 0 leaves the config's own.
       blocks: of the model; 0 leaves the config's own.
+      mesh: how chips draw, as `placing.parse_mesh` takes it: as few pictures as keep all at work. "" is one picture on
+        each chip.
     """
 
     config: str
@@ -77,6 +87,7 @@ class Case:
     program: str = "train"
     accumulation_steps: int = 0
     blocks: int = 0
+    mesh: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +136,10 @@ def case_config(case: Case) -> ConfigDict:
     config.data.batch_size = max(config.data.batch_size // rows, 1) * rows
     config.train.accumulation_steps = case.accumulation_steps or config.train.accumulation_steps
     check_batch(config, chips)
+    if case.mesh:
+        spec, side = parse_mesh(case.mesh), position_base(config)
+        check_devices(spec, chips)
+        check_tokens(spec.context, build_model(config), config.model.resolution, side**2)
     return config
 
 
@@ -162,10 +177,12 @@ def compile_case(case: Case) -> dict:
         layers = (3 if config.adapter.kind == "full" else 2) + (config.model.remat in ("attention", "full"))
     else:
         # As tools.sample draws: whole parameters on every chip, and all tokens.
+        mesh = drawing_mesh(parse_mesh(case.mesh or f"data={topology.chips}"), devices)
         config.model.route.ratio = 0.0
-        config.mesh.update({"fsdp": 1, "context": 1, "tensor": 1})
-        config.data.batch_size, config.train.accumulation_steps = topology.chips, 1
-        lowered = lower_sampling(config, make_mesh(devices=devices))
+        config.mesh.update({"fsdp": 1, "context": mesh.shape["context"], "tensor": 1})
+        wanted = 1 if case.mesh else topology.chips
+        config.data.batch_size, config.train.accumulation_steps = pictures_at_once(wanted, wanted, mesh, 2), 1
+        lowered = lower_sampling(config, mesh)
         flops = executed = sampling_flops(config)
         attended = layers = 2 * config.sample.num_steps
     lower_seconds = time.perf_counter() - begin
@@ -232,19 +249,18 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     apply, params = _drawn_with(config, mesh)
     conditions = synthetic_shapes(config, mesh)
     noise = conditions.pop("tokens")
-    sharding = batch_sharding(mesh)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), config.data.batch_size))
-    null = {
-        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-        for name, value in null_branch(conditions).items()
-    }
+    batch = (noise, keys, conditions, null_branch(conditions))
+    noise, keys, conditions, null = jax.tree.map(
+        lambda one, sharding: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=sharding), batch, places(mesh, batch)
+    )
     target = target_of(config)
     schedule = target.schedule(config.sample.sampler)
     sampler = build_sampler(config.sample.sampler, schedule, config.sample.num_steps)
     return make_sample_fn(target.fit(apply, schedule), schedule, sampler).lower(
         params,
         noise,
-        jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding),
+        keys,
         conditions,
         null,
         config.sample.guidance_scale,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pixart_jax.commands import name_argument, path_argument
 from pixart_jax.conversion.formats.lora_reading import read_loras
+from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.encoding.edges import KINDS
 from pixart_jax.encoding.pretrained import TILE_SIZE
 from pixart_jax.errors import InputError
@@ -20,6 +21,7 @@ from pixart_jax.generation.adaptation import AdapterFile
 from pixart_jax.generation.controlled import ControlGiven, read_control
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.generation.placing import parse_mesh
 from pixart_jax.samplers import SAMPLERS
 from pixart_jax.shortcuts.eight_bits import MODES
 
@@ -42,6 +44,7 @@ OF_MODELS = (
     "int8_text_encoder",
     "keep_loaded",
     "tile_size",
+    "mesh",
 )
 OF_CONTROL = ("controlnet", "control", "control_kind", "control_scale", "hed")
 
@@ -90,6 +93,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=TILE_SIZE,
         help="latent cells along a side up to which pictures are decoded at once, 8 pixels each (default: %(default)s)",
     )
+    models.add_argument(
+        "--mesh",
+        type=mesh_argument,
+        metavar="[data=N,]context=N",
+        help="how several devices draw: pictures and both branches of guidance over data, the tokens of each picture "
+        "over context (default: all are data)",
+    )
+
+
+def mesh_argument(text: str) -> MeshSpec:
+    """The `type` of an argument that is `placing.parse_mesh`'s."""
+    try:
+        return parse_mesh(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_manner_options(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +212,7 @@ def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
         int8=args.int8,
         int8_text_encoder=args.int8_text_encoder,
         adapters=adapters.files,
+        mesh=args.mesh,
     )
     for lora in adapters.loras:
         if few := lora.weights.few_steps:

@@ -210,6 +210,11 @@ def batch_sharding(mesh: Mesh, name: str = "") -> NamedSharding:
     return NamedSharding(mesh, P(*axes) if name in PER_TOKEN else P(axes[0]))
 
 
+def fitting_sharding(mesh: Mesh, shape: Sequence[int], *dims: Axes) -> NamedSharding:
+    """Of an array whose first dimensions lie along these axes; where one cannot be split evenly, it is whole."""
+    return NamedSharding(mesh, P(*(dividing_axes(mesh, names, size) for names, size in zip(dims, shape, strict=False))))
+
+
 def row_shards(mesh: Mesh) -> int:
     """The number of parts that a batch's rows are split into."""
     return math.prod(mesh.shape.get(name, 1) for name in ROWS)

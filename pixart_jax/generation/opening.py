@@ -18,7 +18,7 @@ from pixart_jax.conversion.runs import require_evaluated
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.decoding import to_float
 from pixart_jax.data.shards.manifest import ENCODERS, MANIFEST_FILE, Manifest, read_manifest
-from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import kept_encoders, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
@@ -26,6 +26,7 @@ from pixart_jax.generation.adaptation import CONTROL_NEEDS
 from pixart_jax.generation.adapted_run import open_adapted_run
 from pixart_jax.generation.other_weights import refuse_other_weights
 from pixart_jax.generation.parts import Parts
+from pixart_jax.generation.placing import drawing_mesh
 from pixart_jax.generation.run_encoders import encoders_of_run
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.layers import Dtype
@@ -44,11 +45,12 @@ def open_parts(
     keep_loaded: bool,
     tile_size: int,
     int8_text_encoder: bool,
+    mesh: MeshSpec | None,
 ) -> Parts:
     """What a TextToImage is made of; arguments and errors are those of `TextToImage.from_checkpoint`."""
-    mesh = make_mesh(devices=jax.local_devices())
+    devices = drawing_mesh(mesh or MeshSpec(), jax.local_devices())
     if (directory / "model.json").exists():
-        fields = open_converted(directory, ema, mesh, dtype, keep_loaded)
+        fields = open_converted(directory, ema, devices, dtype, keep_loaded)
         found, own = _beside(directory, {"text_encoder": text_encoder, "vae": vae})
         fields |= own
         text_encoder, vae = found["text_encoder"], found["vae"]
@@ -61,7 +63,7 @@ def open_parts(
     else:
         refuse_other_weights(directory)
         given = {"text_encoder": text_encoder, "vae": vae}
-        fields, found = open_run(directory, ema is not False, mesh, dtype, keep_loaded, given)
+        fields, found = open_run(directory, ema is not False, devices, dtype, keep_loaded, given)
         text_encoder, vae = found["text_encoder"], found["vae"]
     model: PixArt = fields["model"]
     if model.num_classes:
@@ -87,7 +89,7 @@ def open_parts(
                 f"{text_encoder} gives features {encoder.dim} wide, the model of {directory} takes {model.text_dim}"
             )
     if vae:
-        autoencoder = Autoencoder(vae, mesh=mesh, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
+        autoencoder = Autoencoder(vae, mesh=devices, tile_size=tile_size, dtype=dtype, keep=keep_loaded)
         fields["decode_latents"] = autoencoder.decode_each
         fields["draw_latents"] = functools.partial(autoencoder.decode_each, as_uint8=True)
         fields["encode_pictures"] = lambda pictures: autoencoder.encode(pictures, 1)
@@ -102,7 +104,7 @@ def open_parts(
                 f"{autoencoder.latent_scale:g}, the model's {fields['latent_scale']:g} (0.18215 is Stable "
                 "Diffusion's, for PixArt-α; 0.13025 SDXL's, for PixArt-Σ)"
             )
-    return Parts(name=str(directory), mesh=mesh, **fields)
+    return Parts(name=str(directory), mesh=devices, **fields)
 
 
 def _beside(directory: pathlib.Path, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,7 +33,7 @@ class Parts:
       over: what adapters make of a callable of the model's parameters, `params.apply_of(model)` first of all.
       wrap: takes what is called for a prediction, and gives what is called in its place.
       text_once: keys and values of the text are computed once per picture, where no adapter needs more of it.
-      mesh: devices that pictures are spread over; their number rounds batches up.
+      mesh: devices that pictures, and the tokens of each, are spread over, see `placing`.
       position_base, position_scale: see `tokens.grid_positions`.
       latent_scale: what latents were multiplied by in training.
       has_null_text: whether the parameters hold the null caption of guidance; otherwise it is the text encoder's

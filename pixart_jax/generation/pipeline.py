@@ -1,10 +1,4 @@
-"""Prompts to pictures, as a library call: text encoder, denoiser and autoencoder one after the other.
-
-from pixart_jax.generation.pipeline import TextToImage
-
-pipeline = TextToImage.from_checkpoint("weights/sigma-1024")
-images = pipeline(["a lighthouse in fog"], aspect_ratio="16:9", seed=1)   # uint8[1, 768, 1344, 3]
-"""
+"""Prompts to pictures, as a library call: text encoder, denoiser and autoencoder one after the other."""
 
 from __future__ import annotations
 
@@ -23,7 +17,7 @@ from PIL import Image
 from pixart_jax.data.buckets import Bucket
 from pixart_jax.data.captions import CLEANING
 from pixart_jax.data.decoding import fit
-from pixart_jax.devices.sharding import batch_sharding
+from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.encoding.pretrained import TILE_SIZE
@@ -36,6 +30,7 @@ from pixart_jax.generation.from_hub import local_model
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
 from pixart_jax.generation.parts import Parts, as_it_is
+from pixart_jax.generation.placing import check_tokens, kept, pictures_at_once, place
 from pixart_jax.generation.request import Manner, Progress, Request
 from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
@@ -103,6 +98,7 @@ class TextToImage:
         text_once: bool = True,
         int8: str | None = None,
         int8_text_encoder: bool = False,
+        mesh: MeshSpec | None = None,
     ) -> TextToImage:
         """Opens what `tools.convert` wrote, or a training run.
 
@@ -122,10 +118,12 @@ class TextToImage:
             is the same, up to rounding. Under a ControlNet, whose copies need the text itself, it is not done.
           int8: one of `shortcuts.eight_bits.MODES`, or "auto", the fastest on this device; None computes as trained.
           int8_text_encoder: hold T5's kernels in int8.
+          mesh: how this process's devices draw: over "data" lie pictures and the two branches of guidance, over
+            "context" the tokens of each picture. None is all over "data".
 
         Raises:
-          InputError: not a model with captions, no checkpoint yet, an encoder is missing, or the parts do not belong
-            together.
+          InputError: not a model with captions, no checkpoint yet, an encoder is missing, the parts do not belong
+            together, or the devices cannot be laid out so.
         """
         if dtype is None:
             dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -138,6 +136,7 @@ class TextToImage:
             keep_loaded=keep_loaded,
             tile_size=whole_number("tile_size", tile_size, 4),
             int8_text_encoder=int8_text_encoder,
+            mesh=mesh,
         )
         parts = cls(dataclasses.replace(parts, wrap=wrap, text_once=text_once)).adapted(adapters).parts
         return cls(parts if int8 is None else eight_bit_parts(parts, int8))
@@ -239,11 +238,11 @@ class TextToImage:
             indices=request.noise_indices,
             guidance_scale=manner.guidance_scale,
             guidance_interval=manner.guidance_interval,
-            batch_size=-(-min(request.batch_size, count) // parts.mesh.size) * parts.mesh.size,
+            batch_size=pictures_at_once(request.batch_size, count, parts.mesh, 2 if manner.guidance == "cfg" else 1),
             noise=noise,
             start_tokens=request.start.tokens,
             correct=request.start.correct,
-            place=lambda arrays: jax.device_put(arrays, batch_sharding(parts.mesh)),
+            place=functools.partial(place, parts.mesh),
             progress=lambda done: progress("drawing", done, count),
         )
         latents = self.latents_of(tokens, request)
@@ -278,6 +277,8 @@ class TextToImage:
         num_steps = request.num_steps or few or parts.num_steps
         if request.reuse is not None:
             check_reuse(parts, request.reuse, sampler, num_steps, request.guidance_interval is not None)
+        size = request.canvas(parts.resolution).size
+        check_tokens(parts.mesh.shape.get("context", 1), parts.model, size, self._num_tokens(size))
         return Manner(
             sampler,
             num_steps,
@@ -312,7 +313,7 @@ class TextToImage:
         if request.noise is not None:
             return self._to_tokens("noise has", request.noise, request)
         canvas, model = request.canvas(self.parts.resolution), self.parts.model
-        shape = ((canvas.size // (DOWNSAMPLE * model.patch_size)) ** 2, model.patch_size**2 * model.latent_channels)
+        shape = (self._num_tokens(canvas.size), model.patch_size**2 * model.latent_channels)
         return jax.device_get(draw_noise(words_of(request.seeds), request.noise_indices, shape)[0])
 
     def _check_start(self, request: Request, shape: tuple[int, ...]) -> None:
@@ -334,10 +335,12 @@ class TextToImage:
         expected = (request.count, *self._latent_shape(canvas))
         if latents.shape != expected:
             raise InputError(f"{what} shape {latents.shape}, these pictures start from {expected}")
-        num_tokens = (canvas.size // (DOWNSAMPLE * self.parts.model.patch_size)) ** 2
-        return latents_to_tokens(
-            np.asarray(latents, np.float32), self.parts.model.patch_size, num_tokens, self._block_ratio
-        )
+        num_tokens, patch_size = self._num_tokens(canvas.size), self.parts.model.patch_size
+        return latents_to_tokens(np.asarray(latents, np.float32), patch_size, num_tokens, self._block_ratio)
+
+    def _num_tokens(self, size: int) -> int:
+        """N, of a square of so many pixels along a side."""
+        return (size // (DOWNSAMPLE * self.parts.model.patch_size)) ** 2
 
     @property
     def _block_ratio(self) -> int:
@@ -372,7 +375,7 @@ class TextToImage:
         grid = (bucket.height // unit, bucket.width // unit)
         order = block_order(grid, self._block_ratio)
         positions = grid_positions(grid, self.parts.position_base, self.parts.position_scale)[order]
-        padded = np.zeros(((canvas.size // unit) ** 2, 2), np.float32)
+        padded = np.zeros((self._num_tokens(canvas.size), 2), np.float32)
         padded[: len(positions)] = positions
         return {
             "positions": np.tile(padded, (count, 1, 1)),
@@ -391,4 +394,6 @@ class TextToImage:
     ) -> Programs:
         apply, prepare = denoiser_of(self.parts, reuse)
         apply = self.parts.target.fit(apply, schedule)
-        return compile_programs(apply, schedule, take_step, guidance=guidance, prepare=prepare)
+        return compile_programs(
+            apply, schedule, take_step, guidance=guidance, prepare=prepare, kept=kept(self.parts.mesh)
+        )

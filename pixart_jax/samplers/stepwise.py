@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,8 +99,13 @@ def compile_programs(
     *,
     guidance: str,
     prepare: Prepare = as_they_are,
+    kept: Callable[[Any], Any] = lambda tree: tree,
 ) -> Programs:
-    """The programs of a model and a kind of step; args as of `program.make_sample_fn`."""
+    """The programs of a model and a kind of step; args as of `program.make_sample_fn`.
+
+    Args:
+      kept: lays what one program hands to the next, arrays [B, ...] and scalars, over devices.
+    """
     check_guidance(guidance)
     called = stateful(apply)
 
@@ -108,7 +114,7 @@ def compile_programs(
 
     def sample_start(tokens, noise, t):
         alpha, sigma = noise_level(schedule, t)
-        return alpha * tokens + sigma * noise
+        return kept(alpha * tokens + sigma * noise)
 
     @functools.partial(jax.jit, static_argnums=4)
     def sample_prepare(params, x, conditions, null, alone):
@@ -119,10 +125,12 @@ def compile_programs(
             alone=alone,
         )
         # Whoever is guided in an interval hands nothing on; what the interval is matters no more than the scale.
-        return given, denoiser(params, given, 1.0, (0, 0) if alone else None).begin(x)
+        return given, kept(denoiser(params, given, 1.0, (0, 0) if alone else None).begin(x))
 
     def sample_step(params, carry, keys, given, guidance_scale, interval, correct, row):
         noise_fn = per_sample_noise(keys, carry[0].shape[1:])
-        return take_step(denoiser(params, given, guidance_scale, interval), noise_fn, correct, carry, row)
+        model = denoiser(params, given, guidance_scale, interval)
+        carry, tokens, found = take_step(model, noise_fn, correct, carry, row)
+        return kept(carry), tokens, found
 
     return Programs(jax.jit(sample_start), sample_prepare, jax.jit(sample_step))

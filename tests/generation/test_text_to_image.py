@@ -132,7 +132,8 @@ def test_the_same_pictures_on_one_device_and_on_four(sigma, tmp_path):
     arguments = ["--checkpoint", sigma.weights, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--num-images=3"]
     arguments += ["--num-steps=3", "--sampler=iddpm", "--seed=5", "--aspect-ratio=2:3"]
     run_python("-m", "tools.sample", *arguments, "--out", tmp_path / "one", "--batch-size=3", devices=1)
-    run_python("-m", "tools.sample", *arguments, "--out", tmp_path / "four", devices=4)
+    # Two and two of which have a picture together.
+    run_python("-m", "tools.sample", *arguments, "--out", tmp_path / "four", "--mesh=context=2", devices=4)
     one, four = pictures(tmp_path / "one"), pictures(tmp_path / "four")
     assert len(one) == 6 and one.keys() == four.keys()
     assert max(np.abs(one[name] - four[name]).max() for name in one) <= 1

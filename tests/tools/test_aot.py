@@ -11,7 +11,7 @@ from owners import held_elsewhere
 from pixart_jax.config import read_config_file
 from pixart_jax.devices.hardware import HARDWARE
 from pixart_jax.devices.sharding import make_mesh
-from tools.aot import append_result, attempts, known_result, main, table
+from tools.aot import append_result, attempts, known_result, main, per_chip, table
 from tools.aot_compile import (
     Case,
     case_config,
@@ -114,6 +114,25 @@ def test_the_real_compiler(config, tmp_path, capsys):
         ["tiny", "sample"],
     ]
     assert len(out.read_text().splitlines()) == 2
+
+
+def test_one_picture_on_four_chips(config, tmp_path, capsys):
+    """A branch of guidance on each half of the chips, and half of its tokens on each chip."""
+    argv = ["--config", config, "--topology=v5e:2x2", "--program=sample", f"--out={tmp_path / 'aot.jsonl'}", "--json"]
+    argv += ["--config.model.depth=1", "--config.sample.num_steps=2", "--mesh=data=2,context=2"]
+    assert main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["batch_size"], found["context"], per_chip(found)) == (1, 2, "1/4")
+    assert found["flops"] == sampling_flops(drawn_alone(config)) / 4
+    # Keys and values in each step, and nothing of the weights.
+    assert found["collective_counts"]["all-gather"] == 2 * 2
+    assert found["collective_bytes"]["all-gather"] == 2 * 2 * 128 * 144 * 2
+
+
+def drawn_alone(config):
+    config = read_config_file(config, ["--config.model.depth=1", "--config.sample.num_steps=2"])
+    config.data.batch_size = 1
+    return config
 
 
 def record(path, case, **result):
@@ -297,6 +316,9 @@ def test_what_the_compiler_says_of_memory():
         (["--topology=v5e:4x4", "--config.model.dpeth=3"], "did you mean config.model.depth"),
         (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "must divide the number of devices, 16"),
         (["--topology=v5e:4x4", "--config.train.accumulation_steps=7"], "7 accumulation step"),
+        (["--topology=v5e:4x4", "--mesh=context=3"], "takes 3 devices, and here are 16"),
+        (["--topology=v5e:4x4", "--mesh=tensor=2"], 'must be such as "context=4"'),
+        (["--topology=v5e:16x16", "--mesh=context=256", "--config.model.resolution=128"], "the 64 tokens of 128 px"),
     ],
 )
 def test_input_errors_come_before_any_compilation(config, tmp_path, capsys, argv, message):
@@ -311,3 +333,9 @@ def test_usage_errors(capsys, argv):
         main(argv)
     assert stopped.value.code == 2
     assert "give --config and --topology, or --all" in capsys.readouterr().err
+
+
+def test_training_has_its_mesh_from_the_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["--config=a.py", "--topology=v5e:4x4", "--program=train", "--mesh=context=4"])
+    assert "training's is --config.mesh" in capsys.readouterr().err
