@@ -43,7 +43,6 @@ def check_config(config: ConfigDict) -> None:
         _resolution_is_whole_tokens,
         _keys_can_be_compressed,
         _mesh_can_split_attention,
-        _sampler_has_its_variance,
         process_fits,
         _prompts_are_read,
         _losses_fit,
@@ -145,14 +144,6 @@ def _mesh_can_split_attention(config: ConfigDict, require: Require) -> None:
         num_keys % config.mesh.context == 0,
         "mesh.context",
         f"must divide the {num_keys} keys that config.model.resolution and config.model.kv_compress_ratio leave",
-    )
-
-
-def _sampler_has_its_variance(config: ConfigDict, require: Require) -> None:
-    require(
-        config.sample.sampler != "iddpm" or config.model.learn_sigma,
-        "sample.sampler",
-        "needs the learned variance: set config.model.learn_sigma=True or another sampler",
     )
 
 

@@ -29,7 +29,7 @@ _Config = Any
 
 def target_of(config: _Config) -> Target:
     """What a config's model predicts."""
-    return Target(config.diffusion.prediction, _shift(config))
+    return Target(config.diffusion.prediction, _shift(config), config.model.learn_sigma)
 
 
 def timesteps_of(config: _Config) -> Timesteps:
@@ -62,7 +62,8 @@ def process_fits(config: _Config, require: Require) -> None:
     require(
         config.sample.sampler in can,
         "sample.sampler",
-        f"cannot draw from config.diffusion.prediction={own.prediction!r}; set one of {', '.join(can)}",
+        f"cannot draw from config.diffusion.prediction={own.prediction!r} with config.model.learn_sigma="
+        f"{config.model.learn_sigma}; set one of {', '.join(can)}",
     )
     require(
         not config.train.snr_loss or own.prediction == "eps",

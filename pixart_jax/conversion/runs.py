@@ -216,5 +216,5 @@ def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, s
         sampler=config.sample.sampler,
         provenance=provenance,
         **_few_steps(config),
-        **target_of(config)._asdict(),
+        **target_of(config).stored,
     )

@@ -87,7 +87,7 @@ class StoredModel:
     @property
     def target(self) -> Target:
         """What it predicts."""
-        return Target(self.prediction, self.flow_shift)
+        return Target(self.prediction, self.flow_shift, self.model.learn_sigma)
 
     @property
     def resolution(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -23,16 +23,23 @@ class Target(NamedTuple):
     Attributes:
       prediction: one of `diffusion.predictions.PREDICTIONS`.
       flow_shift: of rectified flow, the `FlowSchedule.shift` that it is drawn with; 1 of others.
+      learned_variance: whether it predicts that of a step backwards too, which "iddpm" draws from.
     """
 
     prediction: str = "eps"
     flow_shift: float = 1.0
+    learned_variance: bool = True
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """By the names of `conversion.stored.StoredModel`, which has its architecture beside it."""
+        return {"prediction": self.prediction, "flow_shift": self.flow_shift}
 
     def samplers(self) -> tuple[str, ...]:
         """Those that can draw from it, whatever else they need."""
-        if self.prediction == "flow":
-            return tuple(name for name in SAMPLERS if name != "iddpm")
-        return tuple(name for name in SAMPLERS if name not in FLOW_SAMPLERS)
+        flow = self.prediction == "flow"
+        left_out = (() if flow else FLOW_SAMPLERS) + (() if self.learned_variance and not flow else ("iddpm",))
+        return tuple(name for name in SAMPLERS if name not in left_out)
 
     def schedule(self, sampler: str) -> DiffusionSchedule | FlowSchedule:
         """What a sampler walks along to draw from it.
@@ -43,8 +50,8 @@ class Target(NamedTuple):
         if sampler not in SAMPLERS or sampler in self.samplers():
             return FlowSchedule(self.flow_shift) if sampler in FLOW_SAMPLERS else _discrete()
         why = (
-            "needs the learned variance, and a model of rectified flow has none"
-            if self.prediction == "flow"
+            "needs the learned variance, and this model has none"
+            if sampler == "iddpm"
             else f"begins with noise alone and draws from rectified flow, and this model predicts {self.prediction!r}"
         )
         raise InputError(f"sampler = {sampler!r}: {why}; take one of {', '.join(self.samplers())}")

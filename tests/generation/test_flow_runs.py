@@ -50,7 +50,7 @@ def test_a_run_that_stopped_goes_on_bit_identical(workdir, data, tmp_path):
 
 def test_its_own_samplers_and_the_others_draw_from_it(workdir):
     pipeline = TextToImage.from_checkpoint(workdir)
-    assert pipeline.parts.target == ("flow", 2.0) and pipeline.manner(Request("x")).sampler == "flow-euler"
+    assert pipeline.parts.target == ("flow", 2.0, False) and pipeline.manner(Request("x")).sampler == "flow-euler"
     for sampler in ("flow-euler", "flow-dpm-solver", "dpm-solver"):
         assert pipeline(CAPTIONS[:2], sampler=sampler, num_steps=4).std() > 1
     with pytest.raises(InputError, match="'iddpm': needs the learned variance"):
@@ -70,7 +70,7 @@ def test_what_is_kept_of_a_picture_is_kept_at_the_flow_s_own_noise(workdir):
 
 def test_its_files_say_it_or_are_not_written(workdir, tmp_path):
     weights = load_run(workdir, ema=True)
-    assert weights.stored.target == ("flow", 2.0)
+    assert weights.stored.target == ("flow", 2.0, False)
     told = json.loads(weights.stored.to_json())
     assert (told["prediction"], told["flow_shift"]) == ("flow", 2.0)
     for write in (write_pixart, write_transformer):

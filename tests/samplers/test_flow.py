@@ -106,6 +106,8 @@ def test_what_cannot_be_drawn_is_refused():
             build_sampler(name, SCHEDULE, 5)
     with pytest.raises(InputError, match="'iddpm': needs the learned variance"):
         Target("flow").schedule("iddpm")
+    with pytest.raises(InputError, match=r"'iddpm': needs the learned variance.*none; take one of dpm"):
+        Target("x0", learned_variance=False).schedule("iddpm")
     with pytest.raises(InputError, match="walks along another process"):
         build_sampler("ddim", FlowSchedule(), 5)
     assert {*Target("flow").samplers()} | {"iddpm"} == {*SAMPLERS}

@@ -12,6 +12,7 @@ from pixart_jax.figures.images import enlarged, labelled_grid
 from pixart_jax.figures.trade_off import lines_picture
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request, Start
+from pixart_jax.samplers.stepwise import Glimpse
 
 from .chapter import Chapter, Desk, Result
 
@@ -53,7 +54,8 @@ class Drawn:
 
         From every noisy picture the base goes all the way to the end, in REFERENCE_STEPS of the whole way.
         """
-        request, noises, glimpses = self._request("dpm-solver", REFERENCE_STEPS), np.random.default_rng(0), []
+        request, noises = self._request("dpm-solver", REFERENCE_STEPS), np.random.default_rng(0)
+        glimpses: list[Glimpse] = []
         pictures = base.draw(request, watch=glimpses.append)
         for left in range(num_steps - 1, 0, -1):
             tokens = np.asarray(glimpses[-1].tokens)

@@ -150,7 +150,7 @@ def _read_pipeline(folder: pathlib.Path) -> dict[str, Any]:
         if problem := scheduler_problem(pipeline):
             found["scheduler_problem"] = problem
         else:
-            found["drawing"] = {**(scheduler_drawing(pipeline) or {}), **scheduler_target(pipeline)._asdict()}
+            found["drawing"] = {**(scheduler_drawing(pipeline) or {}), **scheduler_target(pipeline).stored}
     return found
 
 
