@@ -50,14 +50,8 @@ OF_CONTROL = ("controlnet", "control", "control_kind", "control_scale", "hed")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How what draws is opened; see `open_pipeline`."""
+    """What draws, for `read_adapters` and `open_pipeline`."""
     models = parser.add_argument_group("models")
-    models.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="of a training run, the averaged weights (the default), or the raw ones",
-    )
     models.add_argument(
         "--lora",
         type=name_argument,
@@ -67,6 +61,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a LoRA or DoRA in any format, and how much of it (default: 1); may be given several times",
     )
     models.add_argument("--alpha", type=float, help="of a LoRA whose file does not tell it: its strength is alpha/rank")
+    add_checkpoint_options(models, keep_loaded=False)
+
+
+def add_checkpoint_options(models: argparse._ArgumentGroup, *, keep_loaded: bool) -> None:
+    """How --checkpoint is opened, for `open_checkpoint`.
+
+    Args:
+      keep_loaded: the default of that option.
+    """
+    models.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of a training run, the averaged weights (the default), or the raw ones",
+    )
     models.add_argument(
         "--text-encoder", type=name_argument, metavar="DIR", help="a converted T5 (default: the checkpoint's)"
     )
@@ -84,8 +93,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--int8-text-encoder", action="store_true", help="hold T5's weights in int8")
     models.add_argument(
         "--keep-loaded",
-        action="store_true",
-        help="keep text encoder, model and autoencoder in device memory together: faster over many prompts",
+        action=argparse.BooleanOptionalAction,
+        default=keep_loaded,
+        help="keep text encoder, model and autoencoder in device memory together, which is faster over many prompts, "
+        f"or let them take turns (default: {'together' if keep_loaded else 'turns'})",
     )
     models.add_argument(
         "--tile-size",
@@ -199,9 +210,9 @@ def as_typed(error: InputError, **renamed: str) -> str:
     return _OF_REQUEST.sub(option, str(error))
 
 
-def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
-    """What draws; raises InputError if there is no such model, or an adapter is another model's."""
-    pipeline = TextToImage.from_checkpoint(
+def open_checkpoint(args: argparse.Namespace, adapters: Sequence[AdapterFile] = ()) -> TextToImage:
+    """What `add_checkpoint_options` says, with adapters over it; raises InputError if there is no such model."""
+    return TextToImage.from_checkpoint(
         args.checkpoint,
         ema=args.ema,
         text_encoder=args.text_encoder,
@@ -211,9 +222,14 @@ def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
         tile_size=args.tile_size,
         int8=args.int8,
         int8_text_encoder=args.int8_text_encoder,
-        adapters=adapters.files,
+        adapters=adapters,
         mesh=args.mesh,
     )
+
+
+def open_pipeline(args: argparse.Namespace, adapters: Adapters) -> TextToImage:
+    """What draws; raises InputError if there is no such model, or an adapter is another model's."""
+    pipeline = open_checkpoint(args, adapters.files)
     for lora in adapters.loras:
         if few := lora.weights.few_steps:
             print(

@@ -18,13 +18,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from PIL import Image
 
 from pixart_jax.commands import (
     BEGINS_AGAIN,
     command,
-    name_argument,
     path_argument,
     quieten_libraries,
     tool,
@@ -33,12 +31,13 @@ from pixart_jax.commands import (
 from pixart_jax.data.styles import OWN_STYLES, read_styles
 from pixart_jax.encoding.edges import KINDS, open_edges
 from pixart_jax.errors import InputError
-from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.studio.dropped import MAX_BYTES, MAX_PIXELS
 from pixart_jax.studio.models import Models, loras_of
 from pixart_jax.studio.runs import check_workdir
 from pixart_jax.studio.settings import Limits
 from pixart_jax.studio.studio import Studio
+
+from ..drawing_options import add_checkpoint_options, open_checkpoint
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -135,14 +134,7 @@ def open_app(args: argparse.Namespace, folder: pathlib.Path) -> Served:
     # Gradio opens what is uploaded with Pillow, which refuses pictures of more than twice as many pixels.
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
     limits = Limits(args.max_images, args.max_steps)
-    pipeline = TextToImage.from_checkpoint(
-        args.checkpoint,
-        ema=args.ema,
-        text_encoder=args.text_encoder,
-        vae=args.vae,
-        dtype=args.dtype and jnp.dtype(args.dtype),
-        keep_loaded=args.keep_loaded,
-    )
+    pipeline = open_checkpoint(args)
     loras = {} if args.loras is None else loras_of(args.loras, pipeline, lambda line: print(line, file=sys.stderr))
     make = None
     if args.controlnet is not None:
@@ -194,25 +186,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     models.add_argument("--control-kind", choices=KINDS, help="what is followed (default: canny, with --hed hed)")
     models.add_argument("--hed", type=path_argument, metavar="FILE", help="HED's weights, ControlNetHED.pth")
     models.add_argument("--style-file", type=path_argument, metavar="FILE.json", help="your own styles")
-    models.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="of a training run, the averaged weights (the default), or the raw ones",
-    )
-    models.add_argument(
-        "--text-encoder", type=name_argument, metavar="DIR", help="a converted T5 (default: DIR/text_encoder)"
-    )
-    models.add_argument("--vae", type=name_argument, metavar="DIR", help="a converted autoencoder (default: DIR/vae)")
-    models.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of matrix products (default: bfloat16 but on a CPU)"
-    )
-    models.add_argument(
-        "--keep-loaded",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="keep text encoder, model and autoencoder in device memory together (default), or let them take turns",
-    )
+    add_checkpoint_options(models, keep_loaded=True)
     return parser.parse_args(argv)
 
 
