@@ -220,8 +220,11 @@ def with_colour(plan):
 
 # What a config may say beside its own settings, by the kind of run.
 SETTINGS = {
-    # Until the last third, which is another program.
-    "routed": {"model.route.ratio": 0.5, "model.route.first": 0, "model.route.last": 0, "model.route.until": 0.7},
+    # Until the last third, which is another program; and drawn with what it learns by it.
+    "routed": {
+        **{"model.route.ratio": 0.5, "model.route.first": 0, "model.route.last": 0, "model.route.until": 0.7},
+        **{"model.route.form": "sprint", "sample.guidance": "path_drop"},
+    },
     # Likewise, and the block that is looked at sees half of the tokens.
     "aligned": {
         **{"align.weight": 0.5, "align.block": 0, "align.dim": ALIGN_DIM, "align.width": 16, "align.until": 0.7},

@@ -178,7 +178,7 @@ def compile_case(case: Case) -> dict:
     else:
         # As tools.sample draws: whole parameters on every chip, and all tokens.
         mesh = drawing_mesh(parse_mesh(case.mesh or f"data={topology.chips}"), devices)
-        config.model.route.ratio = 0.0
+        config.model.route.update({"ratio": 0.0, "form": "tread"})
         config.mesh.update({"fsdp": 1, "context": mesh.shape["context"], "tensor": 1})
         wanted = 1 if case.mesh else topology.chips
         config.data.batch_size, config.train.accumulation_steps = pictures_at_once(wanted, wanted, mesh, 2), 1

@@ -58,6 +58,7 @@ from pixart_jax.conversion.scheduler_samplers import drawing_of
 from pixart_jax.conversion.sources import open_source
 from pixart_jax.conversion.transfer import (
     load_weights,
+    lost,
     read_null_text,
     write_orbax,
     write_pixart,
@@ -180,6 +181,8 @@ def convert_model(args: argparse.Namespace) -> str:
         print("a class-conditional model has no use for the text encoder, which stays out", flush=True)
         encoders = [encoder for encoder in encoders if encoder.kind != "text_encoder"]
     check_fit(stored, encoders)
+    for line in lost(stored) if args.to != "orbax" else ():
+        print(f"warning: {line}", flush=True)
     if args.to == "pixart" and stored.model.kv_compress and stored.model.kv_sampling != "conv":
         ratio, first = max(stored.model.kv_compress), next(i for i, r in enumerate(stored.model.kv_compress) if r > 1)
         told = f"--kv-sampling {stored.model.kv_sampling} --kv-ratio {ratio} --kv-from {first}"
@@ -337,6 +340,8 @@ def summary(weights: ModelWeights) -> str:
     parts += [f"key/value compression in {sum(r > 1 for r in model.kv_compress)} blocks"] if model.kv_compress else []
     parts += ["qk-norm"] if model.qk_norm else []
     parts += [f"a ControlNet of {weights.control.num_copies} copied blocks"] if weights.control else []
+    if stored.path_drop:
+        parts.append("trained to do without blocks {} to {}, for guidance by that".format(*stored.path_drop))
     if stored.guidance == "none":
         parts.append(f"drawn with {stored.sampler} in {stored.num_steps} step(s) without guidance")
     parts += ["no null caption (--null-text adds it)"] if stored.null_text == "missing" else []

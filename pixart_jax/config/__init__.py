@@ -25,6 +25,7 @@ from pixart_jax.config.typed import (
     lora_spec,
     mesh_spec,
     optimizer_spec,
+    path_drop_of,
     position_base,
     takes_guidance,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "mesh_spec",
     "optimizer_spec",
     "override",
+    "path_drop_of",
     "phases",
     "position_base",
     "read_config_file",

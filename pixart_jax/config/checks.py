@@ -13,7 +13,13 @@ from pixart_jax.adapters.layers import is_target, layers_of
 from pixart_jax.config.declaration import Require
 from pixart_jax.config.defaults import DISTILLED, SETTINGS, ConfigDict, default_config
 from pixart_jax.config.processes import process_fits
-from pixart_jax.config.savings_checks import alignment_fits, averages_fit, learned_weights_fit, route_fits
+from pixart_jax.config.savings_checks import (
+    alignment_fits,
+    averages_fit,
+    learned_weights_fit,
+    path_can_drop,
+    route_fits,
+)
 from pixart_jax.config.settings import check_keys, flatten, require_setting
 from pixart_jax.config.typed import architecture, build_model, eval_metrics, lora_spec, mesh_spec, position_base
 from pixart_jax.devices.sharding import AXES, ROWS
@@ -53,6 +59,7 @@ def check_config(config: ConfigDict) -> None:
         _lora_has_a_base,
         _controlnet_has_a_base,
         route_fits,
+        path_can_drop,
         alignment_fits,
         averages_fit,
         learned_weights_fit,

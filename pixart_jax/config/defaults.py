@@ -33,6 +33,7 @@ from pixart_jax.models.remat import AUTO, BY_WEIGHT
 from pixart_jax.objectives.consistency import DISTANCES
 from pixart_jax.optimizers import LR_SCALINGS, OPTIMIZERS, SCHEDULES
 from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers.program import DROPPED_PATH
 
 try:
     from ml_collections import ConfigDict
@@ -326,6 +327,9 @@ SETTINGS = {
         "sampler": Setting("dpm-solver", one_of(*SAMPLERS)),
         "num_steps": Setting(20, AT_LEAST_ONE),
         "guidance_scale": Setting(4.5),
+        # "" is the sampler's own; "path_drop", with model.route.form=sprint, leads away from what the model without the
+        # route's blocks predicts of the null caption (models.path_drop, docs/cheap.md).
+        "guidance": Setting("", one_of("", DROPPED_PATH)),
         # Captions that the end of the run measures retrieval@1 over, for data sets small enough to know by heart; 0
         # skips it.
         "retrieval_captions": Setting(0, NOT_NEGATIVE),

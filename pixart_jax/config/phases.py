@@ -31,7 +31,7 @@ def phases(config: ConfigDict) -> list[Phase]:
     for done in sorted({0, *ends.values()} - {last}):
         own = copy.deepcopy(config)
         if done >= ends["route"]:
-            own.model.route.ratio = 0.0
+            own.model.route.ratio = 0.0  # SPRINT's form still drops the path.
         if done >= ends["align"]:
             own.align.until = 0.0  # Its projector stays among what is trained: a run has one state.
         found.append(Phase(done, own))

@@ -8,15 +8,16 @@ from pixart_jax.optimizers.power_averages import LONGEST
 
 # Tokens that pass a stretch of blocks by, in training alone (models.routing, docs/cheap.md).
 ROUTE = {
-    # Share of each picture's real tokens, drawn anew at each step; 0 routes nothing.
+    # Share of each picture's real tokens, drawn anew at each step; 0 lets all of them through.
     "ratio": Setting(0.0, within(0, 0.95)),
     # The blocks that they pass by, from the one through the other, counted from 0; below 0 from the end: 2 and -3 leave
     # the first and the last two blocks to all tokens.
     "first": Setting(2, NOT_NEGATIVE),
     "last": Setting(-3, within(-(1 << 10), 1 << 10)),
-    # "tread"; or "sprint", where all tokens of every tenth picture pass by, so that pictures can be guided by that.
+    # "tread"; or "sprint", where all tokens of every tenth picture pass by, whatever the ratio, so that pictures can be
+    # guided by that (sample.guidance).
     "form": Setting("tread", one_of(*FORMS)),
-    # Share of train.num_steps after which no token passes by any more: SPRINT's last stage. 1 is never.
+    # Share of train.num_steps after which the ratio is 0: SPRINT's last stage. 1 is never.
     "until": Setting(1.0, POSITIVE_SHARE),
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pixart_jax.config.declaration import Require
 from pixart_jax.config.defaults import ConfigDict, default_config
-from pixart_jax.config.typed import architecture, build_model, build_route, position_base
+from pixart_jax.config.typed import architecture, build_model, build_route, path_drop_of, position_base
 from pixart_jax.models.layers import keys_per_block
+from pixart_jax.samplers.program import DROPPED_PATH
 
 
 def route_fits(config: ConfigDict, require: Require) -> None:
@@ -14,16 +15,17 @@ def route_fits(config: ConfigDict, require: Require) -> None:
     if route is None:
         return
     depth = architecture(config)["depth"]
+    key, cure = ("ratio", "set it to 0") if route.ratio else ("form", "set it to 'tread'")
     require(
         config.objective.kind == "denoising",
-        "model.route.ratio",
+        f"model.route.{key}",
         f"config.objective.kind={config.objective.kind!r} compares predictions of whole pictures, of a teacher that "
-        "sees all tokens; set it to 0",
+        f"sees all tokens; {cure}",
     )
     require(
         config.adapter.kind != "controlnet",
-        "model.route.ratio",
-        "a ControlNet's copies follow the control of every token, of a base that never missed any; set it to 0",
+        f"model.route.{key}",
+        f"a ControlNet's copies follow the control of every token, of a base that never missed any; {cure}",
     )
     cure = f"must be one of the {depth} blocks, at or behind config.model.route.first = {route.first}"
     require(route.first <= route.last < depth, "model.route.last", cure)
@@ -31,7 +33,11 @@ def route_fits(config: ConfigDict, require: Require) -> None:
     units = position_base(config) ** 2 // ratio**2
     kept = route.kept(units)
     what = f"{ratio}x{ratio} blocks of tokens" if ratio > 1 else "tokens"
-    require(kept < units, "model.route.ratio", f"lets none of the {units} {what} of a picture pass by; raise it")
+    require(
+        kept < units or not route.ratio,
+        "model.route.ratio",
+        f"lets none of the {units} {what} of a picture pass by; raise it",
+    )
     compressed = bool(build_model(config).kv_compress)
     keys = kept * (keys_per_block(sampling, ratio) if compressed else 1)
     require(
@@ -39,6 +45,13 @@ def route_fits(config: ConfigDict, require: Require) -> None:
         "mesh.context",
         f"must divide the {keys} keys that config.model.route.ratio = {route.ratio:g} leaves of a picture",
     )
+
+
+def path_can_drop(config: ConfigDict, require: Require) -> None:
+    """Refuses guidance by the dropped path of a model that never learns to do without it."""
+    if config.sample.guidance == DROPPED_PATH:
+        cure = "is of models that learn to do without the blocks of the route: set config.model.route.form='sprint' too"
+        require(path_drop_of(config) is not None, "sample.guidance", cure)
 
 
 def alignment_fits(config: ConfigDict, require: Require) -> None:

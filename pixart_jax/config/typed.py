@@ -31,6 +31,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.attention import AttentionSpec
 from pixart_jax.models.controlnet import ControlNet
 from pixart_jax.models.params import apply_of
+from pixart_jax.models.path_drop import Stretch
 from pixart_jax.models.pixart import SIZES, PixArt, Size
 from pixart_jax.models.remat import AUTO
 from pixart_jax.models.routing import PATH_DROP, ROUTE_KEYS, Route, forward, routed
@@ -88,10 +89,20 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
 
 
 def build_route(config: ConfigDict) -> Route | None:
-    """Which tokens pass which blocks by; None where none do."""
+    """Which tokens pass which blocks by; None where none do.
+
+    With a ratio of 0 SPRINT's form drops the path all the same, as in its authors' last stage on all tokens.
+    """
     own = config.model.route
     last = own.last + (architecture(config)["depth"] if own.last < 0 else 0)
-    return Route(own.ratio, own.first, last, PATH_DROP if own.form == "sprint" else 0.0) if own.ratio else None
+    path_drop = PATH_DROP if own.form == "sprint" else 0.0
+    return Route(own.ratio, own.first, last, path_drop) if own.ratio or path_drop else None
+
+
+def path_drop_of(config: ConfigDict) -> Stretch | None:
+    """The blocks that its model learns to do without, for guidance by that (`models.path_drop`); or None."""
+    route = build_route(config)
+    return route.dropped if route else None
 
 
 def build_adapter(config: ConfigDict, model: PixArt) -> Adapter:
@@ -126,7 +137,7 @@ def takes_guidance(config: ConfigDict) -> bool:
 
 def guidance_of_config(config: ConfigDict) -> str:
     """What its pictures are drawn with, see `samplers.program.make_sample_fn`."""
-    return EMBEDDED if takes_guidance(config) else guidance_of(config.sample.sampler)
+    return EMBEDDED if takes_guidance(config) else config.sample.guidance or guidance_of(config.sample.sampler)
 
 
 def holds_weights(config: ConfigDict) -> bool:
@@ -189,7 +200,7 @@ def build_objective(config: ConfigDict, adapter: Adapter, distance: Distance | N
         return _distribution_matching(config, adapter, distance)
     draws = {
         "adapter_keys": config.adapter.kind == "lora" and config.adapter.lora.dropout > 0,
-        ROUTE_KEYS: config.model.route.ratio > 0,
+        ROUTE_KEYS: build_route(config) is not None,
     }
     return with_keys(descend(_loss(config, adapter)), *(name for name, drawn in draws.items() if drawn))
 

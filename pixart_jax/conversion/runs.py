@@ -19,8 +19,10 @@ from pixart_jax.config import (
     architecture,
     build_adapter,
     build_model,
+    guidance_of_config,
     load_config,
     lora_spec,
+    path_drop_of,
     position_base,
     takes_guidance,
     target_of,
@@ -192,10 +194,10 @@ def _naming(checkpoints: Checkpoints, step: int):
         raise InputError(f"{error}; {checkpoints.instead_of(step)}") from error
 
 
-def _few_steps(config: ConfigDict) -> dict[str, Any]:
-    """Of a model that is distilled to few steps: those that it is looked at with."""
-    sampler = config.sample.sampler
-    return {"num_steps": config.sample.num_steps, "guidance": "none"} if sampler in FEW_STEPS else {}
+def _drawn(config: ConfigDict) -> dict[str, Any]:
+    """What guides it, and of a model that is distilled to few steps those that it is looked at with."""
+    steps = {"num_steps": config.sample.num_steps} if config.sample.sampler in FEW_STEPS else {}
+    return {"guidance": guidance_of_config(config), "path_drop": path_drop_of(config), **steps}
 
 
 def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, str]) -> StoredModel:
@@ -215,6 +217,6 @@ def describe_run(config: ConfigDict, manifest: Manifest, provenance: dict[str, s
         caption_cleaning=manifest.caption_cleaning,
         sampler=config.sample.sampler,
         provenance=provenance,
-        **_few_steps(config),
+        **_drawn(config),
         **target_of(config).stored,
     )

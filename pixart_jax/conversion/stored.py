@@ -20,16 +20,14 @@ from pixart_jax.checkpoints.contents import without
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
 from pixart_jax.conversion.mapped import mapped_arrays
-from pixart_jax.conversion.stored_fields import check_stored_fields
-from pixart_jax.diffusion.predictions import PREDICTIONS
+from pixart_jax.conversion.stored_fields import CHOICES, check_stored_fields
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
 from pixart_jax.files.typed_json import Fields, parse, read_bytes
 from pixart_jax.models.params import parameter_shapes
+from pixart_jax.models.path_drop import Stretch
 from pixart_jax.models.pixart import PixArt
-from pixart_jax.samplers import SAMPLERS
 from pixart_jax.samplers.predictions import Target
-from pixart_jax.samplers.program import GUIDANCES
 from pixart_jax.shortcuts.eight_bits import quantize_flat
 from pixart_jax.tokens import DOWNSAMPLE
 
@@ -39,17 +37,8 @@ ARCHITECTURE = (
     "hidden_size", "depth", "num_heads", "mlp_ratio", "patch_size", "latent_channels", "text_dim", "max_text_tokens",
     "num_classes", "micro_condition", "kv_compress", "kv_sampling", "qk_norm", "adaln", "learn_sigma",
 )  # fmt: skip
-
-# What the fields that name one of a few things may name.
-CHOICES = {
-    "null_text": ("stored", "missing", "none"),
-    "caption_cleaning": ("alpha", "sigma", "none"),
-    "sampler": SAMPLERS,
-    "guidance": GUIDANCES,
-    "prediction": PREDICTIONS,
-}
 # Fields that are only written where they say something else.
-_USUAL: dict[str, Any] = {"num_steps": 20, "guidance": "cfg", "prediction": "eps", "flow_shift": 1.0}
+_USUAL: dict[str, Any] = {"num_steps": 20, "guidance": "cfg", "prediction": "eps", "flow_shift": 1.0, "path_drop": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +58,8 @@ class StoredModel:
       provenance: where the weights come from, for people.
       num_steps, guidance: of that sampler, likewise; the guidance one of `samplers.program.GUIDANCES`.
       prediction, flow_shift: see `samplers.predictions.Target`.
+      path_drop: the first and the last of the blocks that it was trained to do without, see `models.path_drop`; None:
+        it was not.
     """
 
     model: PixArt
@@ -83,6 +74,7 @@ class StoredModel:
     guidance: str = "cfg"
     prediction: str = "eps"
     flow_shift: float = 1.0
+    path_drop: Stretch | None = None
 
     @property
     def target(self) -> Target:
@@ -119,6 +111,8 @@ class StoredModel:
         fields["model"] = model
         check_stored_fields(Fields(pathlib.Path(where), fields, "convert the weights again"))
         fields["model"] = PixArt(**model | {"kv_compress": tuple(model["kv_compress"])})
+        if fields["path_drop"] is not None:
+            fields["path_drop"] = tuple(fields["path_drop"])
         stored = cls(**fields)
         for name, choices in CHOICES.items():
             if getattr(stored, name) not in choices:

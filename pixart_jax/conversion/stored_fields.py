@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from pixart_jax.diffusion.predictions import PREDICTIONS
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import Fields
 from pixart_jax.models.layers import KV_SAMPLINGS
+from pixart_jax.samplers import SAMPLERS
+from pixart_jax.samplers.program import GUIDANCES
 
+# What the fields that name one of a few things may name.
+CHOICES = {
+    "null_text": ("stored", "missing", "none"),
+    "caption_cleaning": ("alpha", "sigma", "none"),
+    "sampler": SAMPLERS,
+    "guidance": GUIDANCES,
+    "prediction": PREDICTIONS,
+}
 # The most of each.
 COUNTS = {
     "hidden_size": 1 << 16,
@@ -31,15 +42,20 @@ def check_stored_fields(fields: Fields) -> None:
     for key in ("position_scale", "latent_scale", "flow_shift"):
         fields.number(key, SMALLEST, LARGEST)
     fields.integer("num_steps", 1, _MAX_STEPS)
-    for key in ("null_text", "caption_cleaning", "sampler", "guidance", "prediction"):
+    for key in CHOICES:
         fields.text(key)
     provenance = fields.fields("provenance")
     for key in provenance:
         provenance.text(key)
-    _check_model(fields.fields("model"))
+    depth = _check_model(fields.fields("model"))
+    if fields["path_drop"] is not None:
+        blocks = fields.sequence("path_drop", int)
+        if len(blocks) != 2 or not 0 <= blocks[0] <= blocks[1] < depth:
+            raise fields.error("path_drop", f"the first and the last of some of the {depth} blocks, counted from 0")
 
 
-def _check_model(model: Fields) -> None:
+def _check_model(model: Fields) -> int:
+    """Returns the number of blocks."""
     numbers: dict[str, Any] = {key: model.integer(key, 1, most) for key, most in COUNTS.items()}
     numbers["num_classes"] = model.integer("num_classes", 0, _MAX_CLASSES)
     model.number("mlp_ratio", SMALLEST, LARGEST)
@@ -55,3 +71,4 @@ def _check_model(model: Fields) -> None:
             f"{model.path}: model.hidden_size = {numbers['hidden_size']} cannot be split between model.num_heads = "
             f"{numbers['num_heads']}; {model.cure}"
         )
+    return int(numbers["depth"])

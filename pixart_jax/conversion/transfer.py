@@ -104,6 +104,17 @@ def check_says_prediction(stored: StoredModel, what: str) -> None:
         )
 
 
+def lost(stored: StoredModel) -> list[str]:
+    """What no format but ours has a place for, and no picture is wrong without: one line each."""
+    if stored.path_drop is None:
+        return []
+    first, last = stored.path_drop
+    return [
+        f"the format cannot say that the model was trained to do without its blocks {first} to {last}: guidance by the "
+        "dropped path (--guidance path_drop) takes our own format, or the run"
+    ]
+
+
 def write_transformer(target: pathlib.Path, weights: ModelWeights) -> None:
     """`write_diffusers` without a pipeline around it."""
     check_says_prediction(weights.stored, "a transformer's folder without its pipeline")

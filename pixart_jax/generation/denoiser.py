@@ -11,8 +11,9 @@ from pixart_jax.adapters.lora import MAGNITUDE
 from pixart_jax.errors import InputError
 from pixart_jax.generation.parts import Parts, as_it_is
 from pixart_jax.models.params import apply_of
+from pixart_jax.models.path_drop import may_drop
 from pixart_jax.samplers import FEW_STEPS
-from pixart_jax.samplers.program import Prepare, as_they_are
+from pixart_jax.samplers.program import DROPPED_PATH, Prepare, as_they_are
 from pixart_jax.samplers.steps import Apply, Stateful
 from pixart_jax.shortcuts.eight_bits import MODES, in_eight_bits, mode_for, quantize_tree
 from pixart_jax.shortcuts.reuse import PRESETS, reusing
@@ -31,9 +32,10 @@ def denoiser_of(parts: Parts, reuse: str | None = None) -> tuple[Apply | Statefu
     model = parts.model
     apply: Apply
     if not parts.text_once or parts.needs:
-        prepare, apply = as_they_are, apply_of(model)
+        prepare, apply = as_they_are, may_drop(model, parts.path_drop, apply_of)
     else:
-        remember, apply = parts.over(remember_text(model)), with_memory(model)
+        remember = parts.over(may_drop(model, parts.path_drop, remember_text))
+        apply = may_drop(model, parts.path_drop, with_memory)
 
         def prepare(params, conditions):
             # Called as the model is, of which it looks at the text alone.
@@ -42,6 +44,20 @@ def denoiser_of(parts: Parts, reuse: str | None = None) -> tuple[Apply | Statefu
     if reuse is not None:
         return reusing(model, parts.over, PRESETS[reuse]), prepare
     return parts.wrap(parts.over(apply)), prepare
+
+
+def check_path_drop(parts: Parts, reuse: str | None) -> None:
+    """Raises InputError unless the null branch of guidance can go without a stretch of the model's blocks."""
+    what = f"guidance = {DROPPED_PATH!r}"
+    if parts.path_drop is None:
+        raise InputError(
+            f"{what}: {parts.name} was not trained to do without some of its blocks "
+            "(config.model.route.form='sprint'), or comes from a format that does not say so; take 'cfg'"
+        )
+    if parts.needs:
+        raise InputError(f"{what}: a ControlNet adds to blocks that would be left out; take 'cfg'")
+    if reuse is not None:
+        raise InputError(f"{what} and reuse do not go together: both leave blocks out; take one of them")
 
 
 def check_reuse(parts: Parts, reuse: str, sampler: str, num_steps: int, in_interval: bool) -> None:

@@ -13,7 +13,15 @@ import numpy as np
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.adapters.helpers import HELPERS
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.config import build_model, guidance_of_config, load_config, position_base, takes_guidance, target_of
+from pixart_jax.config import (
+    build_model,
+    guidance_of_config,
+    load_config,
+    path_drop_of,
+    position_base,
+    takes_guidance,
+    target_of,
+)
 from pixart_jax.conversion.runs import require_evaluated
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.data.decoding import to_float
@@ -180,6 +188,7 @@ def open_converted(directory: pathlib.Path, ema, mesh, dtype, keep: bool) -> dic
         "sampler": stored.sampler,
         "num_steps": stored.num_steps,
         "guidance": stored.guidance,
+        "path_drop": stored.path_drop,
     }
 
 
@@ -227,5 +236,6 @@ def open_run(
         "num_steps": config.sample.num_steps,
         "guidance_scale": config.sample.guidance_scale,
         "guidance": guidance_of_config(config),
+        "path_drop": path_drop_of(config),
     }
     return fields, found

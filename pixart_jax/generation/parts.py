@@ -11,6 +11,7 @@ import numpy as np
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.figures.images import to_uint8
+from pixart_jax.models.path_drop import Stretch
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.predictions import EPS, Target
 from pixart_jax.samplers.steps import Apply
@@ -48,6 +49,7 @@ class Parts:
       encoders: the folders of text encoder and autoencoder by kind.
       step: of a run, that of the weights; None of a converted model.
       needs: what adapters want of a request, see `Adaptation`.
+      path_drop: the blocks that the model was trained to do without, for guidance by that; None: it was not.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Parts:
     encoders: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    path_drop: Stretch | None = None
 
     def pictures_of(self, latents: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures uint8[H, W, 3] of latents [n, h, w, C], each as soon as it is decoded."""

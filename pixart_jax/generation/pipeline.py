@@ -25,7 +25,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.files import local_path
 from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
-from pixart_jax.generation.denoiser import check_reuse, denoiser_of, eight_bit_parts
+from pixart_jax.generation.denoiser import check_path_drop, check_reuse, denoiser_of, eight_bit_parts
 from pixart_jax.generation.from_hub import local_model
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.opening import open_parts
@@ -36,7 +36,7 @@ from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler, guidance_of
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import EMBEDDED, draw_noise, sample_in_batches, words_of
+from pixart_jax.samplers.program import DROPPED_PATH, EMBEDDED, draw_noise, sample_in_batches, words_of
 from pixart_jax.samplers.steps import Apply, TakeStep
 from pixart_jax.samplers.stepwise import Programs, StepwiseSampler, Watch, compile_programs
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
@@ -271,9 +271,12 @@ class TextToImage:
                 )
             guidance = EMBEDDED
         else:
-            guidance = request.guidance or ("cfg" if request.guidance_scale is not None else usual)
-        if request.guidance_interval is not None and guidance != "cfg":
+            guided = "cfg" if usual == "none" else usual
+            guidance = request.guidance or (guided if request.guidance_scale is not None else usual)
+        if request.guidance_interval is not None and guidance not in ("cfg", DROPPED_PATH):
             raise InputError("guidance_interval: these pictures are drawn without guidance; leave it out")
+        if guidance == DROPPED_PATH:
+            check_path_drop(parts, request.reuse)
         num_steps = request.num_steps or few or parts.num_steps
         if request.reuse is not None:
             check_reuse(parts, request.reuse, sampler, num_steps, request.guidance_interval is not None)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from pixart_jax.devices.sharding import ROWS, TOKENS, WHOLE, constrain
 from pixart_jax.models.params import apply_of
+from pixart_jax.models.path_drop import Stretch, may_drop
 from pixart_jax.models.pixart import Block, BlockConditions, ModelOutput, PixArt
 from pixart_jax.models.remat import remat_options
 from pixart_jax.samplers.steps import Apply
@@ -40,7 +41,7 @@ class Route:
 
     Attributes:
       ratio: share of each picture's real tokens, rounded down to whole tokens, of key/value compression to whole r×r
-        blocks of them; below 1.
+        blocks of them; below 1. With 0 none does, but for path_drop.
       first, last: blocks from the one through the other are passed by, counted from 0.
       path_drop: share of pictures of which all tokens pass by.
     """
@@ -49,6 +50,11 @@ class Route:
     first: int
     last: int
     path_drop: float = 0.0
+
+    @property
+    def dropped(self) -> Stretch | None:
+        """The blocks that the model learns to do without altogether."""
+        return (self.first, self.last) if self.path_drop else None
 
     def kept(self, units: int) -> int:
         """How many of so many tokens, or blocks of tokens, do not pass by: at least one of one or more."""
@@ -70,8 +76,9 @@ class Tapped(NamedTuple):
 
 
 def routed(model: PixArt, route: Route) -> Apply:
-    """The model, whose tokens are routed where it is given ROUTE_KEYS, and which is `params.apply_of` where not."""
-    plain = apply_of(model)
+    """The model, whose tokens are routed where it is given ROUTE_KEYS. Where not, it is `params.apply_of`, which of a
+    route that drops the path may drop it (`path_drop.may_drop`)."""
+    plain = may_drop(model, route.dropped, apply_of)
 
     def apply(params, tokens, t, **conditions):
         if conditions.get(ROUTE_KEYS) is None:

@@ -10,6 +10,10 @@ import numpy as np
 
 from pixart_jax.samplers.steps import Denoiser, Stateful, stateful
 
+# The condition, bool[B], that asks a model for its prediction without the blocks that it was trained to do without
+# (`models.path_drop`); only whether it is there counts.
+PATH_DROPPED = "path_dropped"
+
 
 def guide(
     model: Callable,
@@ -41,13 +45,26 @@ def guide(
 
 
 def branches(
-    conditions: Mapping, null: Mapping | None, *, prepare: Callable[[Mapping], Mapping], alone: bool
+    conditions: Mapping,
+    null: Mapping | None,
+    *,
+    prepare: Callable[[Mapping], Mapping],
+    alone: bool,
+    dropping: bool = False,
 ) -> dict[str, Mapping]:
-    """What `guided` takes: "both" branches side by side, the conditional one "alone", or the two; args: see `guide`."""
-    found = {}
-    if null is not None:
+    """What `guided` takes: "both" branches side by side, the conditional one "alone", or the two; args: see `guide`.
+
+    Args:
+      dropping: the null branch is "weak", in a call of its own: of the model without the blocks that it was trained to
+        do without (PATH_DROPPED). SPRINT's Path-Drop Guidance (Park et al. 2025, arXiv:2510.21986).
+    """
+    found: dict[str, Mapping] = {}
+    if null is not None and dropping:
+        mark = {PATH_DROPPED: jnp.ones(len(next(iter(conditions.values()))), bool)}
+        found["weak"] = {**prepare({**conditions, **null, **mark}), **mark}
+    elif null is not None:
         found["both"] = prepare({name: _pairs(null.get(name, value), value) for name, value in conditions.items()})
-    if null is None or alone:
+    if null is None or alone or dropping:
         found["alone"] = prepare(conditions)
     return found
 
@@ -55,16 +72,21 @@ def branches(
 def guided(model: Callable, given: Mapping[str, Mapping], guidance_scale, interval=None) -> Denoiser:
     """`guide` of branches that are prepared already."""
     inner = stateful(model)
-    if "both" not in given:
+    if given.keys() == {"alone"}:
         return Stateful(lambda x, t, state: inner.call(x, t, given["alone"], state), inner.begin)
+    apart = "weak" in given
 
     def denoise(x, t, state):
-        (eps, v), state = inner.call(_pairs(x, x), _pairs(t, t), given["both"], state)
-        null, cond = _unpaired(eps)
-        return (null + guidance_scale * (cond - null), None if v is None else _unpaired(v)[1]), state
+        if apart:
+            null = inner.call(x, t, given["weak"], state)[0][0]
+            (cond, v), state = inner.call(x, t, given["alone"], state)
+        else:
+            (eps, both), state = inner.call(_pairs(x, x), _pairs(t, t), given["both"], state)
+            (null, cond), v = _unpaired(eps), None if both is None else _unpaired(both)[1]
+        return (null + guidance_scale * (cond - null), v), state
 
     if interval is None:
-        return Stateful(denoise, lambda x: inner.begin(_pairs(x, x)))
+        return Stateful(denoise, inner.begin if apart else lambda x: inner.begin(_pairs(x, x)))
 
     def inside_only(x, t):
         inside = (interval[0] <= t[0]) & (t[0] <= interval[1])

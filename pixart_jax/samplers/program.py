@@ -16,7 +16,7 @@ from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.errors import InputError, NotFinite
 from pixart_jax.rng import seed_words, stream_key
 from pixart_jax.samplers.blame import first_fault
-from pixart_jax.samplers.guidance import guide
+from pixart_jax.samplers.guidance import branches, guided
 from pixart_jax.samplers.iddpm import per_sample_noise
 from pixart_jax.samplers.steps import Apply, Correct, Sampler, Stateful, stateful
 
@@ -30,7 +30,9 @@ Prepare = Callable[[Any, Mapping], Mapping]
 # (tokens f32[B, N, p·p·C], `steps.faults` of each of S steps i32[B, S])
 SampleFn = Callable[..., tuple[jax.Array, jax.Array]]
 
-GUIDANCES = ("cfg", "none")
+# Of a model that was trained to do without some of its blocks; no other can: the null branch goes without them.
+DROPPED_PATH = "path_drop"
+GUIDANCES = ("cfg", DROPPED_PATH, "none")
 # Of a model that takes the guidance as an input; no other can.
 EMBEDDED = "embedded"
 
@@ -44,6 +46,14 @@ def check_guidance(name: str) -> None:
 def as_they_are(params: Any, conditions: Mapping) -> Mapping:
     """The `Prepare` that leaves the conditions alone."""
     return conditions
+
+
+def branches_of(
+    guidance: str, conditions: Mapping, null: Mapping, *, prepare: Callable[[Mapping], Mapping], alone: bool
+) -> dict[str, Mapping]:
+    """`guidance.branches` of one of GUIDANCES, or EMBEDDED."""
+    wanted = null if guidance in ("cfg", DROPPED_PATH) else None
+    return branches(conditions, wanted, prepare=prepare, alone=alone, dropping=guidance == DROPPED_PATH)
 
 
 def with_params(called: Stateful, params: Any, guidance: str, guidance_scale) -> Stateful:
@@ -75,9 +85,10 @@ def make_sample_fn(
     Args:
       apply: the model; a `Stateful` one's `call` takes (params, tokens, t, what it is handed, **conditions).
       prepare: what the model is given in place of a batch's conditions, once for all steps.
-      guidance: one of GUIDANCES, or EMBEDDED. "cfg" calls the model with both branches; "none" with the conditions
-        alone, which is half the work, and ignores null conditions and scale; EMBEDDED likewise, and with one more:
-        `guidance` f32[B], the scale less 1.
+      guidance: one of GUIDANCES, or EMBEDDED. "cfg" calls the model with both branches; DROPPED_PATH with each apart,
+        the null one with the condition `guidance.PATH_DROPPED`; "none" with the conditions alone, which is half the
+        work, and ignores null conditions and scale; EMBEDDED likewise, and with one more: `guidance` f32[B], the scale
+        less 1.
     """
     check_guidance(guidance)
     called = stateful(apply)
@@ -89,13 +100,12 @@ def make_sample_fn(
         if start_tokens is not None:
             alpha, sigma = noise_level(schedule, sampler.first_t)
             x = alpha * start_tokens + sigma * noise
-        denoiser = guide(
+        alone, ready = guidance_interval is not None, functools.partial(prepare, params)
+        denoiser = guided(
             with_params(called, params, guidance, guidance_scale),
-            conditions,
-            null if guidance == "cfg" else None,
+            branches_of(guidance, conditions, null, prepare=ready, alone=alone),
             guidance_scale,
-            prepare=functools.partial(prepare, params),
-            interval=guidance_interval,
+            guidance_interval,
         )
         tokens, found = sampler.run(denoiser, x, per_sample_noise(keys, noise.shape[1:]), correct)
         return tokens, found.T

@@ -13,9 +13,9 @@ import numpy as np
 from pixart_jax.diffusion.flow import FlowSchedule
 from pixart_jax.diffusion.gaussian import noise_level
 from pixart_jax.diffusion.schedule import DiffusionSchedule
-from pixart_jax.samplers.guidance import branches, guided
+from pixart_jax.samplers.guidance import guided
 from pixart_jax.samplers.iddpm import per_sample_noise
-from pixart_jax.samplers.program import Prepare, as_they_are, check_guidance, with_params
+from pixart_jax.samplers.program import Prepare, as_they_are, branches_of, check_guidance, with_params
 from pixart_jax.samplers.steps import Apply, Sampler, Stateful, TakeStep, stateful
 
 
@@ -118,12 +118,7 @@ def compile_programs(
 
     @functools.partial(jax.jit, static_argnums=4)
     def sample_prepare(params, x, conditions, null, alone):
-        given = branches(
-            conditions,
-            null if guidance == "cfg" else None,
-            prepare=functools.partial(prepare, params),
-            alone=alone,
-        )
+        given = branches_of(guidance, conditions, null, prepare=functools.partial(prepare, params), alone=alone)
         # Whoever is guided in an interval hands nothing on; what the interval is matters no more than the scale.
         return given, kept(denoiser(params, given, 1.0, (0, 0) if alone else None).begin(x))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pixart_jax.data.decoding import BadImage, decode
 from pixart_jax.errors import InputError
 from pixart_jax.files.typed_json import parse, read_bytes
+from pixart_jax.samplers.program import DROPPED_PATH
 from pixart_jax.studio.settings import CHUNK, RATIOS
 
 # Of a file, of what a picture is decoded to, and of a text chunk.
@@ -43,6 +44,8 @@ def settings_in(path: pathlib.Path) -> dict[str, Any]:
     if "prompt" not in chunks:
         raise InputError("this PNG does not say what it was drawn with; those that were saved here do")
     found = {name: chunks[name] for name in _SAME_NAMES if name in chunks}
+    if chunks.get("guidance") == DROPPED_PATH:  # "none" goes with its sampler, and "cfg" is not said.
+        found["guidance"] = DROPPED_PATH
     try:
         found |= {name: kind(found[name]) for name, kind in _NUMBERS.items() if name in found}
         if {"height", "width"} <= chunks.keys():

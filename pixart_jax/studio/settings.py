@@ -15,6 +15,7 @@ from pixart_jax.generation.request import Request
 from pixart_jax.generation.values import real_number, whole_number
 from pixart_jax.rng import check_seed
 from pixart_jax.samplers import FEW_STEPS, SAMPLERS, guidance_of
+from pixart_jax.samplers.program import DROPPED_PATH, EMBEDDED
 
 # Chosen where no style is wanted.
 NO_STYLE = "none"
@@ -35,12 +36,14 @@ class Limits:
       num_steps: of a sampler.
       characters: of a prompt.
       samplers: those that can draw from the model.
+      guidances: those that can guide it, see `guidances_of`.
     """
 
     num_images: int = 4
     num_steps: int = 250
     characters: int = 2000
     samplers: tuple[str, ...] = SAMPLERS
+    guidances: tuple[str, ...] = ("cfg",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class Settings:
       style: a name of `data.styles`, or NO_STYLE.
       aspect_ratio: "WIDTH:HEIGHT".
       size: pixels along a side of the square.
+      guidance: one of `Limits.guidances`; of samplers for few steps, which draw without, nothing heeds it.
       loras: (name, scale) of each that is laid over the model.
     """
 
@@ -65,6 +69,7 @@ class Settings:
     guidance_scale: float
     seed: int = 0
     num_images: int = 1
+    guidance: str = "cfg"
     loras: tuple[tuple[str, float], ...] = ()
 
     def request(self, styles: Mapping[str, Style], *, takes_scale: bool = False) -> Request:
@@ -74,7 +79,7 @@ class Settings:
           takes_scale: the model takes the guidance scale as an input, see `program.EMBEDDED`.
         """
         prompt, negative = self.worded(styles)
-        guided = takes_scale or guidance_of(self.sampler) == "cfg"
+        guidance = self._guidance
         return Request(
             [prompt],
             negative_prompt=negative,
@@ -82,11 +87,16 @@ class Settings:
             seed=self.seed,
             sampler=self.sampler,
             num_steps=self.num_steps,
-            guidance_scale=self.guidance_scale if guided else None,
-            guidance=None if guided else "none",
+            guidance_scale=self.guidance_scale if takes_scale or guidance != "none" else None,
+            guidance=None if takes_scale else guidance,
             size=self.size,
             aspect_ratio=self.aspect_ratio,
         )
+
+    @property
+    def _guidance(self) -> str:
+        """Of a model that does not take the scale as an input."""
+        return self.guidance if guidance_of(self.sampler) == "cfg" else "none"
 
     def worded(self, styles: Mapping[str, Style]) -> tuple[str, str | None]:
         """Prompt and negative prompt in the style; None is the null caption."""
@@ -96,7 +106,7 @@ class Settings:
     def chunks(self, styles: Mapping[str, Style], number: int, *, takes_scale: bool = False) -> dict[str, str]:
         """The text chunks of the PNG of a picture, the number-th of these settings."""
         prompt, negative = self.worded(styles)
-        guided = takes_scale or guidance_of(self.sampler) == "cfg"
+        guidance = "cfg" if takes_scale else self._guidance
         told: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative,
@@ -105,7 +115,8 @@ class Settings:
             "size": self.size,
         }
         told |= {"sampler": self.sampler, "num_steps": self.num_steps}
-        told |= {"guidance_scale": self.guidance_scale} if guided else {"guidance": "none"}
+        told |= {"guidance": guidance} if guidance != "cfg" else {}
+        told |= {"guidance_scale": self.guidance_scale} if guidance != "none" else {}
         found = {name: str(value) for name, value in told.items() if value is not None}
         return found | {CHUNK: json.dumps(dataclasses.asdict(self), ensure_ascii=True)}
 
@@ -123,10 +134,22 @@ def manner_of(parts: Parts, sampler: str) -> tuple[int, float]:
     return parts.num_steps, parts.guidance_scale
 
 
+def guidances_of(parts: Parts) -> tuple[str, ...]:
+    """What a model can be guided by."""
+    return ("cfg",) if parts.path_drop is None or parts.guidance == EMBEDDED else ("cfg", DROPPED_PATH)
+
+
 def first_settings(parts: Parts) -> Settings:
     """What the page shows at first."""
     steps, scale = manner_of(parts, parts.sampler)
-    return Settings(prompt="", size=parts.resolution, sampler=parts.sampler, num_steps=steps, guidance_scale=scale)
+    return Settings(
+        prompt="",
+        size=parts.resolution,
+        sampler=parts.sampler,
+        num_steps=steps,
+        guidance_scale=scale,
+        guidance=parts.guidance if parts.guidance in guidances_of(parts) else "cfg",
+    )
 
 
 def sizes_of(resolution: int) -> list[int]:
@@ -155,7 +178,7 @@ def checked(
     if unknown := sorted(set(given) - known):
         raise InputError(f"there is no setting {unknown[0]!r:.80}")
     values = dataclasses.asdict(first) | dict(given)
-    for name in ("prompt", "negative_prompt", "style", "aspect_ratio", "sampler"):
+    for name in ("prompt", "negative_prompt", "style", "aspect_ratio", "sampler", "guidance"):
         if not isinstance(values[name], str):
             raise InputError(f"{name} must be a text, not {values[name]!r:.80}")
         if len(values[name]) > limits.characters:
@@ -169,6 +192,7 @@ def checked(
     values["guidance_scale"] = real_number("guidance_scale", values["guidance_scale"])
     for name, choices in (
         ("sampler", limits.samplers),
+        ("guidance", limits.guidances),
         ("style", (NO_STYLE, *styles)),
         ("size", sizes_of(first.size)),
         ("aspect_ratio", ratios_of(first.size)),

@@ -32,7 +32,7 @@ from pixart_jax.samplers.stepwise import Glimpse
 from pixart_jax.studio.colours import Colours
 from pixart_jax.studio.jobs import Drawn, Job, State
 from pixart_jax.studio.models import Models
-from pixart_jax.studio.settings import NO_STYLE, Limits, Settings, checked, first_settings
+from pixart_jax.studio.settings import NO_STYLE, Limits, Settings, checked, first_settings, guidances_of
 
 # Jobs that wait at most; one more is told to come again.
 MAX_WAITING = 64
@@ -67,11 +67,12 @@ class Studio:
     ):
         self.models = models if isinstance(models, Models) else Models.of(models)
         self.pipeline, self.loras, self.folder = self.models.pipeline, self.models.loras, folder
-        self.limits = dataclasses.replace(limits, samplers=self.pipeline.parts.target.samplers())
+        parts = self.pipeline.parts
+        self.limits = dataclasses.replace(limits, samplers=parts.target.samplers(), guidances=guidances_of(parts))
         self.styles = read_styles() if styles is None else styles
-        self.first = first_settings(self.pipeline.parts)
+        self.first = first_settings(parts)
         self._batch_size = batch_size
-        self._takes_scale = self.pipeline.parts.guidance == EMBEDDED
+        self._takes_scale = parts.guidance == EMBEDDED
         self._waiting: list[Job] = []
         self._drawing: list[Job] = []
         self._changed = threading.Condition()

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pixart_jax.config import build_adapter, build_model, build_objective, check_config, default_config, phases
+from pixart_jax.config import (
+    build_adapter,
+    build_model,
+    build_objective,
+    build_route,
+    check_config,
+    default_config,
+    phases,
+)
 from pixart_jax.errors import InputError
 from pixart_jax.models import routing
 from pixart_jax.models.params import apply_of, init_params
@@ -162,7 +170,7 @@ def test_no_key_is_used_twice():
 
 def test_a_ratio_of_0_is_no_route():
     """So that it is bit-identical to none: the adapter and the objective are those of a config that knows of none."""
-    config = tiny(**{"model.route.form": "sprint", "model.route.until": 0.5})
+    config = tiny(**{"model.route.until": 0.5})
     model = build_model(config)
     adapter = build_adapter(config, model)
     assert adapter.model.__qualname__ == apply_of(model).__qualname__
@@ -172,6 +180,11 @@ def test_a_ratio_of_0_is_no_route():
 
 def test_a_route_for_a_share_of_the_steps():
     config = tiny(**{"model.route.ratio": 0.5, "model.route.until": 0.7, "train.num_steps": 9})
+    assert build_route(phases(config)[1].config) is None
+    # SPRINT's last stage sees all tokens, and still drops the path.
+    config.model.route.form = "sprint"
+    assert build_route(phases(config)[1].config) == Route(0.0, 2, 3, 0.1)
+    check_config(phases(config)[1].config)
     (begin, routed_config), (done, rest) = phases(config)
     assert (begin, routed_config.model.route.ratio, done, rest.model.route.ratio) == (0, 0.5, 6, 0.0)
     assert config.model.route.ratio == 0.5
@@ -196,4 +209,15 @@ def test_what_cannot_be_routed_is_refused(settings, said):
         check_config(config)
     config.model.route.ratio = 0.5 if "model.route.ratio" in settings else 0.0
     if "mesh.context" not in settings:
+        check_config(config)
+
+
+def test_the_path_is_dropped_by_what_can_learn_it():
+    config = tiny(**{"sample.guidance": "path_drop", "model.route.ratio": 0.5})
+    with pytest.raises(InputError, match=r"config.sample.guidance = 'path_drop': .*config.model.route.form='sprint'"):
+        check_config(config)
+    config.model.route.update({"form": "sprint", "ratio": 0.0})
+    check_config(config)
+    config.objective.kind = "consistency"
+    with pytest.raises(InputError, match=r"config.model.route.form = 'sprint': .*set it to 'tread'"):
         check_config(config)

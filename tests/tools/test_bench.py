@@ -230,10 +230,11 @@ def test_attention_leaves_out_what_memory_cannot_hold(capsys, monkeypatch):
 
 
 def test_shortcuts(config_file, capsys, monkeypatch):
-    names = ("none", "text once", "interval 0-600", "reuse 2", "fewer steps 2")
+    names = ("none", "text once", "interval 0-600", "reuse 2", "fewer steps 2", "path_drop")
     some = {name: shortcuts.SHORTCUTS[name] for name in names}
     monkeypatch.setattr(shortcuts, "SHORTCUTS", some)
     options = [f"--config={config_file}", "--shortcuts", "--rounds=1", "--steps=1", "--batch-sizes=2", "--peer=none"]
+    options += ["--config.model.route.first=1", "--config.model.route.last=1"]
     rows = bench(capsys, "sample", *options, "--config.sample.num_steps=4")
     assert [row["shortcut"] for row in rows] == [*some]
     assert rows[0]["latents_apart"] == 0 and rows[1]["latents_apart"] < 1e-5 < rows[3]["latents_apart"]
@@ -242,6 +243,8 @@ def test_shortcuts(config_file, capsys, monkeypatch):
     assert work[0] == 1 < work[1] < work[2] and work[1] < work[3] < 2.5
     # As reuse leaves out whole blocks, but for what is around them.
     assert work[3] < work[4] < 2.5
+    # Of both branches' two blocks each one is left out: of what blocks compute a quarter.
+    assert work[1] < work[5] < work[1] * 4 / 3
     assert all(row["seconds"] > 0 and row["peak_bytes"] > 0 for row in rows)
 
 

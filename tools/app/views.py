@@ -64,7 +64,9 @@ def of_picture(drawn: Drawn) -> str:
     if settings.negative_prompt:
         lines.append(f"not: {html.escape(settings.negative_prompt)}")
     told = [f"seed {settings.seed}", f"{settings.sampler}, {settings.num_steps} steps"]
-    told += [f"guidance {settings.guidance_scale:g}", f"{settings.size} px, {settings.aspect_ratio}"]
+    told += [f"guidance {settings.guidance_scale:g}"]
+    told += [f"guided by {settings.guidance}"] if settings.guidance != "cfg" else []
+    told += [f"{settings.size} px, {settings.aspect_ratio}"]
     told += [f"style {settings.style}"] if settings.style != NO_STYLE else []
     told += [f"{name} at {scale:g}" for name, scale in settings.loras]
     told += [f"picture {drawn.number + 1} of {settings.num_images}"] if settings.num_images > 1 else []

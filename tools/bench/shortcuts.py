@@ -21,11 +21,12 @@ from pixart_jax.config import ConfigDict, build_model, target_of
 from pixart_jax.errors import InputError
 from pixart_jax.models.attention import PLAIN
 from pixart_jax.models.params import apply_of, init_params, parameter_shapes
+from pixart_jax.models.path_drop import Stretch, may_drop, shallow
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.rng import seed_words
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import as_they_are, draw_noise, make_sample_fn
+from pixart_jax.samplers.program import DROPPED_PATH, as_they_are, draw_noise, make_sample_fn
 from pixart_jax.samplers.steps import Sampler, Stateful, stateful
 from pixart_jax.shortcuts.eight_bits import in_eight_bits, mode_for, quantize_tree
 from pixart_jax.shortcuts.reuse import PRESETS, reusing, short_pass, whole_pass
@@ -51,6 +52,7 @@ class Shortcut:
     reuse: str | None = None
     int8: str | None = None
     fewer: str | None = None
+    guidance: str | None = None
 
     def num_steps(self, usual: int) -> int:
         return usual if self.fewer is None else PRESETS[self.fewer].whole_steps(usual)
@@ -66,6 +68,8 @@ SHORTCUTS = {
     **{f"reuse {name}": Shortcut(reuse=name) for name in PRESETS},
     **{f"fewer steps {name}": Shortcut(fewer=name) for name in PRESETS},
     "int8": Shortcut(int8="auto"),
+    # With random weights of the route that the config has or would have; else of models that have learnt it.
+    DROPPED_PATH: Shortcut(guidance=DROPPED_PATH),
 }
 
 
@@ -77,17 +81,22 @@ def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator
     params, conditions = random_params(parameter_shapes(model), dtype), conditions_of(batch)
     x, keys = draw_noise(seed_words(0), np.arange(config.data.batch_size), batch["tokens"].shape[1:])
     given = x, keys, conditions, null_branch(conditions), sampling.guidance_scale
+    stretch = (config.model.route.first, config.model.route.last % model.depth)
     programs, figures = {}, {}
     for name, shortcut in SHORTCUTS.items():
+        if shortcut.guidance == DROPPED_PATH and stretch[0] > stretch[1]:
+            continue  # Too few blocks for a route.
         sampler = build_sampler(sampling.sampler, schedule, shortcut.num_steps(sampling.num_steps))
-        apply, prepare, weights = _parts(model, params, shortcut)
+        dropped = stretch if shortcut.guidance == DROPPED_PATH else None
+        apply, prepare, weights = _parts(model, params, shortcut, dropped)
         interval = None if shortcut.guidance_interval is None else np.asarray(shortcut.guidance_interval, np.float32)
-        sample = make_sample_fn(target.fit(apply, schedule), schedule, sampler, prepare=prepare)
+        how = {"prepare": prepare, "guidance": shortcut.guidance or "cfg"}
+        sample = make_sample_fn(target.fit(apply, schedule), schedule, sampler, **how)
         arguments = jax.device_put((weights, *given, None, None, interval))
         compiled = sample.lower(*arguments).compile()
         programs[name] = functools.partial(compiled, *arguments)
         lengths = batch["tokens"].shape[1], conditions["text"].shape[1]
-        flops = picture_flops(model, *lengths, _timesteps(sampler), shortcut)
+        flops = picture_flops(model, *lengths, _timesteps(sampler), shortcut, stretch=dropped)
         figures[name] = {"picture_flops": flops, **peak_bytes(compiled, jax.devices()[0])}
     turns = {name: functools.partial(time_warm, draw, calls, jax.block_until_ready) for name, draw in programs.items()}
     results, _ = take_turns(turns, rounds)
@@ -123,6 +132,7 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
             num_steps=shortcut.num_steps(usual),
             guidance_interval=shortcut.guidance_interval,
             reuse=shortcut.reuse,
+            guidance=shortcut.guidance or ("cfg" if pipeline.parts.guidance == DROPPED_PATH else None),
         )
         try:
             manner, model = pipeline.manner(request), pipeline.parts.model
@@ -135,7 +145,9 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
         timesteps = _timesteps(build_sampler(manner.sampler, schedule, manner.num_steps))
         tokens = len(pipeline.noise_of(request.alone())[0])
         lengths = tokens, model.max_text_tokens
-        flops = picture_flops(model, *lengths, timesteps, shortcut, 2 if manner.guidance == "cfg" else 1)
+        dropped = pipeline.parts.path_drop if manner.guidance == DROPPED_PATH else None
+        branches = 2 if manner.guidance == "cfg" else 1
+        flops = picture_flops(model, *lengths, timesteps, shortcut, branches, stretch=dropped)
         figures[name] = {"picture_flops": flops}
         requests[name] = pipeline, request
 
@@ -165,17 +177,29 @@ def with_checkpoint(args: argparse.Namespace) -> Iterator[Figures]:
 
 
 def picture_flops(
-    model: PixArt, num_tokens: int, text_tokens: int, timesteps: np.ndarray, shortcut: Shortcut, branches: int = 2
+    model: PixArt,
+    num_tokens: int,
+    text_tokens: int,
+    timesteps: np.ndarray,
+    shortcut: Shortcut,
+    branches: int = 2,
+    stretch: Stretch | None = None,
 ) -> float | None:
     """FLOPs of one picture, counted by XLA on each program that is called, times how often it is.
 
     Args:
       timesteps: f[S], at which the model is called.
       branches: of guidance; 1 without it.
+      stretch: the blocks that guidance by the dropped path leaves out of a second branch.
 
     Returns:
       FLOPs, or None as `flops.count_flops`; int8 counts as what it stands for.
     """
+    if stretch is not None:
+        each = [
+            picture_flops(m, num_tokens, text_tokens, timesteps, shortcut, 1) for m in (model, shallow(model, stretch))
+        ]
+        return None if None in each else sum(each)
     model = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
     shape = jax.ShapeDtypeStruct
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -218,13 +242,14 @@ def picture_flops(
     return 1.5 * once + (guided + (steps - guided) / 2) * each
 
 
-def _parts(model: PixArt, params, shortcut: Shortcut) -> tuple[Any, Any, Any]:
+def _parts(model: PixArt, params, shortcut: Shortcut, dropped: Stretch | None) -> tuple[Any, Any, Any]:
     """What `make_sample_fn` takes as its model and to prepare conditions, and the weights."""
     if not shortcut.text_once:
         return apply_of(model), as_they_are, params
     over = functools.partial(in_eight_bits, mode=mode_for(jax.devices()[0])) if shortcut.int8 else lambda call: call
-    remember = over(remember_text(model))
-    apply = reusing(model, over, PRESETS[shortcut.reuse]) if shortcut.reuse else over(with_memory(model))
+    remember = over(may_drop(model, dropped, remember_text))
+    plain = over(may_drop(model, dropped, with_memory))
+    apply = reusing(model, over, PRESETS[shortcut.reuse]) if shortcut.reuse else plain
     weights = quantize_tree(params) if shortcut.int8 else params
     return apply, lambda params, conditions: remember(params, None, None, **conditions), weights
 
