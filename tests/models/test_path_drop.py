@@ -73,14 +73,13 @@ def test_adapters_and_int8_go_along(parts):
     trained, frozen = lora.split(quantize_tree(params), jax.random.key(0))
     trained = jax.tree.map(lambda leaf: leaf + 0.3, trained)
 
-    def over(model):
-        return dataclasses.replace(lora, model=in_eight_bits(model, "weights")).apply(
-            trained, frozen, tokens, t, **conditions, **(MARK if model is not by_hand else {})
-        )
+    def over(model, trained, **mark):
+        adapted = dataclasses.replace(lora, model=in_eight_bits(model, "weights"))
+        return jax.jit(adapted.apply)(trained, frozen, tokens, t, **conditions, **mark).eps
 
     by_hand = functools.partial(without, stretch)
-    found, expected = over(may_drop(MODEL, stretch, apply_of)).eps, over(by_hand).eps
-    assert np.abs(expected - by_hand(params, tokens, t, **conditions).eps).max() > 0.1
+    found, expected = over(may_drop(MODEL, stretch, apply_of), trained, **MARK), over(by_hand, trained)
+    assert np.abs(expected - over(by_hand, jax.tree.map(jnp.zeros_like, trained))).max() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
 
 
@@ -106,22 +105,25 @@ def test_it_is_what_a_routed_model_learns_where_the_path_is_dropped(parts):
 
 def test_guidance_is_the_formula_of_two_calls(parts):
     params, tokens, t, conditions = parts
-    plain, null = apply_of(MODEL), conditions | null_branch(conditions)
+    null = null_branch(conditions)
     apply = may_drop(MODEL, (1, 4), apply_of)
 
-    def denoise(interval):
-        given = branches(conditions, null_branch(conditions), prepare=lambda given: given, alone=True, dropping=True)
-        return guided(lambda x, t, given: apply(params, x, t, **given), given, SCALE, interval)(tokens, t)
+    @jax.jit
+    def denoise(interval, scale):
+        given = branches(conditions, null, prepare=lambda given: given, alone=True, dropping=True)
+        assert given["alone"] is conditions and given.keys() == {"alone", "weak"}
+        return guided(lambda x, t, given: apply(params, x, t, **given), given, scale, interval)(tokens, t)
 
-    (weak, _), (strong, v) = without((1, 4), params, tokens, t, **null), plain(params, tokens, t, **conditions)
-    eps, variance = denoise(None)
-    size = float(np.abs(eps).max())
-    np.testing.assert_allclose(eps, weak + SCALE * (strong - weak), rtol=0, atol=2e-6 * size)
-    np.testing.assert_allclose(variance, v, rtol=0, atol=1e-6 * size)
-    # Of a batch, the first timestep decides.
-    inside, outside = denoise(np.float32([200, 400])), denoise(np.float32([500, 800]))
-    np.testing.assert_allclose(inside[0], eps, rtol=0, atol=2e-6 * size)
-    np.testing.assert_allclose(outside[0], strong, rtol=0, atol=2e-6 * size)
+    weak, _ = jax.jit(functools.partial(without, (1, 4)))(params, tokens, t, **conditions | null)
+    strong, v = jax.jit(apply_of(MODEL))(params, tokens, t, **conditions)
+    # Of a batch, the first timestep, 300, decides.
+    inside, outside = denoise(np.float32([200, 400]), SCALE), denoise(np.float32([500, 800]), SCALE)
+    assert denoise._cache_size() == 1
+    size = float(np.abs(inside[0]).max())
+    np.testing.assert_allclose(inside[0], weak + SCALE * (strong - weak), rtol=0, atol=1e-6 * size)
+    np.testing.assert_allclose(outside[0], strong, rtol=0, atol=1e-6 * size)
+    for variance in (inside[1], outside[1]):
+        np.testing.assert_allclose(variance, v, rtol=0, atol=1e-6 * size)
 
 
 def test_the_compiler_counts_what_is_left():

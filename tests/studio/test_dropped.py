@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from pixart_jax.errors import InputError
 from pixart_jax.studio import dropped
 from pixart_jax.studio.dropped import picture_in, settings_in
-from pixart_jax.studio.settings import CHUNK, Settings, checked
+from pixart_jax.studio.settings import CHUNK, Limits, Settings, checked
 
 FIRST = Settings(prompt="", size=512, sampler="dpm-solver", num_steps=20, guidance_scale=4.5)
 
@@ -36,6 +36,10 @@ def test_settings_come_back_from_our_own_and_from_tools_sample(tmp_path):
     found = checked(settings_in(png(tmp_path / "b.png", told | {"checkpoint": "x", "size": "512"})), FIRST, {})
     expected = {"prompt": "a cat", "seed": 7, "sampler": "lcm", "num_steps": 4, "aspect_ratio": "16:9"}
     assert found == dataclasses.replace(FIRST, **expected)
+    guided = settings_in(png(tmp_path / "c.png", {"prompt": "a cat", "guidance": "path_drop"}))
+    assert checked(guided, FIRST, {}, limits=Limits(guidances=("cfg", "path_drop"))).guidance == "path_drop"
+    with pytest.raises(InputError, match="guidance = 'path_drop': must be one of cfg"):
+        checked(guided, FIRST, {})
 
 
 @pytest.mark.parametrize(
