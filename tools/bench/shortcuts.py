@@ -196,10 +196,9 @@ def picture_flops(
       FLOPs, or None as `flops.count_flops`; int8 counts as what it stands for.
     """
     if stretch is not None:
-        each = [
-            picture_flops(m, num_tokens, text_tokens, timesteps, shortcut, 1) for m in (model, shallow(model, stretch))
-        ]
-        return None if None in each else sum(each)
+        both = model, shallow(model, stretch)
+        own, rest = (picture_flops(one, num_tokens, text_tokens, timesteps, shortcut, 1) for one in both)
+        return None if own is None or rest is None else own + rest
     model = model.clone(scan_unroll=model.depth, remat="none", attention=PLAIN)
     shape = jax.ShapeDtypeStruct
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
