@@ -96,14 +96,12 @@ class Page:
                 first.num_steps, label="Steps", precision=0, minimum=1, elem_id="steps", min_width=80
             )
             self._guidance = gr.Number(first.guidance_scale, label="Guidance", elem_id="guidance", min_width=80)
-            self._guided_by = gr.Dropdown(
-                [*studio.limits.guidances],
-                value=first.guidance,
-                label="Guided by",
-                elem_id="guided-by",
-                min_width=80,
-                visible=len(studio.limits.guidances) > 1,
-            )
+            names = [*studio.limits.guidances]
+            # Where there is something to choose.
+            self._guided_by = [
+                gr.Dropdown(names, value=first.guidance, label="Guided by", elem_id="guided-by", min_width=80)
+                for _ in names[1:]
+            ]
         # Filled when what they start is there.
         self._places = gr.Column()
         self._scales = [gr.Slider(-2, 2, 0, step=0.05, label=name, elem_classes="lora-scale") for name in studio.loras]
@@ -140,14 +138,14 @@ class Page:
         """In the order of `settings`."""
         return [
             self._prompt, self._negative, self._style, self._ratio, self._size, self._sampler, self._steps,
-            self._guidance, self._guided_by, self._seed, self._count, *self._scales,
+            self._guidance, self._seed, self._count, *self._guided_by, *self._scales,
         ]  # fmt: skip
 
     def settings(self, *values: Any) -> Settings:
         """Of what the controls say."""
         names = (
             "prompt", "negative_prompt", "style", "aspect_ratio", "size", "sampler", "num_steps", "guidance_scale",
-            "guidance", "seed", "num_images",
+            "seed", "num_images", *("guidance" for _ in self._guided_by),
         )  # fmt: skip
         given = dict(zip(names, values, strict=False))
         scales = values[len(names) :]
@@ -158,8 +156,9 @@ class Page:
         scales = dict(settings.loras)
         return [
             settings.prompt, settings.negative_prompt, settings.style, settings.aspect_ratio, settings.size,
-            settings.sampler, settings.num_steps, settings.guidance_scale, settings.guidance, str(settings.seed),
-            settings.num_images, *(scales.get(name, 0.0) for name in self.studio.loras),
+            settings.sampler, settings.num_steps, settings.guidance_scale, str(settings.seed), settings.num_images,
+            *(settings.guidance for _ in self._guided_by),
+            *(scales.get(name, 0.0) for name in self.studio.loras),
         ]  # fmt: skip
 
     def _connect(self) -> None:

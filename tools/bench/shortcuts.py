@@ -90,7 +90,7 @@ def with_random_weights(config: ConfigDict, calls: int, rounds: int) -> Iterator
         dropped = stretch if shortcut.guidance == DROPPED_PATH else None
         apply, prepare, weights = _parts(model, params, shortcut, dropped)
         interval = None if shortcut.guidance_interval is None else np.asarray(shortcut.guidance_interval, np.float32)
-        how = {"prepare": prepare, "guidance": shortcut.guidance or "cfg"}
+        how: dict[str, Any] = {"prepare": prepare, "guidance": shortcut.guidance or "cfg"}
         sample = make_sample_fn(target.fit(apply, schedule), schedule, sampler, **how)
         arguments = jax.device_put((weights, *given, None, None, interval))
         compiled = sample.lower(*arguments).compile()
