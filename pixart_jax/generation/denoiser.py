@@ -46,9 +46,11 @@ def denoiser_of(parts: Parts, reuse: str | None = None) -> tuple[Apply | Statefu
     return parts.wrap(parts.over(apply)), prepare
 
 
-def check_path_drop(parts: Parts, reuse: str | None) -> None:
-    """Raises InputError unless the null branch of guidance can go without a stretch of the model's blocks."""
-    what = f"guidance = {DROPPED_PATH!r}"
+def check_path_drop(parts: Parts, guidance: str, reuse: str | None) -> None:
+    """Raises InputError where the null branch is to go without a stretch of the model's blocks, and cannot."""
+    if guidance != DROPPED_PATH:
+        return
+    what = f"guidance = {guidance!r}"
     if parts.path_drop is None:
         raise InputError(
             f"{what}: {parts.name} was not trained to do without some of its blocks "

@@ -271,12 +271,10 @@ class TextToImage:
                 )
             guidance = EMBEDDED
         else:
-            guided = "cfg" if usual == "none" else usual
-            guidance = request.guidance or (guided if request.guidance_scale is not None else usual)
+            guidance = request.guidance or ("cfg" if usual == "none" and request.guidance_scale is not None else usual)
         if request.guidance_interval is not None and guidance not in ("cfg", DROPPED_PATH):
             raise InputError("guidance_interval: these pictures are drawn without guidance; leave it out")
-        if guidance == DROPPED_PATH:
-            check_path_drop(parts, request.reuse)
+        check_path_drop(parts, guidance, request.reuse)
         num_steps = request.num_steps or few or parts.num_steps
         if request.reuse is not None:
             check_reuse(parts, request.reuse, sampler, num_steps, request.guidance_interval is not None)
