@@ -215,10 +215,10 @@ def test_damaged_figures_count_as_not_there(changed, tmp_path):
 
 
 def test_files_of_before_are_read(tmp_path):
-    """Where a case did not say of how many blocks."""
+    """Where a case did not say of how many blocks, nor how chips draw."""
     case, out = Case("a.py", (), "v5e:4x4"), tmp_path / "aot.jsonl"
     append_result(out, case, FIGURES | {"fits": True})
-    out.write_text(out.read_text().replace(', "blocks": 0', ""))
+    out.write_text(out.read_text().replace(', "blocks": 0, "mesh": ""', ""))
     assert known_result(out, case)["fits"] is True
     assert known_result(out, dataclasses.replace(case, blocks=2)) is None
 
