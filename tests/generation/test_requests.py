@@ -79,7 +79,7 @@ def test_without_guidance_the_batch_is_not_doubled(workdir, pipeline):
     # A scale of 1 leaves the conditional branch alone; that is what no guidance draws, at half the work.
     expected = pipeline(CAPTIONS[:2], **SETTINGS | {"guidance_scale": 1.0})
     assert np.abs(drawn.astype(int) - expected).max() <= 1
-    with pytest.raises(InputError, match="guidance = 'half': must be one of cfg, none"):
+    with pytest.raises(InputError, match="guidance = 'half': must be one of cfg, path_drop, none"):
         single(CAPTIONS[:1], guidance="half")
 
 
