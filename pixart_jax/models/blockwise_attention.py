@@ -118,7 +118,7 @@ def _backward_group(group):
 
     def key_block(dq, inputs):
         k_block, v_block, start = inputs
-        columns, exists = k_block.swapaxes(1, 2), _exist(k_block, start, key_length)[:, :, None]
+        exists = _exist(k_block, start, key_length)[:, :, None]
 
         def add_queries(carry, inputs):
             dk, dv = carry
@@ -128,7 +128,7 @@ def _backward_group(group):
             d_logits = weights * (d_weights - delta_block[:, None]) / math.sqrt(q.shape[-1])
             dk = dk + _product("rkq,rqd->rkd", d_logits, q_block)
             dv = dv + _product("rkq,rqd->rkd", weights, d_out_block)
-            return (dk, dv), _product("rdk,rkq->rdq", columns, d_logits.astype(k.dtype))
+            return (dk, dv), _product("rkd,rkq->rdq", k_block, d_logits.astype(k.dtype))
 
         first = jnp.zeros(k_block.shape, jnp.float32), jnp.zeros(v_block.shape, jnp.float32)
         (dk, dv), dq_part = jax.lax.scan(add_queries, first, (q, d_out, log_sum, delta))

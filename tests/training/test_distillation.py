@@ -108,7 +108,9 @@ def test_a_student_that_takes_the_guidance(teacher, tmp_path):
         return call
 
     # As a pipeline has it, which asks for what it can of the text once.
-    parts = types.SimpleNamespace(model=model, over=fields["over"], wrap=counted, text_once=True, needs={})
+    parts = types.SimpleNamespace(
+        model=model, over=fields["over"], wrap=counted, text_once=True, needs={}, path_drop=None
+    )
     apply, prepare = denoiser_of(parts)
     schedule = linear_schedule()
     sampler = build_sampler("lcm", schedule, 1)

@@ -97,7 +97,7 @@ def test_processes_share_the_pairs(root, tmp_path, capsys):
     [
         (["--num-pairs", "0"], "--num-pairs must be at least 1"),
         (["--process-index", "2"], "--process-index 2 of --process-count 1"),
-        (["--sampler", "lcm", "--num-steps", "51"], "num_steps = 51"),
+        (["--sampler", "lcm", "--num-steps", "51"], "--num-steps = 51"),
         (["--source", "nowhere"], "nowhere does not exist"),
     ],
 )
