@@ -154,7 +154,7 @@ def two_players(config, adapter):
     return gradients
 
 
-def two_rates(config):
+def two_rates(config, mesh):
     # A label for a whole network, which is a prefix of the tree.
     return optax.multi_transform(
         {name: optax.sgd(rate) for name, rate in RATES.items()}, {name: name for name in RATES}

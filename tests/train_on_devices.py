@@ -13,8 +13,9 @@ from tiny_run import tiny_config
 
 from pixart_jax.checkpoints.checkpoints import compile_checksums
 from pixart_jax.config import build_objective, check_batch, check_config, mesh_spec
-from pixart_jax.devices.sharding import batch_sharding, make_mesh, put_batch
+from pixart_jax.devices.sharding import MeshSpec, batch_sharding, make_mesh, put_batch, tree_shardings
 from pixart_jax.models.params import abstract_params
+from pixart_jax.optimizers.muon import MuonSpec, scale_by_muon_and_adam
 from pixart_jax.optimizers.power_averages import averages_of
 from pixart_jax.training.program import Program
 from pixart_jax.training.step import make_train_step
@@ -25,7 +26,7 @@ MESHES = (
     ("full", {"data": 2, "fsdp": 2, "tensor": 2}),
     ("full", {"fsdp": 2, "context": 4}),
     # Half of the tokens pass the first block by; matrices are Muon's, and the loss's weights learnt.
-    ("routed muon weighed", {"fsdp": 2, "context": 4}),
+    ("routed muon weighed", {"data": 2, "fsdp": 2, "context": 2}),
     # Beside a projector, which is trained too.
     ("aligned", {"fsdp": 2, "context": 4}),
     # Whose frozen half is split too; "lora" is DoRA with dropout.
@@ -127,6 +128,24 @@ def one_step(adapter, mesh, devices):
     return jax.device_get((metrics["loss"], metrics["grad_norm"], [s.mu for s in states if hasattr(s, "mu")], averages))
 
 
+def muons_updates(spec, devices):
+    """(Muon's updates of four matrices, FLOPs of a device)."""
+    rng = np.random.default_rng(0)
+    mesh, gradients = make_mesh(spec, devices), {"blocks_0": {"fc1": {"kernel": rng.normal(size=(4, 64, 96))}}}
+    gradients = jax.tree.map(np.float32, gradients)
+    gradients = jax.device_put(gradients, tree_shardings(gradients, mesh))
+    tx = scale_by_muon_and_adam(MuonSpec(0.95), b1=0.9, b2=0.999, eps=1e-8, mesh=mesh)
+    program = jax.jit(lambda updates: tx.update(updates, tx.init(updates))[0]).lower(gradients).compile()
+    return jax.device_get(program(gradients)), program.cost_analysis()["flops"]
+
+
+def assert_muon_is_shared():
+    """The devices along "data" make the updates of one matrix each."""
+    (wanted, flops), (got, shared) = muons_updates(MeshSpec(), ONE), muons_updates(MeshSpec(data=4, fsdp=2), None)
+    assert_near(got, wanted)
+    assert shared < 0.2 * flops, (shared, flops)
+
+
 def assert_lies(state, abstract):
     def same(path, leaf, wanted):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim), (jax.tree_util.keystr(path), leaf.sharding)
@@ -151,3 +170,4 @@ if __name__ == "__main__":
         for got, wanted in zip(one_step(adapter, sizes, jax.devices()), expected[adapter], strict=True):
             assert_near(got, wanted)
         print(adapter, *(f"{name}={size}" for name, size in sizes.items()))
+    assert_muon_is_shared()

@@ -290,19 +290,19 @@ def optimizer_spec(config: ConfigDict) -> OptimizerSpec:
     )
 
 
-def build_tx(config: ConfigDict) -> optax.GradientTransformation:
-    """What makes updates of a config's gradients."""
+def build_tx(config: ConfigDict, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """What makes updates of a config's gradients, whose parameters lie over a mesh."""
     spec, objective = optimizer_spec(config), config.objective
     if objective.kind != "distribution_matching":
-        tx = build_optimizer(spec)
+        tx = build_optimizer(spec, mesh=mesh)
         if config.train.learned_weights:
             # With a norm of its own to clip, and nothing that pulls it to 0.
             beside = dataclasses.replace(spec, name="adamw", weight_decay=0.0)
             tx = two_networks(tx, build_optimizer(beside), UNCERTAINTY)
         return keeping_averages(tx, average_lengths(config), _evaluated) if config.average.every else tx
     fake = dataclasses.replace(spec, learning_rate=objective.fake_learning_rate or spec.learning_rate)
-    student = in_turns(build_optimizer(spec, objective.fake_updates), objective.fake_updates)
-    return two_networks(student, build_optimizer(fake), FAKE)
+    student = in_turns(build_optimizer(spec, objective.fake_updates, mesh), objective.fake_updates)
+    return two_networks(student, build_optimizer(fake, mesh=mesh), FAKE)
 
 
 def average_lengths(config: ConfigDict) -> list[float]:

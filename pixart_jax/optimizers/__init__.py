@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from pixart_jax.optimizers.came import CameSpec, scale_by_came
 from pixart_jax.optimizers.muon import MuonSpec, scale_by_muon_and_adam
@@ -108,11 +109,12 @@ def decay_mask(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "y_embedding", params)
 
 
-def build_optimizer(spec: OptimizerSpec, every: int = 1) -> optax.GradientTransformation:
+def build_optimizer(spec: OptimizerSpec, every: int = 1, mesh: Mesh | None = None) -> optax.GradientTransformation:
     """The optax chain of a spec: clipping, scaling, decoupled weight decay, learning rate.
 
     Args:
       every: it is called once in so many of the steps that the schedule counts.
+      mesh: over which the parameters lie, for Muon to share its work.
     """
     rate = learning_rate_schedule(spec)
     if spec.name == "schedule_free":
@@ -122,7 +124,7 @@ def build_optimizer(spec: OptimizerSpec, every: int = 1) -> optax.GradientTransf
     if spec.name == "adamw":
         scale = optax.scale_by_adam(b1=spec.b1, b2=spec.b2, eps=spec.eps)
     elif spec.name == "muon":
-        scale = scale_by_muon_and_adam(spec.muon, b1=spec.b1, b2=spec.b2, eps=spec.eps)
+        scale = scale_by_muon_and_adam(spec.muon, b1=spec.b1, b2=spec.b2, eps=spec.eps, mesh=mesh)
     else:
         scale = scale_by_came(spec.came, b1=spec.b1, b2=spec.b2, patch_size=spec.patch_size)
     return optax.chain(

@@ -50,7 +50,7 @@ class Parts:
 
     adapter: Callable[[ConfigDict, PixArt], Adapter] = build_adapter
     objective: Callable[..., Gradients] = build_objective
-    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = build_tx
+    optimizer: Callable[[ConfigDict, Mesh | None], optax.GradientTransformation] = build_tx
     distance: HeldDistance | None = None
 
     @property
@@ -95,7 +95,7 @@ class Program:
     @functools.cached_property
     def birth(self) -> Birth:
         """How its state comes to be."""
-        config, tx = self.config, self.parts.optimizer(self.config)
+        config, tx = self.config, self.parts.optimizer(self.config, self.mesh)
         if self.mesh is None:
             raise ValueError("a program without a mesh has no state: only its FLOPs can be counted")
         offload = config.train.offload_optimizer

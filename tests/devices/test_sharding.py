@@ -220,7 +220,7 @@ def test_a_step_on_any_mesh_is_that_of_one_device():
         "full data=8",
         "full data=2 fsdp=2 tensor=2",
         "full fsdp=2 context=4",
-        "routed muon weighed fsdp=2 context=4",
+        "routed muon weighed data=2 fsdp=2 context=2",
         "aligned fsdp=2 context=4",
         "lora data=2 fsdp=4",
         "controlnet data=2 fsdp=4",
