@@ -29,11 +29,8 @@ import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, path_argument, tool, with_commands
 from pixart_jax.data.decoding import to_float
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
-from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.encoding.minilm import MiniLM
-from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import reason
@@ -42,6 +39,7 @@ from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .fluent_emoji import GROUPS, Picture, fetch, read_minilm, read_pictures
 from .make_quickstart_data import psnr
+from .miniature import Entry, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 16, 4
 MAX_TEXT_TOKENS = 16
@@ -131,40 +129,15 @@ def write_set(
 ) -> float:
     """One directory of feature shards with both encoders beside them, and a contact sheet of some of its pictures, each
     beside what the autoencoder keeps of it; returns how much that is over all, in dB."""
-    text, length = text_encoder.encode([entry.caption for entry in entries])
     pixels = np.stack([entry.picture.pixels for entry in entries])
     latents = autoencoder.encode(to_float(pixels))
     decoded = to_uint8(autoencoder.decode(latents))
-    with FeatureShardWriter(
-        path,
-        latent_channels=CHANNELS,
-        latent_scale=autoencoder.latent_scale,
-        latent_kind="plain",
-        downsample=BLOCK,
-        patch_size=PATCH_SIZE,
-        resolution=size,
-        autoencoder="linear",
-        text_encoder="minilm",
-        caption_cleaning="none",
-        text_dim=text_encoder.dim,
-        max_text_tokens=text_encoder.max_tokens,
-        text_dtype="float32",
-        num_classes=len(GROUPS),
-    ) as writer:
-        for i, entry in enumerate(entries):
-            writer.write(
-                Sample(
-                    key=entry.picture.key,
-                    image_size=(size, size),
-                    bucket=(size, size),
-                    latent_mean=latents[i],
-                    latent_std=None,
-                    texts=(Text(entry.caption, text[i, : length[i]]),),
-                    label=entry.picture.label,
-                )
-            )
-        autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
-        text_encoder.save(writer.path)
+    records = [
+        Entry(entry.picture.key, own, entry.caption, entry.picture.label)
+        for entry, own in zip(entries, latents, strict=True)
+    ]
+    how = {"patch_size": PATCH_SIZE, "resolution": size, "num_classes": len(GROUPS)}
+    with written(path, records, autoencoder, text_encoder, **how) as writer:
         shown = np.unique(np.linspace(0, len(entries) - 1, NUM_SHOWN).astype(int))
         sheet = [(np.stack([pixels[i], decoded[i]]), entries[i].caption) for i in shown]
         save_png(writer.path / CONTACT_SHEET_FILE, labelled_grid(sheet, columns=8))

@@ -22,11 +22,9 @@ from contextlib import nullcontext
 import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, seed_argument, tool, with_commands
-from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
-from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import WordEncoder
-from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, load_autoencoder, load_text_encoder
+from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import reason
@@ -34,6 +32,7 @@ from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, choose_glyphs, find_font
+from .miniature import Entry, written
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
@@ -57,39 +56,11 @@ def make(out: pathlib.Path, font_path: str | None, recipe: dict) -> str:
     decoded = to_uint8(autoencoder.decode(latents))
     captions = [glyph.caption for glyph in glyphs]
     words = WordEncoder.train(captions, TEXT_DIM, MAX_TEXT_TOKENS, seed)
-    text, length = words.encode(captions)
-
-    with FeatureShardWriter(
-        out,
-        latent_channels=CHANNELS,
-        latent_scale=autoencoder.latent_scale,
-        latent_kind="plain",
-        downsample=BLOCK,
-        patch_size=PATCH_SIZE,
-        resolution=size,
-        autoencoder="linear",
-        text_encoder="words",
-        caption_cleaning="none",
-        text_dim=TEXT_DIM,
-        max_text_tokens=MAX_TEXT_TOKENS,
-        text_dtype="float32",
-        num_classes=len(GROUPS),
-        records_per_shard=RECORDS_PER_SHARD,
-    ) as writer:
-        for index, glyph in enumerate(glyphs):
-            writer.write(
-                Sample(
-                    key=f"u{ord(glyph.character):05x}",
-                    image_size=(size, size),
-                    bucket=(size, size),
-                    latent_mean=latents[index],
-                    latent_std=None,
-                    texts=(Text(glyph.caption, text[index, : length[index]]),),
-                    label=glyph.label,
-                )
-            )
-        autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
-        words.save(writer.path)
+    entries = [
+        Entry(f"u{ord(glyph.character):05x}", latents[i], glyph.caption, glyph.label) for i, glyph in enumerate(glyphs)
+    ]
+    how = {"patch_size": PATCH_SIZE, "resolution": size, "num_classes": len(GROUPS)}
+    with written(out, entries, autoencoder, words, records_per_shard=RECORDS_PER_SHARD, **how) as writer:
         sheet = [(np.stack(pair), caption) for *pair, caption in zip(pixels, decoded, captions, strict=True)]
         save_png(writer.path / CONTACT_SHEET_FILE, labelled_grid(sheet, columns=8))
         listing = [{"character": g.character, "caption": g.caption, "label": g.label} for g in glyphs]

@@ -33,7 +33,6 @@ import numpy as np
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter, ShardReader
 from pixart_jax.data.shards.manifest import check_shards, read_manifest
-from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.picture_features import open_features
@@ -45,6 +44,7 @@ from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, Glyph, choose_glyphs, find_font, render
+from .miniature import Entry, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 16
@@ -164,38 +164,12 @@ def write_set(
     words: WordEncoder,
 ) -> None:
     """One directory of feature shards with both encoders beside them, and a contact sheet of some of its pictures."""
-    text, length = words.encode([caption for _, caption in pictures])
-    with FeatureShardWriter(
-        path,
-        latent_channels=CHANNELS,
-        latent_scale=autoencoder.latent_scale,
-        latent_kind="plain",
-        downsample=BLOCK,
-        patch_size=PATCH_SIZE,
-        resolution=resolution,
-        autoencoder="linear",
-        text_encoder="words",
-        caption_cleaning="none",
-        text_dim=TEXT_DIM,
-        max_text_tokens=MAX_TEXT_TOKENS,
-        text_dtype="float32",
-        num_classes=len(GROUPS),
-    ) as writer:
-        for i, (picture, caption) in enumerate(pictures):
-            size = picture.pixels.shape[:2]
-            writer.write(
-                Sample(
-                    key=picture.key,
-                    image_size=size,
-                    bucket=size,
-                    latent_mean=autoencoder.encode(_scaled(picture.pixels)),
-                    latent_std=None,
-                    texts=(Text(caption, text[i, : length[i]]),),
-                    label=picture.label,
-                )
-            )
-        autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
-        words.save(writer.path)
+    entries = [
+        Entry(picture.key, autoencoder.encode(_scaled(picture.pixels)), caption, picture.label)
+        for picture, caption in pictures
+    ]
+    how = {"patch_size": PATCH_SIZE, "resolution": resolution, "num_classes": len(GROUPS)}
+    with written(path, entries, autoencoder, words, **how) as writer:
         shown = [pictures[i] for i in np.linspace(0, len(pictures) - 1, 32).astype(int)]
         sheet = [(_thumbnail(picture.pixels, resolution)[None], caption) for picture, caption in shown]
         save_png(writer.path / "contact_sheet.png", labelled_grid(sheet, columns=8))

@@ -1,0 +1,77 @@
+"""What the data sets in miniature share: shards of a linear autoencoder's latents, with both encoders beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.records import Sample, Text
+from pixart_jax.data.word_encoder import WordEncoder
+from pixart_jax.encoding.minilm import MiniLM
+from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
+from pixart_jax.models.linear_autoencoder import LinearAutoencoder
+
+
+class Entry(NamedTuple):
+    """A picture to be: its latents f32[h, w, C], and the index of its group."""
+
+    key: str
+    latents: np.ndarray
+    caption: str
+    label: int
+
+
+@contextlib.contextmanager
+def written(
+    path: str | os.PathLike,
+    entries: Sequence[Entry],
+    autoencoder: LinearAutoencoder,
+    text_encoder: WordEncoder | MiniLM,
+    *,
+    patch_size: int,
+    resolution: int,
+    num_classes: int,
+    records_per_shard: int = 4096,
+) -> Iterator[FeatureShardWriter]:
+    """A new directory of feature shards; what the block writes into the writer's `path` appears with them."""
+    text, length = text_encoder.encode([entry.caption for entry in entries])
+    block = autoencoder.block
+    with FeatureShardWriter(
+        path,
+        latent_channels=autoencoder.channels,
+        latent_scale=autoencoder.latent_scale,
+        latent_kind="plain",
+        downsample=block,
+        patch_size=patch_size,
+        resolution=resolution,
+        autoencoder="linear",
+        text_encoder="words" if isinstance(text_encoder, WordEncoder) else "minilm",
+        caption_cleaning="none",
+        text_dim=text_encoder.dim,
+        max_text_tokens=text_encoder.max_tokens,
+        text_dtype="float32",
+        num_classes=num_classes,
+        records_per_shard=records_per_shard,
+    ) as writer:
+        for i, entry in enumerate(entries):
+            height, width, _ = entry.latents.shape
+            size = (height * block, width * block)
+            writer.write(
+                Sample(
+                    key=entry.key,
+                    image_size=size,
+                    bucket=size,
+                    latent_mean=entry.latents,
+                    latent_std=None,
+                    texts=(Text(entry.caption, text[i, : length[i]]),),
+                    label=entry.label,
+                )
+            )
+        autoencoder.save(writer.path / LINEAR_AUTOENCODER_FILE)
+        text_encoder.save(writer.path)
+        yield writer
