@@ -292,3 +292,10 @@ def test_attention_without_logits_runs_forward_once(monkeypatch, implementation,
 
     counts = {policy: count(policy) for policy in REMAT_POLICIES}
     assert counts["none"] == counts["dots"] == counts["attention"] == counts["full"] - forward, counts
+
+
+@pytest.mark.parametrize(("policy", "unroll", "told"), [("full", 1, False), ("full", 4, True), ("dots", 4, False)])
+def test_without_a_loop_the_compiler_is_told_to_compute_again(policy, unroll, told):
+    jaxpr = jax.make_jaxpr(loss_of(TINY.clone(remat=policy, scan_unroll=unroll)))(random_params(TINY)).jaxpr
+    found = {equation.params["prevent_cse"] for equation in equations(jaxpr) if "prevent_cse" in equation.params}
+    assert found == {told}

@@ -336,13 +336,6 @@ def test_remat_computes_again_what_its_policy_says():
     assert products["dots"] < products["attention"] == products["full"] - 2, products
 
 
-@pytest.mark.parametrize(("policy", "unroll", "told"), [("full", 1, False), ("full", 4, True), ("dots", 4, False)])
-def test_without_a_loop_the_compiler_is_told_to_compute_again(policy, unroll, told):
-    jaxpr = jax.make_jaxpr(loss_of(TINY.clone(remat=policy, scan_unroll=unroll)))(random_params(TINY)).jaxpr
-    found = {equation.params["prevent_cse"] for equation in equations(jaxpr) if "prevent_cse" in equation.params}
-    assert found == {told}
-
-
 @pytest.mark.parametrize("unroll", [3, 4])
 def test_unrolling_changes_no_number(unroll):
     """Neither the whole loop nor a number of blocks that does not divide the depth."""
