@@ -82,8 +82,8 @@ def with_commands(text: str) -> str:
 
 
 def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
-    """Decorates a tool's `main`, which returns the exit status: Ctrl-C and a full disk end it in one line, and `| head`
-    in none.
+    """Decorates a tool's `main`, which returns the exit status: an InputError, Ctrl-C and a full disk end it in one
+    line, and `| head` in none.
 
     Args:
       again: what the same command does when it is given again: `GOES_ON` or `BEGINS_AGAIN`.
@@ -96,7 +96,7 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
             print_anything()
             keep_compiled_programs()
             try:
-                status = main(*args, **kwargs)
+                status = _status_of(main, *args, **kwargs)
                 sys.stdout.flush()
                 return status
             except KeyboardInterrupt:
@@ -115,6 +115,15 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
         return run
 
     return decorate
+
+
+def _status_of(main: Callable[Arguments, int], *args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+    """What a `main` returns, or 2 once it is printed what is wrong with its input."""
+    try:
+        return main(*args, **kwargs)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _reader_is_gone() -> bool:

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 
 from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.errors import InputError
-from pixart_jax.files import reason
+from pixart_jax.files import errors_naming
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import parse, read_bytes
 from pixart_jax.models.remat import AUTO, BY_WEIGHT
@@ -70,40 +70,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.all:
         configs, topologies = STAGES, TOPOLOGIES
     rows = []
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
+    if args.growth:
+        cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
+    else:
+        cases = [
+            Case(config, tuple(args.settings), topology, program, mesh=args.mesh if program == "sample" else "")
+            for topology in topologies
+            for config in configs
+            for program in args.program
+        ]
+    for case in cases:  # What can be refused is refused before anything is compiled.
+        case_config(case)
     try:
-        if importlib.util.find_spec("libtpu") is None:
-            raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
-        if args.growth:
-            cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
-        else:
-            cases = [
-                Case(config, tuple(args.settings), topology, program, mesh=args.mesh if program == "sample" else "")
-                for topology in topologies
-                for config in configs
-                for program in args.program
-            ]
-        for case in cases:  # What can be refused is refused before anything is compiled.
-            case_config(case)
         with own_target(args.out, "--out"):
             for case in cases:
                 rows.append((case, result := figures_of(case, args)))
                 if args.json and not args.growth:
                     print(json.dumps(dataclasses.asdict(case) | result), flush=True)
-        if args.growth:
-            points = [point(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
-            growth_png(args.growth, points)
-            each = (json.dumps(dataclasses.asdict(each)) for each in points)
-            print("\n".join(each if args.json else growth_table(points)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {args.out} cannot be written: {reason(error)}", file=sys.stderr)
-        return 2
     finally:
         if rows and not (args.json or args.growth):
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
             print("\n".join(table(rows, width)))
+    if args.growth:
+        points = [point(*pair) for pair in zip(rows[::2], rows[1::2], strict=True)]
+        growth_png(args.growth, points)
+        each = (json.dumps(dataclasses.asdict(each)) for each in points)
+        print("\n".join(each if args.json else growth_table(points)))
     return 0
 
 
@@ -182,7 +176,7 @@ def is_result(found: object) -> bool:
 def append_result(path: pathlib.Path, case: Case, result: dict) -> None:
     """Adds a line; half a line that a kill left behind is ended before it."""
     line = json.dumps({"case": dataclasses.asdict(case), "result": result}) + "\n"
-    with path.open("a+b") as file:
+    with errors_naming(path), path.open("a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else "\n" + line

@@ -20,7 +20,6 @@ from pixart_jax.conversion.publishing import claimed, published
 from pixart_jax.conversion.transfer import write_orbax
 from pixart_jax.data.shards.manifest import ENCODERS
 from pixart_jax.encoding.registry import copy_own_encoders
-from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
 
 
@@ -29,23 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
     begin = time.perf_counter()
-    try:
-        refuse_patterns(args.out, "--out")
-        with claimed(args.out):
-            averaged = average_of_run(args.workdir, args.sigma_rel, args.step)
-            steps = len({step for step, _ in averaged.kept})
-            print(
-                f"{args.workdir}: step {averaged.step}, fitted by {len(averaged.kept)} averages of {steps} snapshots; "
-                f"the fit lacks {averaged.fit.residual:.2e} of the profile, and multiplies rounding by "
-                f"{averaged.fit.gain:.2g}",
-                flush=True,
-            )
-            with published(args.out) as temporary:
-                write_orbax(temporary, averaged.weights)
-                copy_own_encoders(args.workdir / ENCODERS, temporary / ENCODERS)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    refuse_patterns(args.out, "--out")
+    with claimed(args.out):
+        averaged = average_of_run(args.workdir, args.sigma_rel, args.step)
+        steps = len({step for step, _ in averaged.kept})
+        print(
+            f"{args.workdir}: step {averaged.step}, fitted by {len(averaged.kept)} averages of {steps} snapshots; "
+            f"the fit lacks {averaged.fit.residual:.2e} of the profile, and multiplies rounding by "
+            f"{averaged.fit.gain:.2g}",
+            flush=True,
+        )
+        with published(args.out) as temporary:
+            write_orbax(temporary, averaged.weights)
+            copy_own_encoders(args.workdir / ENCODERS, temporary / ENCODERS)
     print(f"{args.out}: written in {time.perf_counter() - begin:.1f} s; tools.sample draws with it")
     return 0
 

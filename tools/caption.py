@@ -51,16 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
     begin = time.perf_counter()
-    try:
-        check_arguments(args)
-        finished = work_through(
-            open_units(args),
-            args.out,
-            **share_of(args),
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_arguments(args)
+    finished = work_through(
+        open_units(args),
+        args.out,
+        **share_of(args),
+    )
     seconds = format_duration(time.perf_counter() - begin)
     if not finished:
         print(f"this process's share is done in {seconds}; the captions are there when the others are done too")

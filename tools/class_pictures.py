@@ -39,14 +39,11 @@ from .shares import add_share, check_share
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
-    try:
-        draw(args)
-    except InputError as error:
-        print(f"error: {as_typed(error)}", file=sys.stderr)
-        return 2
+    draw(args)
     return 0
 
 
+@as_typed()
 def draw(args: argparse.Namespace) -> None:
     """Raises InputError for what cannot work, before anything is drawn."""
     if args.num_images < 1:

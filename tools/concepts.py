@@ -38,16 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
     begin = time.perf_counter()
-    try:
-        check_arguments(args)
-        if args.out:
-            finished = count(args, args.out)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                finished = count(args, pathlib.Path(folder, "concepts"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_arguments(args)
+    if args.out:
+        finished = count(args, args.out)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            finished = count(args, pathlib.Path(folder, "concepts"))
     seconds = format_duration(time.perf_counter() - begin)
     if not finished:
         print(f"this process's share is done in {seconds}; the result is there when the others are done too")

@@ -80,21 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
     begin = time.perf_counter()
-    try:
-        if args.to == "orbax":
-            refuse_patterns(args.target, "DST")
-        with claimed(args.target):
-            fetch_sources(args)
-            if args.to in ADAPTER_WRITERS:
-                written = convert_adapter(args)
-            elif kind := encoder_kind(args.source):
-                written = convert_encoder(args, kind)
-            else:
-                written = convert_model(args)
-        num_bytes = size(args.target)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.to == "orbax":
+        refuse_patterns(args.target, "DST")
+    with claimed(args.target):
+        fetch_sources(args)
+        if args.to in ADAPTER_WRITERS:
+            written = convert_adapter(args)
+        elif kind := encoder_kind(args.source):
+            written = convert_encoder(args, kind)
+        else:
+            written = convert_model(args)
+    num_bytes = size(args.target)
     print(f"{args.target}: {written}, {num_bytes / 1e6:,.1f} MB, in {time.perf_counter() - begin:.1f} s")
     return 0
 

@@ -60,16 +60,12 @@ class Cost:
 @tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if args.hardware is None:
-            args.hardware = this_hardware()
-        # All that can be refused is refused before anything is counted.
-        chain = [(stage, stage_config(stage, args)) for stage in args.stages]
-        costs = [cost for stage, config in chain for cost in stage_costs(stage, config, args)]
-        total = sum_costs(costs, HARDWARE.get(args.hardware))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.hardware is None:
+        args.hardware = this_hardware()
+    # All that can be refused is refused before anything is counted.
+    chain = [(stage, stage_config(stage, args)) for stage in args.stages]
+    costs = [cost for stage, config in chain for cost in stage_costs(stage, config, args)]
+    total = sum_costs(costs, HARDWARE.get(args.hardware))
     notes = list(assumptions(args))
     if args.json:
         rows = {"stages": [dataclasses.asdict(cost) for cost in costs], "total": dataclasses.asdict(total)}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -197,8 +198,9 @@ def read_adapters(args: argparse.Namespace, num_prompts: int) -> Adapters:
     return Adapters([LoraFile(*pair) for pair in read_loras(args.lora, args.alpha)], control)
 
 
-def as_typed(error: InputError, **renamed: str) -> str:
-    """An error's text in which what a request calls `num_steps` is called --num-steps, as it was typed.
+@contextlib.contextmanager
+def as_typed(**renamed: str) -> Iterator[None]:
+    """Decorates what draws: in errors, what a request calls `num_steps` is called --num-steps, as it was typed.
 
     Args:
       renamed: options of other names, by the attribute: batch_size="draw_batch_size".
@@ -207,7 +209,10 @@ def as_typed(error: InputError, **renamed: str) -> str:
     def option(match: re.Match[str]) -> str:
         return f"--{renamed.get(match[1], match[1]).replace('_', '-')} = "
 
-    return _OF_REQUEST.sub(option, str(error))
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_OF_REQUEST.sub(option, str(error))) from error
 
 
 def open_checkpoint(args: argparse.Namespace, adapters: Sequence[AdapterFile] = ()) -> TextToImage:

@@ -62,14 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of bad files, which are counted and listed
     begin = time.perf_counter()
-    try:
-        check_share(args)
-        check_counts(args, ("items_per_shard", "batch_size", "num_threads"))
-        units = open_reference(args) if args.reference_text or args.reference_latents else open_pictures_of(args)
-        finished = extract(units, args.out, **share_of(args))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_share(args)
+    check_counts(args, ("items_per_shard", "batch_size", "num_threads"))
+    units = open_reference(args) if args.reference_text or args.reference_latents else open_pictures_of(args)
+    finished = extract(units, args.out, **share_of(args))
     seconds = format_duration(time.perf_counter() - begin)
     if not finished:
         print(f"this process's share is done in {seconds}; the set is complete when the others are done too")

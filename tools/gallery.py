@@ -25,7 +25,7 @@ from pixart_jax.encoding.registry import load_autoencoder
 from pixart_jax.errors import InputError
 from pixart_jax.evaluators.retrieval import retrieval_ranks
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
-from pixart_jax.files import check_writable, reason, write_atomically
+from pixart_jax.files import check_writable, errors_naming, write_atomically
 from pixart_jax.generation.pipeline import TextToImage
 
 from .make_gallery_data import SYNONYMS
@@ -142,14 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=path_argument, help="for the pictures and results.json")
     parser.add_argument("--seed", type=seed_argument, default=0, help="of the noise that is drawn from (default 0)")
     args = parser.parse_args(argv)
-    try:
-        print(show(args.checkpoint, args.data, args.out, args.seed))
-    except OSError as error:
-        print(f"error: {args.out} cannot be written: {reason(error)}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with errors_naming(args.out):
+        results = show(args.checkpoint, args.data, args.out, args.seed)
+    print(results)
     return 0
 
 

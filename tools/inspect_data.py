@@ -54,30 +54,26 @@ STD_RANGE, CUT_SHARE, REPEATED_SHARE, FEW_SAMPLES = (0.8, 1.25), 0.01, 0.1, 10
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     begin = time.perf_counter()
-    try:
-        if args.num_pictures < 1:
-            raise InputError(f"--num-pictures {args.num_pictures} must be at least 1")
-        if is_raw(args.source):
-            if args.vae is not None:
-                raise InputError(f"--vae {args.vae}: {args.source} is not encoded yet; leave --vae out")
-            return inspect_pictures(args, args.out or pathlib.Path(OUT), ProgressLines("pictures"))
-        if given := [f"--{name.replace('_', '-')}" for name in PICTURE_OPTIONS if getattr(args, name)]:
-            raise InputError(f"{', '.join(given)}: for pictures that are not encoded; leave it out for feature shards")
-        args.directory = local_path(args.source, "the path")
-        out = args.out or args.directory / OUT
-        manifest = read_manifest(args.directory)
-        decode, how = load_decoder(args.directory, manifest, args.vae)
-        check_writable(out, "--out")  # Now, rather than to fail after an hour of reading.
-        survey = survey_set(args.directory, manifest, ProgressLines("records"))
-        print("\n".join(report(args.directory, manifest, survey)))
-        if survey.cells:
-            heading = f"{args.directory.absolute().name}: {manifest.num_samples:,} samples"
-            draw_sheet(args, manifest, survey, decode, f"{heading}; {how}", out / SHEET_FILE)
-            data_png(out / CHARTS_FILE, heading, figures(manifest, survey))
-            print(f"\npictures: {out / SHEET_FILE} ({how}), {out / CHARTS_FILE}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.num_pictures < 1:
+        raise InputError(f"--num-pictures {args.num_pictures} must be at least 1")
+    if is_raw(args.source):
+        if args.vae is not None:
+            raise InputError(f"--vae {args.vae}: {args.source} is not encoded yet; leave --vae out")
+        return inspect_pictures(args, args.out or pathlib.Path(OUT), ProgressLines("pictures"))
+    if given := [f"--{name.replace('_', '-')}" for name in PICTURE_OPTIONS if getattr(args, name)]:
+        raise InputError(f"{', '.join(given)}: for pictures that are not encoded; leave it out for feature shards")
+    args.directory = local_path(args.source, "the path")
+    out = args.out or args.directory / OUT
+    manifest = read_manifest(args.directory)
+    decode, how = load_decoder(args.directory, manifest, args.vae)
+    check_writable(out, "--out")  # Now, rather than to fail after an hour of reading.
+    survey = survey_set(args.directory, manifest, ProgressLines("records"))
+    print("\n".join(report(args.directory, manifest, survey)))
+    if survey.cells:
+        heading = f"{args.directory.absolute().name}: {manifest.num_samples:,} samples"
+        draw_sheet(args, manifest, survey, decode, f"{heading}; {how}", out / SHEET_FILE)
+        data_png(out / CHARTS_FILE, heading, figures(manifest, survey))
+        print(f"\npictures: {out / SHEET_FILE} ({how}), {out / CHARTS_FILE}")
     print(verdict(manifest, survey, time.perf_counter() - begin))
     return 1 if survey.problems else 0
 

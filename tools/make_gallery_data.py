@@ -23,7 +23,6 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 
@@ -33,13 +32,11 @@ from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.encoding.minilm import MiniLM
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
-from pixart_jax.files import reason
-from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .fluent_emoji import GROUPS, Picture, fetch, read_minilm, read_pictures
 from .make_quickstart_data import psnr
-from .miniature import Entry, written
+from .miniature import Entry, make_or_check, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 16, 4
 MAX_TEXT_TOKENS = 16
@@ -177,18 +174,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder of the three packages' files; what is missing is fetched into it (default build/gallery)",
     )
     args = parser.parse_args(argv)
-    try:
-        if not 32 <= args.size <= 256 or args.size % (BLOCK * PATCH_SIZE):
-            raise InputError(f"--size {args.size}: must be a multiple of {BLOCK * PATCH_SIZE} from 32 to 256")
-        with nullcontext() if args.out.exists() else own_target(args.out, "--out"):
-            there = args.out.exists()
-            print(check_existing(args.out, args.size) if there else make(args.out, args.packages, args.size))
-    except OSError as error:
-        print(f"error: {args.out} cannot be made: {reason(error)}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not 32 <= args.size <= 256 or args.size % (BLOCK * PATCH_SIZE):
+        raise InputError(f"--size {args.size}: must be a multiple of {BLOCK * PATCH_SIZE} from 32 to 256")
+    out, size = args.out, args.size
+    print(make_or_check(out, lambda: make(out, args.packages, size), lambda: check_existing(out, size)))
     return 0
 
 

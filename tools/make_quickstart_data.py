@@ -17,7 +17,6 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 
@@ -27,12 +26,10 @@ from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
-from pixart_jax.files import reason
-from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, choose_glyphs, find_font
-from .miniature import Entry, written
+from .miniature import Entry, make_or_check, written
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
@@ -135,26 +132,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 @tool(BEGINS_AGAIN)
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        if arguments.num_glyphs < 1:
-            raise InputError(f"--num-glyphs {arguments.num_glyphs}: must be at least 1")
-        if arguments.size < 32 or arguments.size % (BLOCK * PATCH_SIZE):
-            raise InputError(f"--size {arguments.size}: must be a multiple of {BLOCK * PATCH_SIZE}, 32 or more")
-        recipe = {
-            "version": RECIPE_VERSION,
-            "num_glyphs": arguments.num_glyphs,
-            "size": arguments.size,
-            "seed": arguments.seed,
-        }
-        out = arguments.out
-        with nullcontext() if out.exists() else own_target(out, "--out"):
-            print((check_existing if out.exists() else make)(out, arguments.font, recipe))
-    except OSError as error:
-        print(f"error: {arguments.out} cannot be made: {reason(error)}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.num_glyphs < 1:
+        raise InputError(f"--num-glyphs {arguments.num_glyphs}: must be at least 1")
+    if arguments.size < 32 or arguments.size % (BLOCK * PATCH_SIZE):
+        raise InputError(f"--size {arguments.size}: must be a multiple of {BLOCK * PATCH_SIZE}, 32 or more")
+    recipe = {
+        "version": RECIPE_VERSION,
+        "num_glyphs": arguments.num_glyphs,
+        "size": arguments.size,
+        "seed": arguments.seed,
+    }
+    given = arguments.out, arguments.font, recipe
+    print(make_or_check(arguments.out, lambda: make(*given), lambda: check_existing(*given)))
     return 0
 
 

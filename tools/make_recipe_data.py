@@ -25,7 +25,6 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import einops
 import numpy as np
@@ -39,12 +38,11 @@ from pixart_jax.encoding.picture_features import open_features
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
-from pixart_jax.files import reason
-from pixart_jax.files.locks import own_target
+from pixart_jax.files import errors_naming
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, Glyph, choose_glyphs, find_font, render
-from .miniature import Entry, written
+from .miniature import Entry, make_or_check, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 16
@@ -246,17 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--align-weights", type=path_argument, metavar="FILE", help="of EfficientNet-lite0: adds aligned/"
     )
     args = parser.parse_args(argv)
-    try:
-        with nullcontext() if args.out.exists() else own_target(args.out, "--out"):
-            print(check_existing(args.out) if args.out.exists() else make(args.out, args.font))
-        if args.align_weights:
-            print(add_aligned(args.out, args.align_weights))
-    except OSError as error:
-        print(f"error: {args.out} cannot be made: {reason(error)}", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(make_or_check(args.out, lambda: make(args.out, args.font), lambda: check_existing(args.out)))
+    if args.align_weights:
+        with errors_naming(args.out, "made"):
+            aligned = add_aligned(args.out, args.align_weights)
+        print(aligned)
     return 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,19 @@ from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.minilm import MiniLM
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
+from pixart_jax.files import errors_naming
+from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
+
+
+def make_or_check(out: pathlib.Path, make: Callable[[], str], check: Callable[[], str]) -> str:
+    """What `make` says, or where something is at `out` already, `check`.
+
+    Raises:
+      InputError: another process makes it, or it cannot be written; and what the two raise.
+    """
+    with errors_naming(out, "made"), contextlib.nullcontext() if out.exists() else own_target(out, "--out"):
+        return check() if out.exists() else make()
 
 
 class Entry(NamedTuple):

@@ -55,29 +55,25 @@ LISTED = 12
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
-    try:
-        check_arguments(args)
-        source, facts = args.source, None
-        if is_run(source):
-            source, step = converted(args)
-            facts = read_facts(args.source, step)
-        contents = look(source)
-        if args.run:
-            facts = read_facts(args.run, step_of(contents, args.run))
-        card = card_of(args, contents, facts)
-        pictures = facts.pictures if facts else {}
-        images = {f"{IMAGES}/{name}.png": picture.path for name, picture in pictures.items()}
-        files: dict[str, pathlib.Path | bytes] = {**contents.files, **images, CARD: card.encode()}
-        show(args.repo, contents, files, card)
-        if not args.push:
-            print("nothing was uploaded; the same command with --push does it")
-            if not args.license and not args.card:
-                print("which asks for a --license: that of the weights it began with, if there were any, or your own")
-            return 0
-        where = push(files, args.repo, private=args.private, message=args.message or f"{contents.kind.title}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_arguments(args)
+    source, facts = args.source, None
+    if is_run(source):
+        source, step = converted(args)
+        facts = read_facts(args.source, step)
+    contents = look(source)
+    if args.run:
+        facts = read_facts(args.run, step_of(contents, args.run))
+    card = card_of(args, contents, facts)
+    pictures = facts.pictures if facts else {}
+    images = {f"{IMAGES}/{name}.png": picture.path for name, picture in pictures.items()}
+    files: dict[str, pathlib.Path | bytes] = {**contents.files, **images, CARD: card.encode()}
+    show(args.repo, contents, files, card)
+    if not args.push:
+        print("nothing was uploaded; the same command with --push does it")
+        if not args.license and not args.card:
+            print("which asks for a --license: that of the weights it began with, if there were any, or your own")
+        return 0
+    where = push(files, args.repo, private=args.private, message=args.message or f"{contents.kind.title}")
     print(f"{args.repo}: {where}")
     return 0
 

@@ -68,28 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     log_the_run()
-    try:
-        if not (args.data / "recipe.json").exists():
-            raise InputError(f"{args.data} holds no data; {command('make_recipe_data')} --out {args.data}")
-        comparison = COMPARISONS[args.compare]
-        data, workdir = args.data.absolute(), args.workdir.absolute()
-        runs = plan(comparison.arms, data, workdir, args.set)
-        if any(run.config.align.weight for run in runs.values()) and not (data / ALIGNED).exists():
-            raise InputError(
-                f"{data} has no features to align with; {command('make_recipe_data')} --out {args.data} "
-                "--align-weights FILE"
-            )
-        check_writable(workdir, "--workdir")
-        begin = time.perf_counter()
-        workdir.mkdir(parents=True, exist_ok=True)
-        with hold(workdir / ".lock", f"--workdir {workdir}"):
-            train_all(list(runs.values()))
-            minutes = (time.perf_counter() - begin) / 60
-            print(f"[100%] trained in {minutes:.1f} min; drawing held-out captions", flush=True)
-            comparison.report(list(runs.values()), data, workdir)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not (args.data / "recipe.json").exists():
+        raise InputError(f"{args.data} holds no data; {command('make_recipe_data')} --out {args.data}")
+    comparison = COMPARISONS[args.compare]
+    data, workdir = args.data.absolute(), args.workdir.absolute()
+    runs = plan(comparison.arms, data, workdir, args.set)
+    if any(run.config.align.weight for run in runs.values()) and not (data / ALIGNED).exists():
+        raise InputError(
+            f"{data} has no features to align with; {command('make_recipe_data')} --out {args.data} "
+            "--align-weights FILE"
+        )
+    check_writable(workdir, "--workdir")
+    begin = time.perf_counter()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with hold(workdir / ".lock", f"--workdir {workdir}"):
+        train_all(list(runs.values()))
+        minutes = (time.perf_counter() - begin) / 60
+        print(f"[100%] trained in {minutes:.1f} min; drawing held-out captions", flush=True)
+        comparison.report(list(runs.values()), data, workdir)
     print(f"{workdir} has the table and its pictures, in {(time.perf_counter() - begin) / 60:.1f} min", flush=True)
     return 0
 

@@ -70,11 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten_libraries()
     out = args.out or args.checkpoint / "generated"
     begin = time.perf_counter()
-    try:
-        drawn, wanted = draw(args, out)
-    except InputError as error:
-        print(f"error: {as_typed(error)}", file=sys.stderr)
-        return 2
+    drawn, wanted = draw(args, out)
     if drawn:
         duration = format_duration(time.perf_counter() - begin)
         print(f"{drawn} picture(s) in {duration}, compilation included: {out}/sheet.png")
@@ -83,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@as_typed()
 def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     """Draws what is not there yet, group by group; returns how many pictures that were, and how many were asked for."""
     prompts = args.prompt if args.prompts is None else read_prompts(args.prompts, "--prompts")

@@ -22,7 +22,6 @@ from pixart_jax.data.pipeline import check_sources
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import manifest_text
 from pixart_jax.encoding.engine import extract
-from pixart_jax.errors import InputError
 from pixart_jax.files import check_writable
 from pixart_jax.generation.picture_lists import weights_checksum
 from pixart_jax.generation.pipeline import TextToImage
@@ -39,11 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
     begin = time.perf_counter()
-    try:
-        finished = draw(args)
-    except InputError as error:
-        print(f"error: {as_typed(error)}", file=sys.stderr)
-        return 2
+    finished = draw(args)
     seconds = format_duration(time.perf_counter() - begin)
     if finished:
         print(f"{args.out}: {args.num_pairs} pairs; done in {seconds}")
@@ -52,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@as_typed()
 def draw(args: argparse.Namespace) -> bool:
     """Whether all pairs are there; raises InputError for what cannot work, before anything is drawn."""
     check_share(args)

@@ -51,18 +51,14 @@ _CALLS = 20
 @tool(GOES_ON)
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if args.child:
-            print(json.dumps(try_blocks(**json.loads(args.child))))
-            return 0
-        shapes = [parse_shape(text) for text in args.shapes.split(",")]
-        with own_target(args.out, "--out"):
-            best = {chip: {shape: tune(chip, *shape, args) for shape in shapes} for chip in args.chip or ["v5e"]}
-        if args.write:
-            write_table(TABLE_FILE, best)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.child:
+        print(json.dumps(try_blocks(**json.loads(args.child))))
+        return 0
+    shapes = [parse_shape(text) for text in args.shapes.split(",")]
+    with own_target(args.out, "--out"):
+        best = {chip: {shape: tune(chip, *shape, args) for shape in shapes} for chip in args.chip or ["v5e"]}
+    if args.write:
+        write_table(TABLE_FILE, best)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -11,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from pixart_jax.errors import InputError
@@ -183,6 +184,15 @@ def check_space(folder: str | os.PathLike, num_bytes: int) -> None:
         raise OSError(
             errno.ENOSPC, f"no space left: {num_bytes / 1e6:,.1f} MB are to be written, {free / 1e6:,.1f} MB are free"
         )
+
+
+@contextlib.contextmanager
+def errors_naming(path: str | os.PathLike, done: str = "written") -> Iterator[None]:
+    """Raises InputError, which says that the path cannot be written, where the block raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be {done}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, NOBODY_READS, NOTHING_BEGAN, text_argument, tool
 from pixart_jax.errors import InputError
-from pixart_jax.files import local_path
+from pixart_jax.files import errors_naming, local_path
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
@@ -72,6 +72,33 @@ def test_every_tool_ends_the_same_way():
     for path in (ROOT / "tools").rglob("*.py"):
         if "def main(argv: Sequence[str] | None" in (text := path.read_text(encoding="utf-8")):
             assert re.search(r"^@tool\(\w+\)\ndef main", text, re.MULTILINE), path
+
+
+def test_bad_input_is_one_line(capsys):
+    @tool(GOES_ON)
+    def main(name, *, cure):
+        raise InputError(f"{name} is none; {cure}")
+
+    assert main("--out x", cure="name another") == 2
+    assert capsys.readouterr() == ("", "error: --out x is none; name another\n")
+
+
+def test_no_tool_prints_what_the_decorator_does():
+    for path in (ROOT / "tools").rglob("*.py"):
+        assert 'print(f"error: ' not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("done", ["written", "made"])
+def test_an_output_that_cannot_be_written_is_one_line(done, capsys):
+    @tool(GOES_ON)
+    def main():
+        with errors_naming("out/x", done):
+            raise PermissionError(errno.EACCES, "no rights", "out/x/y.png")
+
+    assert main() == 2
+    assert (
+        capsys.readouterr().err == f"error: out/x cannot be {done}: [Errno {errno.EACCES}] no rights: 'out/x/y.png'\n"
+    )
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

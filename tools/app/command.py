@@ -50,11 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Gradio reads these when it is imported: what is uploaded and drawn lies there and nowhere else, and it asks no
         # server of its makers for anything.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-        try:
-            served = open_app(args, pathlib.Path(folder))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        served = open_app(args, pathlib.Path(folder))
         try:
             print(f"the app is at {served.address}; Ctrl-C ends it", flush=True)
             threading.Event().wait()

@@ -48,27 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     if any(arg.partition("=")[0] == "--suite" for arg in argv):
-        try:
-            return run_suite(argv)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        return run_suite(argv)
     args, rest = parser.parse_known_args(argv)
     try:
         benchmark = importlib.import_module(f".{args.what}", __package__)
     except ModuleNotFoundError as error:
-        print(f"error: --what={args.what} needs {error.name}, which is not installed", file=sys.stderr)
-        return 2
+        raise InputError(f"--what={args.what} needs {error.name}, which is not installed") from error
     rows = []
-    try:
-        for figures in benchmark.run(rest):
-            # Devices are looked for only now: a benchmark may have a say in what there are.
-            rows.append({"what": args.what, **figures, **where()})
-            print(json.dumps(rows[-1]), flush=True)
-        print("\n".join(["", *table(rows)]), file=sys.stderr)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for figures in benchmark.run(rest):
+        # Devices are looked for only now: a benchmark may have a say in what there are.
+        rows.append({"what": args.what, **figures, **where()})
+        print(json.dumps(rows[-1]), flush=True)
+    print("\n".join(["", *table(rows)]), file=sys.stderr)
     return 0
 
 

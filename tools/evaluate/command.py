@@ -59,18 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if (suite := compbench.arguments_of(argv)) is not None:
         return compbench.main(suite)
-    try:
-        args = parse_arguments(argv, __doc__)
-        if args.compare:
-            print(compare(*args.compare))
-            return 0
-        quieten_libraries()
-        return evaluate(args)
-    except InputError as error:
-        print(f"error: {as_typed(error, batch_size='draw_batch_size')}", file=sys.stderr)
-        return 2
+    args = parse_arguments(argv, __doc__)
+    if args.compare:
+        print(compare(*args.compare))
+        return 0
+    quieten_libraries()
+    return evaluate(args)
 
 
+@as_typed(batch_size="draw_batch_size")
 def evaluate(args: argparse.Namespace) -> int:
     """Opens, and so refuses, everything before anything is drawn or looked at."""
     networks = open_networks(args)

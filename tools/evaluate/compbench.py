@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
@@ -50,17 +49,14 @@ def arguments_of(argv: Sequence[str]) -> list[str] | None:
 
 def main(argv: Sequence[str]) -> int:
     quieten_libraries()
-    try:
-        args = parse_arguments(argv)
-        if args.compare:
-            print(compare(*args.compare))
-            return 0
-        return evaluate(args)
-    except InputError as error:
-        print(f"error: {as_typed(error, batch_size='draw_batch_size')}", file=sys.stderr)
-        return 2
+    args = parse_arguments(argv)
+    if args.compare:
+        print(compare(*args.compare))
+        return 0
+    return evaluate(args)
 
 
+@as_typed(batch_size="draw_batch_size")
 def evaluate(args: argparse.Namespace) -> int:
     check_arguments(args)
     pictures = open_pictures(args.out if args.checkpoint else args.pictures, args.categories, args.compbench)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -49,23 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     log_the_run()
     begin = time.perf_counter()
-    try:
-        chapters = chosen(args.only)
-        glyphs = Glyphs.open(args.data.absolute(), args.font)
-        base, out = args.base.absolute(), args.out.absolute()
-        check_base(base, glyphs)
-        check_writable(out, "--out")
-        out.mkdir(parents=True, exist_ok=True)
-        with hold(out / ".lock", f"--out {out}"):
-            check_made_of(out, {"base": str(base), "step": require_step(base), "settings": list(args.set)})
-            for number, chapter in enumerate(chapters):
-                desk = Desk(glyphs, base, out / chapter.name, tuple(args.set))
-                print(f"[{number + 1}/{len(chapters)}] {chapter.title}", flush=True)
-                tell(chapter, desk)
-            report(out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chapters = chosen(args.only)
+    glyphs = Glyphs.open(args.data.absolute(), args.font)
+    base, out = args.base.absolute(), args.out.absolute()
+    check_base(base, glyphs)
+    check_writable(out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    with hold(out / ".lock", f"--out {out}"):
+        check_made_of(out, {"base": str(base), "step": require_step(base), "settings": list(args.set)})
+        for number, chapter in enumerate(chapters):
+            desk = Desk(glyphs, base, out / chapter.name, tuple(args.set))
+            print(f"[{number + 1}/{len(chapters)}] {chapter.title}", flush=True)
+            tell(chapter, desk)
+        report(out)
     print(f"{out}/extras.md and its pictures, in {(time.perf_counter() - begin) / 60:.1f} min", flush=True)
     return 0
 
