@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import pathlib
 import threading
 import time
@@ -389,6 +390,9 @@ def test_an_upload_without_end_is_refused(app):
     assert not left
 
 
-def test_a_missing_checkpoint_is_told(tmp_path, capsys):
+def test_a_missing_checkpoint_is_told_and_no_setting_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "mine")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert command.main(["--checkpoint", str(tmp_path)]) == 2
     assert "error: " in capsys.readouterr().err
+    assert os.environ["GRADIO_TEMP_DIR"] == "mine" and "HF_HUB_OFFLINE" not in os.environ

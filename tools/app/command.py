@@ -10,12 +10,13 @@ It listens on this machine alone unless --host says otherwise. docs/app.md says 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -46,10 +47,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     quieten_libraries()
-    with tempfile.TemporaryDirectory(prefix="pixart-app-") as folder:
-        # Gradio reads these when it is imported: what is uploaded and drawn lies there and nowhere else, and it asks no
-        # server of its makers for anything.
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryDirectory(prefix="pixart-app-") as folder, settings_of_gradio(folder):
         served = open_app(args, pathlib.Path(folder))
         try:
             print(f"the app is at {served.address}; Ctrl-C ends it", flush=True)
@@ -57,6 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             served.close()
     return 0
+
+
+@contextlib.contextmanager
+def settings_of_gradio(folder: str) -> Iterator[None]:
+    """What Gradio reads of the environment when it is imported and while it serves; afterwards it is as it was.
+
+    What is uploaded and drawn lies in the folder and nowhere else, and no server of its makers is asked for anything.
+    """
+    settings = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    before = {name: os.environ[name] for name in settings.keys() & os.environ.keys()}
+    os.environ |= settings
+    try:
+        yield
+    finally:
+        for name in settings:
+            del os.environ[name]
+        os.environ |= before
 
 
 class Served:
