@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +26,6 @@ import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, path_argument, tool, with_commands
 from pixart_jax.data.decoding import to_float
-from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.encoding.minilm import MiniLM
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
@@ -36,7 +33,7 @@ from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .fluent_emoji import GROUPS, Picture, fetch, read_minilm, read_pictures
 from .make_quickstart_data import psnr
-from .miniature import Entry, make_or_check, written
+from .miniature import Entry, check_made, gathered, make_or_check, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 16, 4
 MAX_TEXT_TOKENS = 16
@@ -101,12 +98,8 @@ def make(out: pathlib.Path, packages: pathlib.Path, size: int) -> str:
     text_encoder = read_minilm(packages, MAX_TEXT_TOKENS)
     autoencoder = fit_autoencoder([picture.pixels for picture in pictures])
     sets = {name: entries for name, entries in sets_of(pictures).items() if entries}
-    temporary = out.with_name(f".{out.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    kept = {name: write_set(temporary / name, size, sets[name], autoencoder, text_encoder) for name in sets}
-    record = {"version": VERSION, "size": size, "groups": list(GROUPS.values())}
-    (temporary / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(out)
+    with gathered(out, RECIPE_FILE, {"version": VERSION, "size": size, "groups": list(GROUPS.values())}) as folder:
+        kept = {name: write_set(folder / name, size, sets[name], autoencoder, text_encoder) for name in sets}
     counts = ", ".join(f"{len(entries)} {name}" for name, entries in sets.items())
     return f"{out}: {counts}; the autoencoder keeps {kept['train']:.1f} dB; look at {out}/*/{CONTACT_SHEET_FILE}"
 
@@ -147,16 +140,7 @@ def check_existing(out: pathlib.Path, size: int) -> str:
     Raises:
       InputError: something else is at `out`, data of another version or size, or they are damaged.
     """
-    try:
-        found = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))
-        found = {key: found[key] for key in ("version", "size")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out} exists, but is no data of the gallery ({error}); choose another --out") from error
-    if found != (wanted := {"version": VERSION, "size": size}):
-        raise InputError(f"{out} holds {found}, and {wanted} was asked for; delete it to make it again")
-    for path in sorted(out.glob("*/manifest.json")):
-        manifest = read_manifest(path.parent)
-        check_shards(path.parent, manifest)
+    check_made(out, RECIPE_FILE, {"version": VERSION, "size": size}, "the gallery")
     return f"{out}: already there; nothing to do"
 
 

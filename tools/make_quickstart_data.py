@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, seed_argument, tool, with_commands
-from pixart_jax.data.shards.manifest import check_shards, read_manifest
+from pixart_jax.data.shards.manifest import read_manifest
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.registry import load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
@@ -29,7 +29,7 @@ from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, choose_glyphs, find_font
-from .miniature import Entry, make_or_check, written
+from .miniature import Entry, check_made, make_or_check, written
 
 RECIPE_FILE = "quickstart.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
@@ -91,21 +91,9 @@ def check_existing(out: pathlib.Path, font_path: str | None, recipe: dict) -> st
     Raises:
       InputError: something else is at `out`, or the data set there was made otherwise or is damaged.
     """
-    cure = "delete it to make it again, or choose another --out"
-    try:
-        there = dict(json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out} exists, but is not a finished quickstart data set ({error}); {cure}") from error
     wanted = recipe if font_path is None else {**recipe, "font_sha256": _sha256(find_font(font_path)[1])}
-    different = [
-        f"{key} {there.get(key)!r} there, {value!r} asked for"
-        for key, value in wanted.items()
-        if there.get(key) != value
-    ]
-    if different:
-        raise InputError(f"{out} holds a quickstart data set made otherwise ({'; '.join(different)}); {cure}")
+    check_made(out, RECIPE_FILE, wanted, "the quickstart", part="recipe")
     manifest = read_manifest(out)
-    check_shards(out, manifest)
     load_autoencoder(out, manifest)
     load_text_encoder(out, manifest)
     return f"{out}: already there, {manifest.num_samples} glyphs in {len(manifest.shards)} shards; nothing to do"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import json
 import pathlib
 import shutil
 import sys
@@ -31,7 +30,6 @@ import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter, ShardReader
-from pixart_jax.data.shards.manifest import check_shards, read_manifest
 from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.picture_features import open_features
@@ -42,7 +40,7 @@ from pixart_jax.files import errors_naming
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
 
 from .emoji import GROUPS, Glyph, choose_glyphs, find_font, render
-from .miniature import Entry, make_or_check, written
+from .miniature import Entry, check_made, gathered, make_or_check, written
 
 BLOCK, CHANNELS, PATCH_SIZE = 8, 12, 2
 TEXT_DIM, MAX_TEXT_TOKENS = 128, 16
@@ -143,13 +141,10 @@ def make(out: pathlib.Path, font_path: str | None, num_glyphs: int = 64) -> str:
         "large": (LARGE, [(p, p.dense) for p in large if not p.held_out]),
         "large_held_out": (LARGE, [(p, p.dense) for p in large if p.held_out]),
     }
-    temporary = out.with_name(f".{out.name}.incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for name, (resolution, pictures) in sets.items():
-        write_set(temporary / name, resolution, pictures, autoencoder, words)
     record = {"version": VERSION, "font": file.name, "groups": list(GROUPS), "grounds": list(GROUNDS)}
-    (temporary / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(out)
+    with gathered(out, RECIPE_FILE, record) as folder:
+        for name, (resolution, pictures) in sets.items():
+            write_set(folder / name, resolution, pictures, autoencoder, words)
     counts = ", ".join(f"{len(pictures)} {name}" for name, (_, pictures) in sets.items())
     return f"{out}: {counts}; {len(words.embedding)} words; look at {out}/*/contact_sheet.png"
 
@@ -222,14 +217,7 @@ def check_existing(out: pathlib.Path) -> str:
     Raises:
       InputError: something else is at `out`, an older version of the data, or they are damaged.
     """
-    try:
-        version = json.loads((out / RECIPE_FILE).read_text(encoding="utf-8"))["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out} exists, but is no data of the recipe ({error}); choose another --out") from error
-    if version != VERSION:
-        raise InputError(f"{out} holds data of version {version}, and this is {VERSION}; delete it to make it again")
-    for path in sorted(out.glob("*/manifest.json")):
-        check_shards(path.parent, read_manifest(path.parent))
+    check_made(out, RECIPE_FILE, {"version": VERSION}, "the recipe")
     return f"{out}: already there; nothing to do"
 
 

@@ -1,20 +1,26 @@
-"""What the data sets in miniature share: shards of a linear autoencoder's latents, with both encoders beside them."""
+"""What the data sets in miniature share: shards of a linear autoencoder's latents, with both encoders beside them, and
+what becomes of data that are there already.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
+from pixart_jax.data.shards.manifest import MANIFEST_FILE, check_shards, read_manifest
 from pixart_jax.data.shards.records import Sample, Text
 from pixart_jax.data.word_encoder import WordEncoder
 from pixart_jax.encoding.minilm import MiniLM
 from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
+from pixart_jax.errors import InputError
 from pixart_jax.files import errors_naming
 from pixart_jax.files.locks import own_target
 from pixart_jax.models.linear_autoencoder import LinearAutoencoder
@@ -28,6 +34,42 @@ def make_or_check(out: pathlib.Path, make: Callable[[], str], check: Callable[[]
     """
     with errors_naming(out, "made"), contextlib.nullcontext() if out.exists() else own_target(out, "--out"):
         return check() if out.exists() else make()
+
+
+def check_made(out: pathlib.Path, file: str, wanted: Mapping[str, Any], what: str, *, part: str = "") -> None:
+    """Raises InputError unless data lie at `out` that were made as is wanted, and their shards are whole.
+
+    Args:
+      file: the record below `out`, a JSON object, of which `part` says how they were made, or all of it.
+      what: whose data they are, as in "the gallery".
+    """
+    try:
+        record = json.loads((out / file).read_text(encoding="utf-8"))
+        there = dict(record[part] if part else record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out} exists, but is no data of {what} ({error}); choose another --out") from error
+    different = [
+        f"{key} {there.get(key)!r} there, {value!r} asked for"
+        for key, value in wanted.items()
+        if there.get(key) != value
+    ]
+    if different:
+        raise InputError(
+            f"{out} holds data of {what} made otherwise ({'; '.join(different)}); delete it to make it again, or "
+            "choose another --out"
+        )
+    for path in sorted(out.rglob(MANIFEST_FILE)):
+        check_shards(path.parent, read_manifest(path.parent))
+
+
+@contextlib.contextmanager
+def gathered(out: pathlib.Path, file: str, record: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """A folder for several sets; with its record, the JSON file, it becomes `out` when the block ends."""
+    temporary = out.with_name(f".{out.name}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    yield temporary
+    (temporary / file).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.rename(out)
 
 
 class Entry(NamedTuple):

@@ -1,6 +1,7 @@
 """`make gallery` in miniature: packages made here, a model of two steps, and what is shown of it. No network."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -71,8 +72,11 @@ def test_sets_hold_what_they_should(data):
 def test_data_that_are_there_are_kept_or_refused(data, packages, tmp_path, capsys):
     assert make(data, packages) == 0 and "nothing to do" in capsys.readouterr().out
     assert make(data, packages, "--size", "64") == 2
-    assert "'size': 32}, and {'version': 1, 'size': 64} was asked for" in capsys.readouterr().err
+    assert "size 32 there, 64 asked for" in capsys.readouterr().err
     assert make(tmp_path, packages) == 2 and "is no data of the gallery" in capsys.readouterr().err
+    damaged = shutil.copytree(data, tmp_path / "damaged")
+    next((damaged / "train").glob("*.array_record")).unlink()
+    assert make(damaged, packages) == 2 and ".array_record" in capsys.readouterr().err
     assert make(tmp_path / "new", packages, "--size", "40") == 2 and "multiple of 32" in capsys.readouterr().err
 
 

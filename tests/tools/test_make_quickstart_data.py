@@ -186,7 +186,7 @@ def test_other_data_at_the_target(data, tmp_path, font_file, capsys):
         if recipe is not None:
             (out / "quickstart.json").write_text(recipe)
         assert run("--out", out, "--font", font_file) == 2
-        assert "not a finished quickstart data set" in capsys.readouterr().err
+        assert "is no data of the quickstart" in capsys.readouterr().err
 
 
 def test_damaged_data_at_the_target(font_file, tmp_path, capsys):
