@@ -129,21 +129,26 @@ def one_step(adapter, mesh, devices):
 
 
 def muons_updates(spec, devices):
-    """(Muon's updates of four matrices, FLOPs of a device)."""
-    rng = np.random.default_rng(0)
-    mesh, gradients = make_mesh(spec, devices), {"blocks_0": {"fc1": {"kernel": rng.normal(size=(4, 64, 96))}}}
-    gradients = jax.tree.map(np.float32, gradients)
+    """(Muon's updates of sixteen matrices of two kinds, the program)."""
+    mesh, rng = make_mesh(spec, devices), np.random.default_rng(0)
+    shapes = {"fc1": (8, 64, 96), "fc2": (8, 96, 64)}
+    gradients = {"blocks_0": {kind: {"kernel": np.float32(rng.normal(size=shapes[kind]))} for kind in shapes}}
     gradients = jax.device_put(gradients, tree_shardings(gradients, mesh))
     tx = scale_by_muon_and_adam(MuonSpec(0.95), b1=0.9, b2=0.999, eps=1e-8, mesh=mesh)
     program = jax.jit(lambda updates: tx.update(updates, tx.init(updates))[0]).lower(gradients).compile()
-    return jax.device_get(program(gradients)), program.cost_analysis()["flops"]
+    return jax.device_get(program(gradients)), program
 
 
 def assert_muon_is_shared():
-    """The devices along "data" make the updates of one matrix each."""
-    (wanted, flops), (got, shared) = muons_updates(MeshSpec(), ONE), muons_updates(MeshSpec(data=4, fsdp=2), None)
-    assert_near(got, wanted)
-    assert shared < 0.2 * flops, (shared, flops)
+    """Each device makes the updates of two matrices, and nothing is exchanged while it does."""
+    wanted, alone = muons_updates(MeshSpec(), ONE)
+    for sizes in ({"data": 4, "fsdp": 2}, {"fsdp": 8}, {"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        got, program = muons_updates(MeshSpec(**sizes), None)
+        assert_near(got, wanted)
+        share = program.cost_analysis()["flops"] / alone.cost_analysis()["flops"]
+        assert share < 1.2 / (8 // sizes.get("tensor", 1)), (sizes, share)
+        exchanged = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)\(", program.as_text())
+        assert len(exchanged) <= 5, (sizes, exchanged)
 
 
 def assert_lies(state, abstract):

@@ -3,23 +3,26 @@
 Sources: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (Newton-Schulz iteration and
 Nesterov momentum); Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982, §2.2 (the size of updates).
 
-Each group of devices along the mesh's "data" axis makes the updates of some blocks and gets the others' from the rest:
-if all made all of them, Muon's products would take as long as the model's where a device has few pictures.
+Each device makes the updates of some blocks and gets the others' from the rest: if all made all of them, Muon's
+products would take as long as the model's where a device has few pictures.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from pixart_jax.devices.sharding import constrain
+from pixart_jax.devices.sharding import ROWS, dividing_axes, row_shards, tree_shardings
 
 # The kernels of blocks, and of a ControlNet's copies of them. Neither embedders, modulation common to all blocks and
 # the last layer, nor biases, norms, tables and depthwise convolutions.
@@ -74,21 +77,53 @@ def _nesterov(beta: float) -> optax.GradientTransformation:
 
 
 def _orthogonalized(updates, mesh: Mesh | None):
-    """Newton-Schulz of each matrix, those of different blocks on different devices along "data"."""
+    """Newton-Schulz of each matrix."""
     # Without momentum it is this alone.
     iteration = scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=_axes)
-    apart = jax.tree.map(lambda stack: _apart(stack, mesh), updates)
-    done, _ = iteration.update(apart, iteration.init(apart))
-    return jax.tree.map(lambda stack, wanted: stack[: len(wanted)], done, updates)
+    if mesh is None or row_shards(mesh) == 1:
+        return iteration.update(updates, iteration.init(updates))[0]
+    leaves, tree = jax.tree.flatten(updates)
+    specs = [sharding.spec for sharding in jax.tree.leaves(tree_shardings(updates, mesh))]
+    # A transposed matrix has the transposed update: with "fsdp" along the rows of all, more of them have one shape.
+    lying = ["fsdp" in (spec[-1] or ()) if spec else False for spec in specs]
+    turned = map(_turned, leaves, lying)
+    stacks = [matrices.reshape(-1, *matrices.shape[-2:]) for matrices in turned]
+    alike = collections.defaultdict(list)
+    for number, stack in enumerate(stacks):
+        alike[stack.shape[1:]].append(number)
+    done = list(leaves)
+    for numbers in alike.values():
+        ends = np.cumsum([len(stacks[number]) for number in numbers])
+        apart = _apart(jnp.concatenate([stacks[number] for number in numbers]), mesh)
+        whole = _together(iteration.update(apart, iteration.init(apart))[0], ends[-1], mesh)
+        for number, part in zip(numbers, jnp.split(whole, ends[:-1]), strict=True):
+            done[number] = _turned(part, lying[number]).reshape(leaves[number].shape)
+    return jax.tree.unflatten(tree, done)
 
 
-def _apart(stack, mesh: Mesh | None):
-    """[blocks, in, out] with as many blocks of zeros behind it as the devices along "data" need to share them."""
-    parts = 1 if mesh is None or stack.ndim < 3 else mesh.shape["data"]
-    if parts == 1:
-        return stack
-    stack = jnp.pad(stack, ((0, -len(stack) % parts), *((0, 0),) * (stack.ndim - 1)))
-    return constrain(stack, mesh, ("data",), *(None,) * (stack.ndim - 1))
+def _turned(matrices, lies: bool):
+    return jnp.swapaxes(matrices, -1, -2) if lies else matrices
+
+
+# What follows goes from one lie to the next in steps that the compiler has a collective operation for.
+
+
+def _apart(stack, mesh: Mesh):
+    """[matrices, rows along "fsdp", columns] to whole matrices on each of the devices that share a batch's rows, with
+    as many of zeros behind them as it takes."""
+    stack = jnp.pad(stack, ((0, -len(stack) % row_shards(mesh)), (0, 0), (0, 0)))
+    rows = dividing_axes(mesh, ("fsdp",), stack.shape[1])
+    return _lie(_lie(_lie(stack, mesh, (), rows), mesh, ("data",), rows), mesh, ROWS)
+
+
+def _together(stack, count: int, mesh: Mesh):
+    """The inverse of `_apart`. Each device gets of the others' matrices what it has of a parameter, and no more."""
+    rows = dividing_axes(mesh, ("fsdp",), stack.shape[1])
+    return _lie(_lie(_lie(stack, mesh, ROWS), mesh, ("data",), rows)[:count], mesh, (), rows)
+
+
+def _lie(x, mesh: Mesh, *spec):
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
 
 
 def _to_adams_size(update):

@@ -351,7 +351,7 @@ config = tiny_config("unused")
 config.optimizer.update({"name": sys.argv[2], "weight_decay": 0.1, "warmup_steps": 0})
 mesh = make_mesh(MeshSpec(fsdp=4))
 program = Program(config, mesh)
-abstract, tx = program.state, program.birth.tx
+abstract = program.state
 state, frozen = program.birth.fresh()
 batch = put_batch(synthetic_batch(config), mesh)
 state, _ = program.lower(batch).compile()(state, frozen, batch)
@@ -372,7 +372,7 @@ def three_updates(mesh):
 
     opt_state = put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract.opt_state))
     shardings = (tree_shardings(params, mesh), tree_shardings(opt_state, mesh))
-    update = jax.jit(tx.update, out_shardings=shardings)
+    update = jax.jit(Program(config, mesh).birth.tx.update, out_shardings=shardings)
     for grad in grads:
         updates, opt_state = update(put(grad), opt_state, put(params))
     return [np.asarray(leaf) for leaf in jax.tree.leaves((updates, opt_state))]
