@@ -12,6 +12,7 @@ Results go to --out as they come, and what is there is not tried again: after a 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -142,7 +143,8 @@ def try_blocks(chip: str, queries: int, keys: int, blocks: list[int], measure: b
     sharding = NamedSharding(Mesh(np.array([device]), ("x",)), P())
 
     def both(q, k, v, length, d_out):
-        out, pull = jax.vjp(lambda q, k, v: splash_attention(q, k, v, length, blocks=Blocks(*blocks)), q, k, v)
+        kernel = functools.partial(splash_attention, key_length=length, chip=chip, blocks=Blocks(*blocks))
+        out, pull = jax.vjp(kernel, q, k, v)
         return out, *pull(d_out)
 
     shapes: list[tuple[tuple[int, ...], Any]]

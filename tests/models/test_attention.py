@@ -1,5 +1,6 @@
 """Every implementation of attention gives what the plain one gives, and that one what the formula says."""
 
+import functools
 import pathlib
 import types
 
@@ -161,6 +162,18 @@ def test_blocks_of_the_table_are_its_chips(monkeypatch):
     assert splash.find_blocks("v5e", 1024, 512, 2) == (256, 512, 128)
     for other in (("v6e", 1024, 512, 2), ("v5e", 1024, 512, 4), ("v5e", 1024, 1024, 2)):
         assert splash.find_blocks(*other) == splash.blocks_by_rule(*other[1:])
+
+
+def test_gradients_take_fewer_keys_at_once_where_the_blocks_are_longest(monkeypatch):
+    monkeypatch.undo()
+    sizes = {chip: splash._block_sizes(splash.blocks_by_rule(8192, 16384, 2), chip) for chip in ("v5e", "v5p", "v6e")}
+    assert [each.block_kv_compute for each in sizes.values()] == [512, 512, 512]
+    assert [each.block_kv_dkv_compute for each in sizes.values()] == [256, 256, 512]
+    assert splash._block_sizes(splash.blocks_by_rule(1024, 1024, 2), "v5e").block_kv_dkv_compute == 512
+    monkeypatch.setattr(splash, "MAX_KEYS", 512)
+    inputs = make_inputs(128, 512)
+    got, pull = jax.vjp(functools.partial(splash.splash_attention, chip="v5e", interpret=True), *inputs[:3])
+    assert_close([got, *pull(inputs[3])], run("plain", inputs, None), 1e-5)
 
 
 def test_a_whole_model_equals_the_plain_one():
