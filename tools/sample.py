@@ -136,7 +136,7 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     if len(missing) < len(prompts):
         print(f"{out}: {len(prompts) - len(missing)} of {len(prompts)} prompts are drawn already", file=sys.stderr)
     # Models that stay need not take turns.
-    per_group = max(1, (args.batch_size if args.keep_loaded else GROUP) // args.num_images)
+    per_group = max(1, (pipeline.at_once(whole) if args.keep_loaded else GROUP) // args.num_images)
     if missing:
         count = len(missing) * args.num_images
         print(f"encoding, drawing and decoding {count} picture(s); each of the three compiles first", file=sys.stderr)

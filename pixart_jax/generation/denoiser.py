@@ -103,6 +103,7 @@ def eight_bit_parts(parts: Parts, mode: str) -> Parts:
         # Inside of adapters, which add to its products.
         over=lambda model: parts.over(in_eight_bits(model, chosen)),
         weights=lambda: _below_adapters(parts.weights()),
+        quantized=(parts, mode),
     )
 
 

@@ -18,7 +18,7 @@ from pixart_jax.conversion.formats.lora import LoraWeights
 from pixart_jax.conversion.formats.lora_reading import read_lora, split_scale
 from pixart_jax.conversion.lora import adapter_arrays
 from pixart_jax.devices.sharding import replicated
-from pixart_jax.generation.adaptation import Adaptation
+from pixart_jax.generation.adaptation import Adaptation, AdapterFile
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import guidance_of
@@ -78,3 +78,11 @@ class LoraFile:
 
         few = self.weights.few_steps
         return Adaptation(Lora, load, manner=few._asdict() | {"guidance": guidance_of(few.sampler)} if few else {})
+
+
+def adaptation_of(adapter: Adaptation | AdapterFile | str | pathlib.Path, model: PixArt, mesh: Mesh) -> Adaptation:
+    """An adapter laid over a model; a path, or FILE:SCALE, is a LoRA. Raises InputError where it is another model's."""
+    if isinstance(adapter, Adaptation):
+        return adapter
+    file = LoraFile.parse(str(adapter)) if isinstance(adapter, str | pathlib.Path) else adapter
+    return file.over(model, mesh)

@@ -50,6 +50,7 @@ class Parts:
       step: of a run, that of the weights; None of a converted model.
       needs: what adapters want of a request, see `Adaptation`.
       path_drop: the blocks that the model was trained to do without, for guidance by that; None: it was not.
+      quantized: of parts in int8, those that they were made of and the mode, see `denoiser.eight_bit_parts`.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Parts:
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     path_drop: Stretch | None = None
+    quantized: tuple[Parts, str] | None = None
 
     def pictures_of(self, latents: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures uint8[H, W, 3] of latents [n, h, w, C], each as soon as it is decoded."""

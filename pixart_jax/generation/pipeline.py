@@ -27,7 +27,7 @@ from pixart_jax.generation.adaptation import Adaptation, AdapterFile, adapted
 from pixart_jax.generation.canvas import Canvas
 from pixart_jax.generation.denoiser import check_path_drop, check_reuse, denoiser_of, eight_bit_parts
 from pixart_jax.generation.from_hub import local_model
-from pixart_jax.generation.lora import LoraFile
+from pixart_jax.generation.lora import adaptation_of
 from pixart_jax.generation.opening import open_parts
 from pixart_jax.generation.parts import Parts, as_it_is
 from pixart_jax.generation.placing import check_tokens, kept, pictures_at_once, place
@@ -44,13 +44,6 @@ from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_t
 
 def _tell_nobody(stage: str, done: int, total: int) -> None:
     """Where nobody asks how far it is."""
-
-
-def _adaptation(adapter: Adaptation | AdapterFile | str | pathlib.Path, parts: Parts) -> Adaptation:
-    if isinstance(adapter, Adaptation):
-        return adapter
-    file = LoraFile.parse(str(adapter)) if isinstance(adapter, str | pathlib.Path) else adapter
-    return file.over(parts.model, parts.mesh)
 
 
 class TextToImage:
@@ -160,8 +153,12 @@ class TextToImage:
 
         Args, raises: as `from_checkpoint`.
         """
+        if self.parts.quantized is not None:
+            # As if they had been there first: what does not go with int8 is refused.
+            plain, mode = self.parts.quantized
+            return TextToImage(eight_bit_parts(TextToImage(plain).adapted(adapters).parts, mode))
         parts = self.parts
-        laid = [_adaptation(adapter, parts) for adapter in adapters]
+        laid = [adaptation_of(adapter, parts.model, parts.mesh) for adapter in adapters]
         over, weights = adapted(parts.over, parts.weights, laid)
         needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
         manner = {name: value for each in laid for name, value in each.manner.items()}
@@ -224,8 +221,7 @@ class TextToImage:
         noise = None if request.noise is None else self._to_tokens("noise has", request.noise, request)
         layout = self._layout(canvas, count)
         token_dim = parts.model.patch_size**2 * parts.model.latent_channels
-        self._check_start(request, (*layout["positions"].shape[:2], token_dim))
-        self._check_conditions(request)
+        self._check_given(request, (*layout["positions"].shape[:2], token_dim))
         text, null = self._encode(request, progress)
         conditions = layout | text | dict(request.conditions)
         tokens = sample_in_batches(
@@ -238,7 +234,7 @@ class TextToImage:
             indices=request.noise_indices,
             guidance_scale=manner.guidance_scale,
             guidance_interval=manner.guidance_interval,
-            batch_size=pictures_at_once(request.batch_size, count, parts.mesh, 2 if manner.guidance == "cfg" else 1),
+            batch_size=self.at_once(request),
             noise=noise,
             start_tokens=request.start.tokens,
             correct=request.start.correct,
@@ -251,6 +247,11 @@ class TextToImage:
             as_wanted = picture.shape[:2] == (canvas.height, canvas.width)
             yield picture if as_wanted else fit(Image.fromarray(picture), target)
             progress("decoding", number, count)
+
+    def at_once(self, request: Request) -> int:
+        """How many pictures of a request are drawn at a time: its `batch_size`, or what its devices share evenly."""
+        branches = 2 if self.manner(request).guidance == "cfg" else 1
+        return pictures_at_once(request.batch_size, request.count, self.parts.mesh, branches)
 
     def manner(self, request: Request) -> Manner:
         """How a request is drawn: as it says, and where it does not, as the model usually is.
@@ -317,12 +318,10 @@ class TextToImage:
         shape = (self._num_tokens(canvas.size), model.patch_size**2 * model.latent_channels)
         return jax.device_get(draw_noise(words_of(request.seeds), request.noise_indices, shape)[0])
 
-    def _check_start(self, request: Request, shape: tuple[int, ...]) -> None:
+    def _check_given(self, request: Request, shape: tuple[int, ...]) -> None:
         tokens = request.start.tokens
         if tokens is not None and tokens.shape != shape:
             raise InputError(f"start tokens have shape {tokens.shape}, these pictures' have {shape}; see tokens_of")
-
-    def _check_conditions(self, request: Request) -> None:
         needs, given = self.parts.needs, request.conditions
         if missing := [name for name in needs if name not in given]:
             raise InputError(f"the condition {missing[0]} is missing: {needs[missing[0]]}")

@@ -3,6 +3,7 @@ picture over "context", by the rules that training divides them by (`devices.sha
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,12 +43,18 @@ def drawing_mesh(spec: MeshSpec, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def check_devices(spec: MeshSpec, count: int) -> None:
-    """Raises InputError unless so many devices can be laid out so, by axes that pictures are divided over."""
+    """Raises InputError unless it is a spec, and so many devices can be laid out so, by axes that pictures are divided
+    over."""
+    if not isinstance(spec, MeshSpec):
+        raise InputError(f"mesh = {spec!r:.80}: must be a MeshSpec, such as MeshSpec(context=4); parse_mesh makes one")
+    for name, size in dataclasses.asdict(spec).items():
+        if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and (name, size) != ("data", -1)):
+            raise InputError(f"mesh: {name} = {size!r:.80} must be a number of devices, at least 1")
     if spec.fsdp != 1 or spec.tensor != 1:
         raise InputError(f"mesh: pictures are drawn over {' and '.join(_AXES)} alone; leave out fsdp and tensor")
     fixed, known = spec.context * max(spec.data, 1), f"context={spec.context}"
     known = known if spec.data == -1 else f"data={spec.data},{known}"
-    if fixed < 1 or count % fixed or (spec.data != -1 and fixed != count):
+    if count % fixed or (spec.data != -1 and fixed != count):
         raise InputError(
             f"mesh {known}: takes {fixed} devices, and here are {count}; the product must be that number, or divide it "
             "where data is left out"

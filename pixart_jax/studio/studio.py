@@ -52,6 +52,9 @@ class Studio:
       limits: of one job.
       batch_size: pictures drawn at a time.
 
+    Raises:
+      InputError: what the page shows at first cannot be drawn, such as on these devices.
+
     Attributes:
       first: settings that suit the model.
     """
@@ -73,6 +76,7 @@ class Studio:
         self.first = first_settings(parts)
         self._batch_size = batch_size
         self._takes_scale = parts.guidance == EMBEDDED
+        self.pipeline.manner(self.first.request(self.styles, takes_scale=self._takes_scale))
         self._waiting: list[Job] = []
         self._drawing: list[Job] = []
         self._changed = threading.Condition()
@@ -93,7 +97,7 @@ class Studio:
           InputError: a setting is wrong, or too many wait.
         """
         request = self.request(job)
-        request.canvas(self.pipeline.resolution)
+        self.pipeline.manner(request)
         if job.given is not None:
             check_start(self.pipeline, request, job.given.strength)
         with self._changed:
@@ -212,7 +216,7 @@ class Studio:
             if stage == "decoding":  # The steps of drawing are told one by one.
                 _tell(jobs, stage=stage, done=done, total=total)
 
-        batches, steps_done = -(-request.count // request.batch_size), itertools.count(1)
+        batches, steps_done = -(-request.count // pipeline.at_once(request)), itertools.count(1)
 
         def watch(glimpse: Glimpse) -> None:
             tokens = jax.device_get(glimpse.tokens)

@@ -104,6 +104,15 @@ def test_what_is_missing_or_too_much_is_refused(pipeline, weights, pictures):
         open_edges("hed", None, option="--hed")
 
 
+def test_int8_is_refused_whichever_is_laid_over_the_model_first(weights, folder):
+    """Its copies run blocks of the model, whose kernels they would take for what they are not."""
+    with pytest.raises(InputError, match="int8: a ControlNet runs blocks of the model itself"):
+        TextToImage.from_checkpoint(weights, int8="weights", adapters=[ControlNetFile(folder / "edges")])
+    base = TextToImage.from_checkpoint(weights, int8="weights")
+    with pytest.raises(InputError, match="int8: a ControlNet runs blocks of the model itself"):
+        Models.of(base, {}, folder / "edges", CannyEdges())
+
+
 def test_a_command_draws(weights, folder, pictures, tmp_path, capsys):
     Image.fromarray(pictures[1]).save(tmp_path / "cat.png")
     arguments = [

@@ -1,6 +1,7 @@
 """Several devices draw one picture: it is that of one device, and what they cannot divide is refused."""
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 from tiny_run import ROOT, run_python
@@ -10,6 +11,8 @@ from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.placing import check_tokens, drawing_mesh, parse_mesh, pictures_at_once
 from pixart_jax.models.pixart import PixArt
+from pixart_jax.studio.jobs import Job
+from pixart_jax.studio.studio import Studio
 from tools import sample
 
 
@@ -22,9 +25,11 @@ def test_a_picture_on_any_mesh_is_that_of_one_device():
         "data is the rest, keys are compressed",
         "one picture's branches, and three drawn for nothing",
         "two pictures, with noise on the way",
-        "reuse",
+        "reuse, and a LoRA over int8",
         "interval",
-        "no guidance",
+        "few steps near a picture",
+        "a ControlNet under a LoRA, and a part that is kept",
+        "the dropped path",
     ]
 
 
@@ -55,7 +60,9 @@ def test_words_that_are_no_mesh(text):
         (MeshSpec(context=16), "mesh context=16: takes 16 devices, and here are 8"),
         (MeshSpec(context=3), "mesh context=3: takes 3 devices, and here are 8"),
         (MeshSpec(2, context=2), "mesh data=2,context=2: takes 4 devices, and here are 8"),
-        (MeshSpec(context=0), "mesh context=0"),
+        (MeshSpec(context=0), "mesh: context = 0 must be a number of devices, at least 1"),
+        (MeshSpec(context="4"), "mesh: context = '4' must be a number of devices"),
+        ("context=8", r"mesh = 'context=8': must be a MeshSpec, such as MeshSpec\(context=4\)"),
         (MeshSpec(tensor=2), "leave out fsdp and tensor"),
     ],
 )
@@ -109,7 +116,28 @@ def test_nothing_is_loaded_for_a_mesh_that_cannot_be(weights, tmp_path, monkeypa
     assert 'must be such as "context=4"' in capsys.readouterr().err
     # The tokens of a picture, before the text is read.
     pipeline = TextToImage.from_checkpoint(weights)
+    studio = Studio(pipeline, tmp_path)
     object.__setattr__(pipeline.parts, "mesh", mesh_of(context=3))
     object.__setattr__(pipeline.parts, "encode_text", lambda *given: pytest.fail("read"))
     with pytest.raises(InputError, match="mesh context=3: does not divide the 256 tokens of 256 px"):
         pipeline("a red cat")
+    with pytest.raises(InputError, match="mesh context=3: does not divide"):
+        studio.submit(Job(studio.settings({"prompt": "a red cat"})))
+    studio.close()
+    with pytest.raises(InputError, match="mesh context=3: does not divide"):
+        Studio(pipeline, tmp_path)
+
+
+def test_models_that_stay_loaded_draw_as_many_at_a_time_as_the_devices_do(weights, tmp_path, monkeypatch):
+    counts = []
+
+    def draw_each(self, request, progress):
+        counts.append(request.count)
+        return iter(np.zeros((request.count, 256, 256, 3), np.uint8))
+
+    monkeypatch.setattr(TextToImage, "draw_each", draw_each)
+    monkeypatch.setattr("pixart_jax.generation.pipeline.pictures_at_once", lambda *given: 3)
+    prompts = [f"--prompt={number}" for number in range(5)]
+    arguments = ["--checkpoint", str(weights), "--out", str(tmp_path), "--batch-size=1", "--keep-loaded", *prompts]
+    assert sample.main(arguments) == 0
+    assert counts == [3, 2]

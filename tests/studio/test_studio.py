@@ -78,6 +78,17 @@ def test_every_step_is_told_with_a_preview(studio):
     assert [c["done"] for c in told if c.get("stage") == "drawing"] == [1, 2, 3, 4, 5]
 
 
+def test_steps_are_counted_of_as_many_pictures_as_the_devices_draw_at_once(studio, monkeypatch):
+    monkeypatch.setattr(studio, "_batch_size", 1)
+    monkeypatch.setattr(studio.pipeline, "at_once", lambda request: 2)
+    job = Job(studio.settings({"prompt": "x", "num_images": 2, "num_steps": 3}))
+    told, tell = [], job.tell
+    job.tell = lambda **changes: (told.append(changes), tell(**changes))
+    assert studio.submit(job).wait().state is State.DONE
+    assert [(c["done"], c["total"]) for c in told if c.get("stage") == "drawing"] == [(1, 3), (2, 3), (3, 3)]
+    assert [len(c["previews"]) for c in told if "previews" in c] == [2, 2, 2]
+
+
 def test_colours_are_those_of_a_linear_autoencoder():
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(3, 4))
