@@ -107,9 +107,10 @@ def count_traffic(text: str, num_devices: int) -> Traffic:
                 unknown += trips is None
                 for body in instruction.called():
                     visit(body, times * (trips or 1), fused)
-            elif opcode in ("call", "conditional", "async-start", "fusion"):
+            elif opcode in ("call", "conditional", "async-start", "call-start", "fusion"):
+                # What a call-start begins on a sparse core reads and writes what the call does.
                 for called in instruction.called():
-                    visit(called, times, fused or opcode == "fusion")
+                    visit(called, times, fused or opcode in ("fusion", "call-start"))
             if not fused:
                 memory += times * memory_bytes(instruction, computation, module)
 

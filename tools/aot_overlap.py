@@ -112,6 +112,13 @@ class _Schedule:
         opcode, links = instruction.opcode, self.hardware.interconnect or float("inf")
         if opcode == "fusion":
             yield from self._fused(instruction.called()[0])
+        elif opcode == "call-start":  # A sparse core has the collective.
+            called = instruction.called()[0]
+            body = self.module[called]
+            kinds = [(each, collective_kind(called, each)) for each in body.instructions.values()]
+            sent = [sent_bytes(kind, each, body, self.num_devices) for each, kind in kinds if kind]
+            if sent:
+                yield title, True, sum(sent) / links
         elif opcode == "send" and "xla_megascale_runtime" in instruction.attributes:
             sent = array_bytes(computation.instructions[instruction.operands[0]].type)
             yield title, True, sent / (self.hardware.network or float("inf"))

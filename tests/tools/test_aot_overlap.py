@@ -3,6 +3,7 @@
 import pytest
 
 from pixart_jax.devices.hardware import HARDWARE
+from tools.aot_hlo import count_traffic
 from tools.aot_overlap import count_overlap
 
 # As the TPU compiler prints them, cut down. Of four chips each gathers 2 MB from three others, in a loop beside a
@@ -103,3 +104,26 @@ def test_what_is_sent_to_other_slices_has_the_network():
     last = "  ROOT %y = "
     more = count_overlap(TEXT.replace(last, send + last), 4, V5E)
     assert more.exposed_seconds - count_overlap(TEXT, 4, V5E).exposed_seconds == pytest.approx(2 * 1024**2 / 3.125e9)
+
+
+def test_a_sparse_core_has_the_collective():
+    """As the TPU compiler prints it with xla_tpu_enable_sparse_core_collective_offload_all_reduce."""
+    called = """%called (q: bf16[1024,1024], t: token[]) -> bf16[1024,1024] {
+  %q = bf16[1024,1024]{1,0} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %total = bf16[1024,1024]{1,0} all-reduce(%q), channel_id=2, replica_groups={}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY """
+    begun = """  %ready = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %sum.call-start = ((bf16[1024,1024]{1,0}, token[]), bf16[1024,1024]{1,0}) call-start(%p, %ready), async_execution_thread="sparsecore", to_apply=%called
+  %loop = """  # noqa: E501
+    text = TEXT.replace("ENTRY ", called).replace("  %loop = ", begun)
+    alone = "all-reduce(%p), channel_id=2, replica_groups={}, to_apply=%add\n  ROOT %y"
+    assert alone in text
+    text = text.replace(alone, "call-done(%sum.call-start)\n  ROOT %y")
+    found, before = count_overlap(text, 4, V5E), count_overlap(TEXT, 4, V5E)
+    assert found.seconds == pytest.approx(before.seconds)
+    assert (found.pairs, found.alone) == (before.pairs + 1, before.alone - 1)
+    assert before.exposed_seconds - found.exposed_seconds == pytest.approx(2 * 3 / 4 * PART)
+    assert count_traffic(text, 4).collective_bytes == count_traffic(TEXT, 4).collective_bytes
