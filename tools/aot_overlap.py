@@ -116,9 +116,9 @@ class _Schedule:
             called = instruction.called()[0]
             body = self.module[called]
             kinds = [(each, collective_kind(called, each)) for each in body.instructions.values()]
-            sent = [sent_bytes(kind, each, body, self.num_devices) for each, kind in kinds if kind]
-            if sent:
-                yield title, True, sum(sent) / links
+            parts = [sent_bytes(kind, each, body, self.num_devices) for each, kind in kinds if kind]
+            if parts:
+                yield title, True, sum(parts) / links
         elif opcode == "send" and "xla_megascale_runtime" in instruction.attributes:
             sent = array_bytes(computation.instructions[instruction.operands[0]].type)
             yield title, True, sent / (self.hardware.network or float("inf"))
