@@ -22,6 +22,7 @@ from pixart_jax.conversion.control import Control
 from pixart_jax.conversion.controlnet_files import write_controlnet
 from pixart_jax.conversion.formats.lora import LoraLayer, LoraWeights
 from pixart_jax.devices.sharding import MeshSpec, make_mesh
+from pixart_jax.encoding.pretrained import LazyParams
 from pixart_jax.generation.control import ControlNetFile
 from pixart_jax.generation.denoiser import eight_bit_parts
 from pixart_jax.generation.lora import LoraFile
@@ -155,8 +156,8 @@ class Drawing:
 
         pipeline = TextToImage(
             Parts(
-                name="tiny", model=model, weights=weights, mesh=mesh, position_base=16, position_scale=1.0,
-                latent_scale=1.0, has_null_text=True, encode_text=encode_text, decode_latents=iter,
+                name="tiny", model=model, weights=LazyParams(weights, keep=False), mesh=mesh, position_base=16,
+                position_scale=1.0, latent_scale=1.0, has_null_text=True, encode_text=encode_text, decode_latents=iter,
                 encode_pictures=lambda pictures: (pictures, pictures), caption_cleaning="none", sampler="dpm-solver",
                 draw_latents=draw_latents, **case.parts,
             )

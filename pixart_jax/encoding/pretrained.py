@@ -62,6 +62,10 @@ class LazyParams:
         self._loaded = loaded if self._keep else None
         return loaded
 
+    def then(self, change: Callable[[Any], Any]) -> LazyParams:
+        """What is made of these parameters, kept like them; these are not, unless they are asked for too."""
+        return LazyParams(lambda: change(self._load()), keep=self._keep)
+
 
 class T5TextEncoder:
     """T5 with its tokenizer: captions to text features.

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from pixart_jax.adapters.adapter import Adapter, Parameters, Params
+from pixart_jax.encoding.pretrained import LazyParams
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers.steps import Apply
 
@@ -16,6 +17,9 @@ from pixart_jax.samplers.steps import Apply
 CONTROL_NEEDS = {
     "control": "a ControlNet draws after a control picture; name one (--control; in Python control_condition)"
 }
+# Why two adapters do not go over a model in int8.
+CONTROL_IS_WHOLE = "int8: a ControlNet runs blocks of the model itself, as it was trained; leave int8 out"
+DORA_IS_WHOLE = "int8: a DoRA adapter scales the rows of the model's own kernels; merge it, or leave int8 out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +30,14 @@ class Adaptation:
       adapt: the adapter of a model, or of one that is adapted already; its frozen half is the model's parameters.
       load: its trained half, on the devices. Another one of the same shapes compiles nothing anew.
       needs: conditions that it takes beside the model's, by name: what an error says of one that a request lacks.
+      whole: what an error says over a model in int8, for an adapter that takes the model's kernels for what they were.
       manner: by name, what of the model's own way of drawing it changes: sampler, num_steps, guidance.
     """
 
     adapt: Callable[[Apply], Adapter]
     load: Callable[[], Params]
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    whole: str = ""
     manner: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -43,8 +49,8 @@ class AdapterFile(Protocol):
 
 
 def adapted(
-    over: Callable[[Apply], Apply], weights: Callable[[], Params], adaptations: Sequence[Adaptation]
-) -> tuple[Callable[[Apply], Apply], Callable[[], Params]]:
+    over: Callable[[Apply], Apply], weights: LazyParams, adaptations: Sequence[Adaptation]
+) -> tuple[Callable[[Apply], Apply], LazyParams]:
     """`Parts.over` and `Parts.weights`, with adapters laid over them, one after the other."""
     if not adaptations:
         return over, weights
@@ -60,7 +66,10 @@ def adapted(
 
         return apply
 
-    return laid_over, lambda: Parameters([adaptation.load() for adaptation in adaptations], weights())
+    return laid_over, LazyParams(
+        lambda: Parameters([adaptation.load() for adaptation in adaptations], weights()),
+        keep=False,  # Their scales may change, and the model's are kept by themselves.
+    )
 
 
 def _with(adapter: Adapter, trained: Params) -> Apply:

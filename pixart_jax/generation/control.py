@@ -25,7 +25,7 @@ from pixart_jax.data.buckets import RESOLUTIONS, nearest_bucket, sampling_bucket
 from pixart_jax.data.decoding import fit
 from pixart_jax.encoding.edges import MakeControl
 from pixart_jax.errors import InputError
-from pixart_jax.generation.adaptation import CONTROL_NEEDS, Adaptation
+from pixart_jax.generation.adaptation import CONTROL_IS_WHOLE, CONTROL_NEEDS, Adaptation
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
 from pixart_jax.models.controlnet import ControlNet
@@ -64,6 +64,7 @@ class ControlNetFile:
             adapt=lambda called: Controlled(ControlNet(model, found.num_copies), called, model.dtype),
             load=lambda: jax.device_put(params, shardings),
             needs=CONTROL_NEEDS,
+            whole=CONTROL_IS_WHOLE,
         )
 
 

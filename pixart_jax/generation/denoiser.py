@@ -9,6 +9,7 @@ import jax
 from pixart_jax.adapters.adapter import Parameters, Params
 from pixart_jax.adapters.lora import MAGNITUDE
 from pixart_jax.errors import InputError
+from pixart_jax.generation.adaptation import CONTROL_IS_WHOLE, DORA_IS_WHOLE
 from pixart_jax.generation.parts import Parts, as_it_is
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.path_drop import may_drop
@@ -85,7 +86,8 @@ def check_reuse(parts: Parts, reuse: str, sampler: str, num_steps: int, in_inter
 
 
 def eight_bit_parts(parts: Parts, mode: str) -> Parts:
-    """The parts with the blocks' linear layers in int8, those of the model below its adapters.
+    """The parts with the blocks' linear layers in int8, those of the model below its adapters. What is kept loaded is
+    kept in int8 alone.
 
     Args:
       mode: one of `eight_bits.MODES`, or "auto", the device's fastest.
@@ -94,7 +96,7 @@ def eight_bit_parts(parts: Parts, mode: str) -> Parts:
       InputError: another mode; a ControlNet; or, when the weights are read, DoRA among the adapters.
     """
     if parts.needs:
-        raise InputError("int8: a ControlNet runs blocks of the model itself, as it was trained; leave int8 out")
+        raise InputError(CONTROL_IS_WHOLE)
     if mode not in (*MODES, "auto"):
         raise InputError(f"int8 = {mode!r}: must be one of auto, {', '.join(MODES)}")
     chosen = mode_for(parts.mesh.devices.flat[0]) if mode == "auto" else mode
@@ -102,8 +104,8 @@ def eight_bit_parts(parts: Parts, mode: str) -> Parts:
         parts,
         # Inside of adapters, which add to its products.
         over=lambda model: parts.over(in_eight_bits(model, chosen)),
-        weights=lambda: _below_adapters(parts.weights()),
-        quantized=(parts, mode),
+        weights=parts.weights.then(_below_adapters),
+        in_int8=True,
     )
 
 
@@ -112,5 +114,5 @@ def _below_adapters(params: Params) -> Params:
         return quantize_tree(params)
     paths = jax.tree_util.tree_leaves_with_path(params.trained)
     if any(getattr(path[-1], "key", None) == MAGNITUDE for path, _ in paths):
-        raise InputError("int8: a DoRA adapter scales the rows of the model's own kernels; merge it, or leave int8 out")
+        raise InputError(DORA_IS_WHOLE)
     return params._replace(frozen=_below_adapters(params.frozen))

@@ -18,7 +18,7 @@ from pixart_jax.conversion.formats.lora import LoraWeights
 from pixart_jax.conversion.formats.lora_reading import read_lora, split_scale
 from pixart_jax.conversion.lora import adapter_arrays
 from pixart_jax.devices.sharding import replicated
-from pixart_jax.generation.adaptation import Adaptation, AdapterFile
+from pixart_jax.generation.adaptation import DORA_IS_WHOLE, Adaptation, AdapterFile
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import PixArt
 from pixart_jax.samplers import guidance_of
@@ -77,7 +77,13 @@ class LoraFile:
             return jax.device_put(flax.traverse_util.unflatten_dict(scaled, sep="/"), sharding)
 
         few = self.weights.few_steps
-        return Adaptation(Lora, load, manner=few._asdict() | {"guidance": guidance_of(few.sampler)} if few else {})
+        whole = any(layer.magnitude is not None for layer in self.weights.layers.values())
+        return Adaptation(
+            Lora,
+            load,
+            whole=DORA_IS_WHOLE if whole else "",
+            manner=few._asdict() | {"guidance": guidance_of(few.sampler)} if few else {},
+        )
 
 
 def adaptation_of(adapter: Adaptation | AdapterFile | str | pathlib.Path, model: PixArt, mesh: Mesh) -> Adaptation:

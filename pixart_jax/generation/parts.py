@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from pixart_jax.adapters.adapter import Params
+from pixart_jax.encoding.pretrained import LazyParams
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.path_drop import Stretch
 from pixart_jax.models.pixart import PixArt
@@ -30,7 +30,7 @@ class Parts:
     Attributes:
       name: what was opened, for people.
       model: the denoiser's architecture.
-      weights: what gives the parameters on `mesh`.
+      weights: the parameters on `mesh`.
       over: what adapters make of a callable of the model's parameters, `params.apply_of(model)` first of all.
       wrap: takes what is called for a prediction, and gives what is called in its place.
       text_once: keys and values of the text are computed once per picture, where no adapter needs more of it.
@@ -50,12 +50,12 @@ class Parts:
       step: of a run, that of the weights; None of a converted model.
       needs: what adapters want of a request, see `Adaptation`.
       path_drop: the blocks that the model was trained to do without, for guidance by that; None: it was not.
-      quantized: of parts in int8, those that they were made of and the mode, see `denoiser.eight_bit_parts`.
+      in_int8: see `denoiser.eight_bit_parts`.
     """
 
     name: str
     model: PixArt
-    weights: Callable[[], Params]
+    weights: LazyParams
     mesh: jax.sharding.Mesh
     position_base: int
     position_scale: float
@@ -78,7 +78,7 @@ class Parts:
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     path_drop: Stretch | None = None
-    quantized: tuple[Parts, str] | None = None
+    in_int8: bool = False
 
     def pictures_of(self, latents: np.ndarray) -> Iterator[np.ndarray]:
         """Pictures uint8[H, W, 3] of latents [n, h, w, C], each as soon as it is decoded."""

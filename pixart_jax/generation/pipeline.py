@@ -131,8 +131,8 @@ class TextToImage:
             int8_text_encoder=int8_text_encoder,
             mesh=mesh,
         )
-        parts = cls(dataclasses.replace(parts, wrap=wrap, text_once=text_once)).adapted(adapters).parts
-        return cls(parts if int8 is None else eight_bit_parts(parts, int8))
+        parts = dataclasses.replace(parts, wrap=wrap, text_once=text_once)
+        return cls(parts if int8 is None else eight_bit_parts(parts, int8)).adapted(adapters)
 
     @classmethod
     def from_pretrained(cls, name: str, **how: Any) -> TextToImage:
@@ -153,12 +153,12 @@ class TextToImage:
 
         Args, raises: as `from_checkpoint`.
         """
-        if self.parts.quantized is not None:
-            # As if they had been there first: what does not go with int8 is refused.
-            plain, mode = self.parts.quantized
-            return TextToImage(eight_bit_parts(TextToImage(plain).adapted(adapters).parts, mode))
         parts = self.parts
         laid = [adaptation_of(adapter, parts.model, parts.mesh) for adapter in adapters]
+        if parts.in_int8:
+            for each in laid:
+                if each.whole:
+                    raise InputError(each.whole)
         over, weights = adapted(parts.over, parts.weights, laid)
         needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
         manner = {name: value for each in laid for name, value in each.manner.items()}

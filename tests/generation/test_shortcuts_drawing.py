@@ -1,11 +1,14 @@
 """Pictures sooner: what must not change them does not, what may stays near, and what cannot be is refused."""
 
+import jax
 import numpy as np
 import pytest
 
+from pixart_jax.adapters.lora import Lora
 from pixart_jax.encoding.pretrained import rounded
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import to_uint8
+from pixart_jax.generation.adaptation import DORA_IS_WHOLE, Adaptation
 from pixart_jax.generation.pipeline import TextToImage
 
 PROMPTS = ["a red cat", "a blue dog"]
@@ -50,6 +53,19 @@ def test_eight_bits_and_reuse_stay_near(weights, pipeline, plain):
     other = pipeline(PROMPTS[::-1], **SETTINGS)
     for drawn in (small(PROMPTS, **SETTINGS), pipeline(PROMPTS, **SETTINGS, reuse="1.5")):
         assert 0 < np.abs(drawn - plain).mean() < 0.5 * np.abs(other - plain).mean()
+
+
+def test_what_stays_loaded_stays_in_int8_alone(weights):
+    before = {id(array) for array in jax.live_arrays()}
+    small = TextToImage.from_checkpoint(weights, int8="weights", keep_loaded=True)
+    kept, again = (small.parts.weights()["blocks_0"]["mlp"]["fc1"]["kernel"] for _ in range(2))
+    assert kept is again and kept.dtype == np.int8
+    new = [array for array in jax.live_arrays() if array.shape == kept.shape and id(array) not in before]
+    assert all(array.dtype == np.int8 for array in new)
+    laid = small.adapted([Adaptation(Lora, lambda: {})])
+    assert laid.parts.weights().frozen["blocks_0"]["mlp"]["fc1"]["kernel"] is kept
+    with pytest.raises(InputError, match="int8: a DoRA adapter scales the rows"):
+        small.adapted([Adaptation(Lora, lambda: {}, whole=DORA_IS_WHOLE)])
 
 
 @pytest.mark.parametrize(
