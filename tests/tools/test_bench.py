@@ -20,7 +20,7 @@ from pixart_jax.diffusion.gaussian import q_sample
 from pixart_jax.diffusion.schedule import linear_schedule
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.objectives.denoising import diffusion_terms
-from tools.bench import shortcuts
+from tools.bench import attention, shortcuts
 from tools.bench.__main__ import BENCHMARKS, main
 from tools.bench.peer import installed, make_contender, missing_peer, peer_spec, random_params
 from tools.bench.table import table
@@ -214,7 +214,7 @@ def test_attention(capsys):
 
 
 def test_attention_leaves_out_what_memory_cannot_hold(capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules["tools.bench.attention"].MAX_LOGITS_BYTES, "cpu", 1000)
+    monkeypatch.setitem(attention.MAX_LOGITS_BYTES, "cpu", 1000)
     options = [
         "--resolutions=64",
         "--kv-compress=1",
