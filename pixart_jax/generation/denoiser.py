@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-
 from pixart_jax.adapters.adapter import Parameters, Params
-from pixart_jax.adapters.lora import MAGNITUDE
 from pixart_jax.errors import InputError
-from pixart_jax.generation.adaptation import CONTROL_IS_WHOLE, DORA_IS_WHOLE
 from pixart_jax.generation.parts import Parts, as_it_is
 from pixart_jax.models.params import apply_of
 from pixart_jax.models.path_drop import may_drop
@@ -93,10 +89,10 @@ def eight_bit_parts(parts: Parts, mode: str) -> Parts:
       mode: one of `eight_bits.MODES`, or "auto", the device's fastest.
 
     Raises:
-      InputError: another mode; a ControlNet; or, when the weights are read, DoRA among the adapters.
+      InputError: another mode; or an adapter that takes the model's kernels for what they were.
     """
-    if parts.needs:
-        raise InputError(CONTROL_IS_WHOLE)
+    if parts.whole:
+        raise InputError(parts.whole)
     if mode not in (*MODES, "auto"):
         raise InputError(f"int8 = {mode!r}: must be one of auto, {', '.join(MODES)}")
     chosen = mode_for(parts.mesh.devices.flat[0]) if mode == "auto" else mode
@@ -110,9 +106,6 @@ def eight_bit_parts(parts: Parts, mode: str) -> Parts:
 
 
 def _below_adapters(params: Params) -> Params:
-    if not isinstance(params, Parameters):
-        return quantize_tree(params)
-    paths = jax.tree_util.tree_leaves_with_path(params.trained)
-    if any(getattr(path[-1], "key", None) == MAGNITUDE for path, _ in paths):
-        raise InputError(DORA_IS_WHOLE)
-    return params._replace(frozen=_below_adapters(params.frozen))
+    if isinstance(params, Parameters):
+        return params._replace(frozen=_below_adapters(params.frozen))
+    return quantize_tree(params)

@@ -30,7 +30,7 @@ from pixart_jax.devices.sharding import MeshSpec
 from pixart_jax.encoding.pretrained import Autoencoder, LazyParams, T5TextEncoder, local_mesh
 from pixart_jax.encoding.registry import kept_encoders, load_autoencoder, load_text_encoder
 from pixart_jax.errors import InputError
-from pixart_jax.generation.adaptation import CONTROL_NEEDS
+from pixart_jax.generation.adaptation import CONTROL_IS_WHOLE, CONTROL_NEEDS, DORA_IS_WHOLE
 from pixart_jax.generation.adapted_run import open_adapted_run
 from pixart_jax.generation.other_weights import refuse_other_weights
 from pixart_jax.generation.parts import Parts
@@ -220,7 +220,10 @@ def open_run(
         read = functools.partial(checkpoints.restore_params, abstract, ema=ema, leaving=HELPERS)
     else:
         fields["over"], read = open_adapted_run(workdir, config, manifest, model, mesh, checkpoints, ema=ema)
-        fields["needs"] = CONTROL_NEEDS if config.adapter.kind == "controlnet" else {}
+        if config.adapter.kind == "controlnet":
+            fields |= {"needs": CONTROL_NEEDS, "whole": CONTROL_IS_WHOLE}
+        if config.adapter.kind == "lora" and config.adapter.lora.dora:
+            fields["whole"] = DORA_IS_WHOLE
 
     fields |= {
         "model": model,

@@ -50,6 +50,7 @@ class Parts:
       step: of a run, that of the weights; None of a converted model.
       needs: what adapters want of a request, see `Adaptation`.
       path_drop: the blocks that the model was trained to do without, for guidance by that; None: it was not.
+      whole: why it cannot be in int8, see `Adaptation`; "" where it can.
       in_int8: see `denoiser.eight_bit_parts`.
     """
 
@@ -78,6 +79,7 @@ class Parts:
     step: Callable[[], int | None] = lambda: None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     path_drop: Stretch | None = None
+    whole: str = ""
     in_int8: bool = False
 
     def pictures_of(self, latents: np.ndarray) -> Iterator[np.ndarray]:

@@ -155,14 +155,13 @@ class TextToImage:
         """
         parts = self.parts
         laid = [adaptation_of(adapter, parts.model, parts.mesh) for adapter in adapters]
-        if parts.in_int8:
-            for each in laid:
-                if each.whole:
-                    raise InputError(each.whole)
+        whole = next((each.whole for each in laid if each.whole), parts.whole)
+        if parts.in_int8 and whole:
+            raise InputError(whole)
         over, weights = adapted(parts.over, parts.weights, laid)
         needs = {**parts.needs, **{name: cure for each in laid for name, cure in each.needs.items()}}
         manner = {name: value for each in laid for name, value in each.manner.items()}
-        return TextToImage(dataclasses.replace(parts, over=over, weights=weights, needs=needs, **manner))
+        return TextToImage(dataclasses.replace(parts, over=over, weights=weights, needs=needs, whole=whole, **manner))
 
     def __call__(
         self,

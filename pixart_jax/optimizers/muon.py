@@ -85,7 +85,7 @@ def _orthogonalized(updates, mesh: Mesh | None):
     leaves, tree = jax.tree.flatten(updates)
     specs = [sharding.spec for sharding in jax.tree.leaves(tree_shardings(updates, mesh))]
     # A transposed matrix has the transposed update: with "fsdp" along the rows of all, more of them have one shape.
-    lying = ["fsdp" in (spec[-1] or ()) if spec else False for spec in specs]
+    lying = [bool(spec) and "fsdp" in (spec[-1] or ()) for spec in specs]
     turned = map(_turned, leaves, lying)
     stacks = [matrices.reshape(-1, *matrices.shape[-2:]) for matrices in turned]
     alike = collections.defaultdict(list)

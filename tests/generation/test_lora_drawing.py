@@ -16,6 +16,7 @@ from pixart_jax.conversion.runs import load_run
 from pixart_jax.conversion.stored import read_stored_model, restore_params
 from pixart_jax.devices.sharding import make_mesh
 from pixart_jax.errors import InputError
+from pixart_jax.generation.denoiser import eight_bit_parts
 from pixart_jax.generation.lora import LoraFile
 from pixart_jax.generation.picture_lists import read_text
 from pixart_jax.generation.pipeline import TextToImage
@@ -99,6 +100,15 @@ def test_a_run_draws_by_itself_and_from_its_export(folder, base, exported):
     assert convert.main([str(folder / "run"), str(merged), "--no-encoders"]) == 0
     stored = json.loads((merged / "model.json").read_text())
     assert stored["provenance"]["weights"].startswith("ema_params of step 4 over ")
+
+
+def test_dora_takes_no_kernels_in_int8(folder, base, exported):
+    with pytest.raises(InputError, match="int8: a DoRA adapter scales the rows of the model's own kernels"):
+        TextToImage.from_checkpoint(folder / "run", int8="weights")
+    with pytest.raises(InputError, match="int8: a DoRA adapter"):
+        TextToImage.from_checkpoint(folder / "base", int8="weights", adapters=[str(exported)])
+    with pytest.raises(InputError, match="int8: a DoRA adapter"):
+        eight_bit_parts(base.adapted([str(exported)]).parts, "weights")
 
 
 def test_scales_change_without_compiling(folder, base, exported, compilations):
