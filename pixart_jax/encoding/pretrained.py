@@ -21,12 +21,13 @@ from pixart_jax.conversion.encoder_kinds import build_vae
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
+from pixart_jax.encoding.spread import Spread
 from pixart_jax.encoding.tokenizer import load_tokenizer
 from pixart_jax.errors import NotFinite
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config
-from pixart_jax.models.tiles import decode_tiled, encode_tiled
+from pixart_jax.models.tiles import decode_each_tiled, encode_tiled
 from pixart_jax.shortcuts.eight_bits import in_eight_bits
 
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
@@ -203,7 +204,8 @@ class Autoencoder:
 
     Args:
       directory: `vae/`, as `tools.convert` writes it.
-      mesh: pictures are spread over all devices; each has all parameters.
+      mesh: pictures are spread over all its devices, which have all parameters: of large ones the tiles, and where
+        fewer are decoded than there are devices, strips.
       dtype: of convolutions and matrix products.
       tile_size: cells along a side of the square up to which latents are decoded at once; larger ones in tiles of it.
       keep: leave the weights on the devices between calls.
@@ -228,11 +230,8 @@ class Autoencoder:
         config = pathlib.Path(directory) / "config.json"
         self._model = build_vae(read_json(config), config, dtype)
         self.latent_scale, self.latent_channels = self._model.scaling_factor, self._model.latent_channels
-        mesh = Mesh(mesh.devices.reshape(-1, 1), ("data", "fsdp"))
-        self._tile_size, self._num_devices = tile_size, mesh.size
-        self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
-        self._directory = directory
-        self._weights = LazyParams(lambda: restore_vae(directory, mesh)[1], keep=keep)
+        self._directory, self._tile_size, self._spread = directory, tile_size, Spread(mesh.devices)
+        self._weights = LazyParams(lambda: restore_vae(directory, self._spread.mesh)[1], keep=keep)
 
     def probe(self) -> str:
         """A few digits that another autoencoder, or the same with other weights, would hardly give."""
@@ -253,16 +252,17 @@ class Autoencoder:
         params = self._weights()
         downsample = self._model.downsample
         if pictures.shape[1] * pictures.shape[2] > (self._tile_size * downsample) ** 2:
-            encode = functools.partial(_encode, self._model, params)
-            parts = [
-                encode_tiled(encode, picture[None], downsample=downsample, tile_size=self._tile_size)
-                for picture in pictures
-            ]
-        else:
-            parts = [
-                jax.device_get(_encode(self._model, params, self._place(pictures[rows])))
-                for rows in _batches(len(pictures), _round_up(batch_size, self._num_devices))
-            ]
+            return encode_tiled(
+                lambda tiles: _encode(self._model, params, self._spread.place(tiles)),
+                pictures,
+                downsample=downsample,
+                tile_size=self._tile_size,
+                at_once=self._spread.size,
+            )
+        parts = [
+            jax.device_get(_encode(self._model, params, self._spread.place(pictures[rows])))
+            for rows in _batches(len(pictures), _round_up(batch_size, self._spread.size))
+        ]
         mean, std = (np.concatenate(arrays)[: len(pictures)] for arrays in zip(*parts, strict=True))
         return mean, std
 
@@ -285,25 +285,34 @@ class Autoencoder:
           NotFinite: one holds NaN or infinity.
         """
         params = self._weights()
-        tiled = latents.shape[1] * latents.shape[2] > self._tile_size**2
-        decode = functools.partial(_decode, self._model, params)
-        draw = functools.partial(_draw, self._model, params)
-        done = 0
-        for rows in _batches(len(latents), 1 if tiled else self._num_devices):
-            batch = latents[rows]
-            if tiled:
-                pictures = decode_tiled(decode, batch, tile_size=self._tile_size)
-                finite = np.isfinite(pictures).all()
-                pictures = to_uint8(pictures) if as_uint8 and finite else pictures
-            elif as_uint8:
-                pictures, finite = jax.device_get(draw(self._place(batch)))
+        if latents.shape[1] * latents.shape[2] > self._tile_size**2:
+            yield from self._decode_tiled(params, latents, as_uint8=as_uint8)
+            return
+        done, strips = 0, self._spread.strips(*latents.shape[:2])
+        for rows in _batches(len(latents), self._spread.size // strips):
+            batch = self._spread.place(latents[rows], strips)
+            if as_uint8:
+                pictures, finite = jax.device_get(_draw(self._model, params, batch))
             else:
-                pictures = np.asarray(decode(self._place(batch)))
+                pictures = np.asarray(_decode(self._model, params, batch))
                 finite = np.isfinite(pictures).all()
             if not finite:
-                raise NotFinite(self._fault(params, batch))
+                raise NotFinite(self._fault(params, latents[rows]))
             yield from pictures[: len(latents) - done]
             done += len(pictures)
+
+    def _decode_tiled(self, params: Any, latents: np.ndarray, *, as_uint8: bool) -> Iterator[np.ndarray]:
+        """The tiles of one picture lie on all devices, and so many are decoded at a time."""
+        pictures = decode_each_tiled(
+            lambda tiles: _decode(self._model, params, self._spread.place(tiles)),
+            latents,
+            tile_size=self._tile_size,
+            at_once=self._spread.size,
+        )
+        for picture, cells in zip(pictures, latents, strict=True):
+            if not np.isfinite(picture).all():
+                raise NotFinite(self._fault(params, cells))
+            yield to_uint8(picture) if as_uint8 else picture
 
     def _fault(self, params: Any, latents: np.ndarray) -> str:
         """Why pictures hold NaN or infinity."""

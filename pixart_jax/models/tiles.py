@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from pixart_jax.errors import InputError
 
 
 def decode_tiled(decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25) -> np.ndarray:
-    """Pictures of latents, one picture and one tile at a time, so that memory does not grow with either.
+    """Pictures of latents, one tile at a time, so that memory does not grow with their size.
 
     The tiles are diffusers' `tiled_decode`'s: squares of `tile_size` cells, `overlap` of a side in common, one fading
     into the next. All tiles of a picture have one shape, so all pictures at least as large as a tile share one compiled
@@ -40,22 +42,36 @@ def decode_tiled(decode: Callable, latents, *, tile_size: int = 128, overlap: fl
     Raises:
       InputError: `tile_size` and `overlap` leave no overlap, or nothing else.
     """
-    return _apply_tiled(decode, np.asarray(latents), tile_size, overlap, downsample=1)
+    return np.stack([*decode_each_tiled(decode, latents, tile_size=tile_size, overlap=overlap)])
+
+
+def decode_each_tiled(
+    decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25, at_once: int = 1
+) -> Iterator[np.ndarray]:
+    """As `decode_tiled`, but yields each picture f32[h·s, w·s, c] as soon as its last tile is there.
+
+    Args:
+      decode: of as many tiles as `at_once`, f32[at_once, h, w, C] → [at_once, h·s, w·s, c].
+      at_once: tiles, of one picture and of the next. So many devices, with a tile on each, do it so much sooner.
+    """
+    return _apply_tiled(decode, np.asarray, np.asarray(latents), tile_size, overlap, 1, at_once)
 
 
 def encode_tiled(
-    encode: Callable, images, *, downsample: int = 8, tile_size: int = 128, overlap: float = 0.25
+    encode: Callable, images, *, downsample: int = 8, tile_size: int = 128, overlap: float = 0.25, at_once: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior of pictures, one picture and one tile at a time; tiles and seams are `decode_tiled`'s.
+    """The posterior of pictures, by the tiles and seams of `decode_tiled`.
 
     Means and stds are blended, where diffusers blends means and log variances.
 
     Args:
-      encode: f32[1, H, W, c] → (mean, std) [1, H/downsample, W/downsample, C] each, compiled as for `decode_tiled`.
+      encode: f32[at_once, H, W, c] → (mean, std) [at_once, H/downsample, W/downsample, C] each, compiled as for
+        `decode_tiled`.
       images: f32[B, H, W, c] in [-1, 1]; H and W are multiples of `downsample`.
       downsample: pixels per latent cell.
       tile_size: in latent cells.
       overlap: share of a tile's side, in (0, 1).
+      at_once: see `decode_each_tiled`.
 
     Returns:
       (mean, std), f32[B, H/downsample, W/downsample, C] each.
@@ -66,39 +82,72 @@ def encode_tiled(
     images = np.asarray(images)
     if any(side % downsample for side in images.shape[1:3]):
         raise InputError(f"images of {images.shape} are not whole cells of {downsample}×{downsample} pixels")
-    moments = _apply_tiled(lambda tile: np.concatenate(encode(tile), -1), images, tile_size, overlap, downsample)
+    whole = functools.partial(np.concatenate, axis=-1)
+    moments = np.stack([*_apply_tiled(encode, whole, images, tile_size, overlap, downsample, at_once)])
     mean, std = np.split(moments, 2, axis=-1)
     return mean, std
 
 
-def _apply_tiled(apply: Callable, inputs: np.ndarray, tile: int, overlap: float, downsample: int) -> np.ndarray:
-    """Blended outputs of `apply` on tiles of `tile`·`downsample` inputs a side."""
+def _apply_tiled(
+    apply: Callable,
+    fetch: Callable[[Any], np.ndarray],
+    inputs: np.ndarray,
+    tile: int,
+    overlap: float,
+    downsample: int,
+    at_once: int,
+) -> Iterator[np.ndarray]:
+    """Blended outputs, of one input after the other, of `apply` on tiles of `tile`·`downsample` inputs a side; `fetch`
+    makes one array of what it returns."""
     blend = int(tile * overlap)
     if not 0 < blend < tile:
         raise InputError(f"tile_size={tile} with overlap={overlap}: at least one cell must overlap, and one must not")
+    if not len(inputs):
+        raise InputError(f"inputs of {inputs.shape} hold no picture; give at least one")
     grid = [side // downsample for side in inputs.shape[1:3]]
     sizes = [min(tile, side) for side in grid]
     starts = [_tile_starts(side, tile, blend) for side in grid]
-    outputs: np.ndarray | None = None
+    places = [*np.ndindex(len(starts[0]), len(starts[1]))]
+    todo = [*itertools.product(range(len(inputs)), places)]
+
+    def corner(place):
+        return [along[index] for along, index in zip(starts, place, strict=True)]
+
+    def computed():
+        for begin in range(0, len(todo), at_once):
+            some = todo[begin : begin + at_once]
+            # All have one shape, so that they share a program: the last tile stands in for those that are missing.
+            filled = some + some[-1:] * (at_once - len(some))
+            windows = [inputs[image][_window(corner(place), sizes, downsample)] for image, place in filled]
+            yield some, apply(np.stack(windows))
+
+    output = np.empty(0, np.float32)
     weights: list[np.ndarray] = []
-    upsample = 0
-    for image, i, j in itertools.product(range(len(inputs)), range(len(starts[0])), range(len(starts[1]))):
-        corner = starts[0][i], starts[1][j]
-        output = np.asarray(apply(inputs[image : image + 1][_window(corner, sizes, downsample)]), np.float32)
-        if outputs is None:
-            upsample = output.shape[1] // sizes[0]
-            weights = [_tile_weights(*along, blend, upsample) for along in zip(starts, sizes, strict=True)]
-            outputs = np.zeros((len(inputs), *(side * upsample for side in grid), output.shape[-1]), np.float32)
-        weight = weights[0][i][:, None, None] * weights[1][j][:, None]
-        outputs[image : image + 1][_window(corner, sizes, upsample)] += weight * output
-    if outputs is None:
-        raise InputError(f"inputs of {inputs.shape} hold no picture; give at least one")
-    return outputs
+    for some, tiles in _one_ahead(computed()):
+        for (_, place), part in zip(some, fetch(tiles), strict=False):
+            upsample = part.shape[0] // sizes[0]
+            if not weights:
+                weights = [_tile_weights(*along, blend, upsample) for along in zip(starts, sizes, strict=True)]
+            if place == places[0]:
+                output = np.zeros((*(side * upsample for side in grid), part.shape[-1]), np.float32)
+            weight = weights[0][place[0]][:, None, None] * weights[1][place[1]][:, None]
+            output[_window(corner(place), sizes, upsample)] += weight * part.astype(np.float32)
+            if place == places[-1]:
+                yield output
+
+
+def _one_ahead(items: Iterable) -> Iterator:
+    """The same, each taken before the one before it is given: devices work at it meanwhile."""
+    held: list = []
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
 
 
 def _window(corner, sizes, unit: int) -> tuple[slice, ...]:
-    """Index of a tile in [B, H, W, C], of `unit` entries per cell."""
-    return slice(None), *(slice(c * unit, (c + size) * unit) for c, size in zip(corner, sizes, strict=True))
+    """Index of a tile in [H, W, C], of `unit` entries per cell."""
+    return tuple(slice(c * unit, (c + size) * unit) for c, size in zip(corner, sizes, strict=True))
 
 
 def _tile_starts(side: int, tile: int, blend: int) -> list[int]:
