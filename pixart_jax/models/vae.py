@@ -142,9 +142,8 @@ class DownBlock(nn.Module):
 class EnlargingConv(nn.Module):
     """A 3×3 convolution of the input with each pixel repeated to 2×2: [B, H, W, C] → [B, 2H, 2W, features].
 
-    The repeated input is never made. Of three pixels in a row, two are the same one, so that each of the four outputs
-    over an input pixel is a 2×2 convolution whose weights are sums of the kernel's: 4 products in place of 9, and the
-    same up to rounding.
+    The repeated input is never made: repeating is a convolution with ones of the input spread out with zeros between,
+    and two convolutions are one, with a 4×4 kernel.
     """
 
     features: int
@@ -154,26 +153,17 @@ class EnlargingConv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        outputs = [
-            jax.lax.conv_general_dilated(
-                x.astype(self.dtype),
-                part.astype(self.dtype),
-                (1, 1),
-                ((1 - i, i), (1 - j, j)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            for i, rows in enumerate(_of_repeated(kernel, 0))
-            for j, part in enumerate(_of_repeated(rows, 1))
-        ]
-        out = jnp.stack(outputs, 3) + bias.astype(self.dtype)
-        return einops.rearrange(out, "b h w (two too) c -> b (h two) (w too) c", two=2)
-
-
-def _of_repeated(kernel, axis: int) -> tuple[jax.Array, jax.Array]:
-    """What a kernel of three over repeated pixels is to the pixels themselves: for the first output over a pixel, which
-    begins a pixel before, and for the second, which ends one behind."""
-    first, middle, last = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)
+        corners = [(i, j) for i in (0, 1) for j in (0, 1)]
+        kernel = sum(jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i, j in corners)
+        out = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (1, 1),
+            ((2, 2), (2, 2)),
+            lhs_dilation=(2, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return out + bias.astype(self.dtype)
 
 
 class UpBlock(nn.Module):
