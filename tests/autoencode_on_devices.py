@@ -47,7 +47,7 @@ def main(directory: str):
 
         return call
 
-    for name in ("_decode", "_draw", "_encode"):
+    for name in ("_decode", "draw", "_encode"):
         setattr(pretrained, name, counted(getattr(pretrained, name)))
     devices = np.array(jax.devices())
     one, eight = (

@@ -13,6 +13,7 @@ accumulation steps until the step fits, and where one picture is too much for a 
 config.mesh.context; of rematerialisation it tries the lightest first. Unless --config.mesh.fsdp is given, the state is
 split over the fewest chips (1, 2, 4, ...) that leave a share of at most an eighth of the memory. Sampling draws one
 picture on each chip, with whole parameters on each; --mesh, as of tools.sample, draws on several chips together.
+--program=decode is what the autoencoder then does, of pictures above 1024 px for one of their tiles.
 
 --growth compares training steps over topologies, with as many pictures on each chip as the config's batch comes to on
 the most chips. It compiles models of two and of four blocks, and carries their figures on to the whole model's.
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
     else:
         cases = [
-            Case(config, tuple(args.settings), topology, program, mesh=args.mesh if program == "sample" else "")
+            Case(config, tuple(args.settings), topology, program, mesh="" if program == "train" else args.mesh)
             for topology in topologies
             for config in configs
             for program in args.program
@@ -324,7 +325,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", action="append", default=[], help="may be given again")
     parser.add_argument("--topology", action="append", default=[], help="[SLICESx]CHIP:SHAPE; may be given again")
     parser.add_argument("--all", action="store_true", help="every stage on every topology, in their place")
-    parser.add_argument("--program", action="append", choices=PROGRAMS, help="(default: both)")
+    parser.add_argument(
+        "--program", action="append", choices=PROGRAMS, help="may be given again (default: train and sample)"
+    )
     parser.add_argument("--mesh", default="", metavar="[data=N,]context=N", help="chips that draw one picture together")
     parser.add_argument("--fit", action="store_true", help="accumulate over as many steps as it takes to fit")
     parser.add_argument(
@@ -338,11 +341,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args([f"--setting={a}" if a.startswith("--config.") else a for a in argv])
     if args.growth and (args.fit or args.program or args.growth.suffix != ".png"):
         parser.error("--growth=PICTURE.png compiles training steps as they are: without --fit and --program")
-    args.program = args.program or list(PROGRAMS)
+    args.program = args.program or list(PROGRAMS[:2])
     if bool(args.all) == bool(args.config or args.topology) or bool(args.config) != bool(args.topology):
         parser.error("give --config and --topology, or --all")
-    if args.mesh and (args.growth or "sample" not in args.program):
-        parser.error("--mesh is how --program=sample draws; training's is --config.mesh")
+    if args.mesh and (args.growth or args.program == ["train"]):
+        parser.error("--mesh is how --program=sample and decode draw; training's is --config.mesh")
     return args
 
 

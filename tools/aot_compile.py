@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -39,6 +40,8 @@ from pixart_jax.config import (
 )
 from pixart_jax.devices.hardware import HARDWARE, Hardware
 from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.encoding.pretrained import TILE_SIZE, draw
+from pixart_jax.encoding.spread import Spread
 from pixart_jax.errors import InputError
 from pixart_jax.generation.placing import (
     check_devices,
@@ -48,7 +51,8 @@ from pixart_jax.generation.placing import (
     pictures_at_once,
     places,
 )
-from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as
+from pixart_jax.models.params import abstract_params, apply_of, init_params, kernels_as, with_shardings
+from pixart_jax.models.vae import AutoencoderKL
 from pixart_jax.optimizers import build_optimizer
 from pixart_jax.samplers import build_sampler
 from pixart_jax.samplers.guidance import null_branch
@@ -61,8 +65,9 @@ from .aot_flops import attention_flops, recomputed_flops, sampling_flops, train_
 from .aot_hlo import BETWEEN_SLICES, count_traffic
 from .aot_overlap import count_overlap
 from .bench.train import synthetic_shapes, training_batch
+from .encoder_costs import VAE, vae_flops
 
-PROGRAMS = ("train", "sample")
+PROGRAMS = ("train", "sample", "decode")
 # Of a chip's memory, what its share of parameters, EMA and optimizer state may take before it is split further.
 STATE_SHARE = 1 / 8
 
@@ -74,7 +79,8 @@ class Case:
     Attributes:
       config: path of a config file; settings: the --config.key=value that change it.
       topology: as `parse_topology` takes it.
-      program: "train", the whole training step; "sample", all steps of one batch of pictures.
+      program: "train", the whole training step; "sample", all steps of one batch of pictures; "decode", the
+        autoencoder's part for one batch, of large pictures for one of their tiles.
       accumulation_steps: of the training step; 0 leaves the config's own.
       blocks: of the model; 0 leaves the config's own.
       mesh: how chips draw, as `placing.parse_mesh` takes it: as few pictures as keep all at work. "" is one picture on
@@ -175,6 +181,14 @@ def compile_case(case: Case) -> dict:
         executed = flops + recomputed_flops(config, flops)
         attended = 3 + (config.model.remat == "full")
         layers = (3 if config.adapter.kind == "full" else 2) + (config.model.remat in ("attention", "full"))
+    elif case.program == "decode":
+        pictures = topology.chips
+        if case.mesh:
+            pictures = pictures_at_once(1, 1, drawing_mesh(parse_mesh(case.mesh), devices), 2)
+        config.mesh.update({"fsdp": 1, "context": topology.chips // pictures, "tensor": 1})
+        config.data.batch_size, config.train.accumulation_steps = pictures, 1
+        lowered, flops = lower_decoding(config, np.asarray(devices))
+        executed, attended, layers = flops, 0, 0
     else:
         # As tools.sample draws: whole parameters on every chip, and all tokens.
         mesh = drawing_mesh(parse_mesh(case.mesh or f"data={topology.chips}"), devices)
@@ -265,6 +279,19 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
         null,
         config.sample.guidance_scale,
     )
+
+
+def lower_decoding(config: ConfigDict, devices: np.ndarray) -> tuple[jax.stages.Lowered, float]:
+    """The autoencoder's part for a batch of square pictures, of large ones for tiles, as `Autoencoder` lays them over
+    these devices; and its FLOPs."""
+    model, spread = AutoencoderKL(**VAE, dtype=jnp.dtype(config.dtype)), Spread(devices)
+    side = min(position_base(config) * build_model(config).patch_size, TILE_SIZE)
+    pictures = config.data.batch_size
+    latents = jax.ShapeDtypeStruct((pictures, side, side, model.latent_channels), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, method="decode"), latents)["params"]
+    latents = latents.update(sharding=spread.sharding(spread.strips(pictures, side)))
+    lowered = draw.lower(model, with_shardings(shapes, spread.mesh), latents)
+    return lowered, pictures * vae_flops(side * model.downsample, "decode")
 
 
 def _drawn_with(config: ConfigDict, mesh: Mesh) -> tuple[Apply, Params]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +26,17 @@ DINOS = {
 
 
 @functools.cache
-def vae_flops(side: int) -> float:
-    """The autoencoder's forward pass over one square picture."""
+def vae_flops(side: int, method: Literal["encode", "decode"] = "encode") -> float:
+    """Of the autoencoder to or from one square picture."""
     # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
     vae = AutoencoderKL(**VAE, mid_block_add_attention=False, dtype=jnp.bfloat16)
     positions, width = (side // vae.downsample) ** 2, VAE["block_out_channels"][-1]
     attention = 2 * positions * width * (4 * width + 2 * positions)
-    picture = jax.ShapeDtypeStruct((1, side, side, vae.in_channels), jnp.float32)
-    params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method="encode"), picture)
-    return attention + require_count(count_flops(lambda p, x: vae.apply(p, x, method="encode"), params, picture))
+    cells = side // vae.downsample
+    shape = (side, side, vae.in_channels) if method == "encode" else (cells, cells, vae.latent_channels)
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method=method), inputs)
+    return attention + require_count(count_flops(lambda p, x: vae.apply(p, x, method=method), params, inputs))
 
 
 @functools.cache

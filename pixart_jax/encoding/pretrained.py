@@ -292,7 +292,7 @@ class Autoencoder:
         for rows in _batches(len(latents), self._spread.size // strips):
             batch = self._spread.place(latents[rows], strips)
             if as_uint8:
-                pictures, finite = jax.device_get(_draw(self._model, params, batch))
+                pictures, finite = jax.device_get(draw(self._model, params, batch))
             else:
                 pictures = np.asarray(_decode(self._model, params, batch))
                 finite = np.isfinite(pictures).all()
@@ -340,7 +340,8 @@ def _decode(model, params, latents):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw(model, params, latents):
+def draw(model, params, latents):
+    """Pictures uint8[B, h·s, w·s, 3] of unscaled latents, and whether they were finite before they were rounded."""
     pictures = model.apply({"params": params}, latents, method="decode")
     return rounded(pictures), jnp.isfinite(pictures).all()
 

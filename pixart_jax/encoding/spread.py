@@ -32,10 +32,14 @@ class Spread:
         return max(n for n in range(1, most + 1) if self.size % n == height % n == 0)
 
     def place(self, batch: np.ndarray, strips: int = 1) -> jax.Array:
-        """On the devices; those that have strips of one picture are neighbours.
+        """On the devices: see `sharding`."""
+        return jax.device_put(batch, self.sharding(strips))
+
+    def sharding(self, strips: int = 1) -> NamedSharding:
+        """Of a batch whose B is a multiple of `size` over strips; devices that have strips of one picture are
+        neighbours.
 
         Args:
-          batch: B is a multiple of `size` over strips.
           strips: divides `size` and H.
         """
         across: list[str] = []
@@ -46,4 +50,4 @@ class Spread:
                 strips //= size
             else:
                 across.insert(0, name)
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(tuple(across), tuple(along))))
+        return NamedSharding(self.mesh, PartitionSpec(tuple(across), tuple(along)))

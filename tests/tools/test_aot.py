@@ -5,8 +5,10 @@ import json
 import types
 
 import jax
+import numpy as np
 import pytest
 from owners import held_elsewhere
+from tiny_run import ROOT
 
 from pixart_jax.config import read_config_file
 from pixart_jax.devices.hardware import HARDWARE
@@ -18,6 +20,7 @@ from tools.aot_compile import (
     default_fsdp,
     kept_bytes,
     lower_bounds,
+    lower_decoding,
     lower_sampling,
     out_of_memory,
     parse_topology,
@@ -114,6 +117,16 @@ def test_the_real_compiler(config, tmp_path, capsys):
         ["tiny", "sample"],
     ]
     assert len(out.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("config,side,tflops", [("stage3_512", 64, 2.1), ("sigma_2k", 128, 8.92)])
+def test_decoding_is_of_a_picture_or_of_a_tile(config, side, tflops):
+    config = read_config_file(str(ROOT / "configs" / f"{config}.py"))
+    config.data.batch_size = 2
+    lowered, flops = lower_decoding(config, np.array(jax.devices()[:1]))
+    assert lowered.args_info[0][1].shape == (2, side, side, 4)
+    assert [out.shape for out in jax.tree.leaves(lowered.out_info)] == [(2, 8 * side, 8 * side, 3), ()]
+    assert flops == pytest.approx(2 * tflops * 1e12, rel=0.02)
 
 
 def test_one_picture_on_four_chips(config, tmp_path, capsys):
