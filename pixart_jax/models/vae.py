@@ -153,11 +153,13 @@ class EnlargingConv(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        corners = [(i, j) for i in (0, 1) for j in (0, 1)]
-        kernel = jnp.stack([jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i, j in corners]).sum(0)
+        # Turned round twice: by a turned kernel XLA knows the gradient of a convolution with strides, which cuDNN has.
+        # It has nothing else that skips the zeros, and XLA would write them.
+        turned, corners = jnp.flip(kernel, (0, 1)), [(i, j) for i in (0, 1) for j in (0, 1)]
+        turned = jnp.stack([jnp.pad(turned, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i, j in corners]).sum(0)
         out = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            jnp.flip(turned.astype(self.dtype), (0, 1)),
             (1, 1),
             ((2, 2), (2, 2)),
             lhs_dilation=(2, 2),
