@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pixart_jax.encoding import pretrained
+from pixart_jax.encoding.picture_features import PictureFeatures
 from pixart_jax.encoding.pretrained import Autoencoder
+from pixart_jax.encoding.spread import Spread
 
 TILE_SIZE = 16
 
@@ -71,6 +73,24 @@ def main(directory: str):
             assert np.abs(bytes_of_one - bytes_of_eight).max() <= 1, name
             shares.clear()
         print(name, flush=True)
+    features_on_devices()
+
+
+def features_on_devices():
+    """Eleven pictures by a network that gives each cell's mean."""
+    seen = []
+
+    def apply(params, batch):
+        seen.append(batch.shape)
+        return params * batch.reshape(len(batch), 4, 16, 4, 16, 3).mean((2, 4))
+
+    spread, inputs = Spread(), pictures(11, 64, 64)
+    features = PictureFeatures("means", 3, 16, 256, False, apply, spread, spread.on_each(np.float32(2)))
+    assert spread.size == 8 and features.params.sharding.is_fully_replicated
+    expected = 2 * inputs.reshape(11, 4, 16, 4, 16, 3).astype(np.float32).mean((2, 4))
+    np.testing.assert_allclose(features(inputs), expected, rtol=1e-3)
+    assert seen == [(8, 64, 64, 3)]
+    print("features of eleven pictures")
 
 
 if __name__ == "__main__":

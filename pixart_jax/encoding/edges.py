@@ -12,6 +12,7 @@ import numpy as np
 
 from pixart_jax.conversion.hed import load_hed
 from pixart_jax.data.canny import canny
+from pixart_jax.encoding.spread import Spread
 from pixart_jax.errors import InputError
 from pixart_jax.models.hed import UNIT, Hed
 from pixart_jax.models.layers import Dtype
@@ -53,7 +54,7 @@ class HedEdges:
     """Edges as bright as HED is sure of them; PixArt's and Stable Diffusion's ControlNets were trained on these.
 
     Args:
-      path: the published weights, see `conversion.hed.load_hed`. They stay on this process's first device.
+      path: the published weights, see `conversion.hed.load_hed`. They stay on all devices of this process.
       dtype: of the convolutions.
 
     Raises:
@@ -61,12 +62,13 @@ class HedEdges:
     """
 
     def __init__(self, path: pathlib.Path, dtype: Dtype = jnp.float32):
-        self._model, self._params = Hed(dtype=dtype), jax.device_put(load_hed(path))
+        self._model, self._spread = Hed(dtype=dtype), Spread()
+        self._params = self._spread.on_each(load_hed(path))
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        # One by one: the first stage of a picture of 1024 px has half a gigabyte.
-        edges = [np.asarray(_edges(self._model, self._params, picture[None]))[0] for picture in _whole_units(pictures)]
-        return _grey(np.stack(edges)[:, : pictures.shape[1], : pictures.shape[2]])
+        # No more at a time: the first stage of a picture of 1024 px has half a gigabyte.
+        edges = self._spread.one_on_each(functools.partial(_edges, self._model, self._params), _whole_units(pictures))
+        return _grey(edges[:, : pictures.shape[1], : pictures.shape[2]])
 
     def probe(self) -> str:
         ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(1, 64, 64, 3).astype(np.uint8)

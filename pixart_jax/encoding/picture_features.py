@@ -18,6 +18,7 @@ import numpy as np
 
 from pixart_jax.conversion.dino import load_dino
 from pixart_jax.conversion.efficientnet import load_efficientnet
+from pixart_jax.encoding.spread import Spread
 from pixart_jax.errors import InputError
 from pixart_jax.models.dino import MEAN, STD
 from pixart_jax.models.efficientnet import NUM_FEATURES, EfficientNetLite
@@ -33,7 +34,7 @@ PIXELS_PER_TOKEN = 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PictureFeatures:
-    """A frozen network that looks at pictures; its parameters lie on this process's first device.
+    """A frozen network that looks at pictures, one on each device.
 
     Attributes:
       name: of its kind and weights: a set's `Manifest.align`.
@@ -42,7 +43,8 @@ class PictureFeatures:
       most: features of a picture at most: 256 are 16 by 16.
       finer: whether there may be more of them than tokens, for a network that sees nothing in small pictures.
       apply: (parameters, pictures f32[n, a·cell, b·cell, 3] in [0, 255]) -> f32[n, a, b, F].
-      params: its parameters.
+      spread: the devices.
+      params: its parameters, on all of them.
     """
 
     name: str
@@ -51,6 +53,7 @@ class PictureFeatures:
     most: int
     finer: bool
     apply: Callable[[Any, jax.Array], jax.Array]
+    spread: Spread
     params: Any
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -64,8 +67,7 @@ class PictureFeatures:
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """float16[n, a, b, F] of pictures uint8[n, H, W, 3] of one size. Of each only the direction is of use."""
         grid = self.grid(*pictures.shape[1:3])
-        # One by one, so that one program serves any number of them.
-        return np.concatenate([np.asarray(self._program(self.params, picture[None], grid)) for picture in pictures])
+        return self.spread.one_on_each(lambda some: self._program(self.params, some, grid), pictures)
 
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
@@ -106,14 +108,16 @@ def open_features(kind: str, path: pathlib.Path) -> PictureFeatures:
         raise InputError(f"features {kind!r}: must be of one of {', '.join(KINDS)}")
     if not path.exists():
         raise InputError(f"{path} does not exist; name the weights of the network that pictures are aligned with")
-    name = f"{kind}:{path.stem}"
+    name, spread = f"{kind}:{path.stem}", Spread()
+    apply: Callable[[Any, jax.Array], jax.Array]
     if kind == "dino":
         network, params = load_dino(path)
         sizes = network.sizes
         apply = functools.partial(_dino, network)
-        return PictureFeatures(name, sizes.hidden_size, sizes.patch_size, *GRIDS[kind], apply, jax.device_put(params))
-    params = jax.device_put(load_efficientnet(path))
-    return PictureFeatures(name, NUM_FEATURES, EFFICIENTNETS_CELL, *GRIDS[kind], _efficientnet, params)
+        shape = sizes.hidden_size, sizes.patch_size
+    else:
+        params, apply, shape = load_efficientnet(path), _efficientnet, (NUM_FEATURES, EFFICIENTNETS_CELL)
+    return PictureFeatures(name, *shape, *GRIDS[kind], apply, spread, spread.on_each(params))
 
 
 def _dino(network, params, pictures):

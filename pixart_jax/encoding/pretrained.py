@@ -21,7 +21,7 @@ from pixart_jax.conversion.encoder_kinds import build_vae
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
-from pixart_jax.encoding.spread import Spread
+from pixart_jax.encoding.spread import Spread, batches, round_up
 from pixart_jax.encoding.tokenizer import load_tokenizer
 from pixart_jax.errors import NotFinite
 from pixart_jax.figures.images import to_uint8
@@ -104,7 +104,7 @@ class T5TextEncoder:
         self.dim, self.max_tokens = self._model.d_model, max_tokens
         self._tokenizer = load_tokenizer(directory / TOKENIZER)
         self._warned_of: set[str] = set()  # once, not in every epoch
-        self._num_devices, self._batch_size = mesh.size, _round_up(batch_size, mesh.size)
+        self._num_devices, self._batch_size = mesh.size, round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
         self._directory = directory
         self._weights = LazyParams(lambda: restore_text_encoder(directory, mesh, dtype=dtype, int8=int8)[1], keep=keep)
@@ -152,9 +152,9 @@ class T5TextEncoder:
         ids, length = self.tokenize(captions)
         params = self._weights()
         # Powers of two, so that calls with few captions share a few programs.
-        batch_size = min(self._batch_size, _round_up(2 ** (len(ids) - 1).bit_length(), self._num_devices))
+        batch_size = min(self._batch_size, round_up(2 ** (len(ids) - 1).bit_length(), self._num_devices))
         parts = []
-        for rows in _batches(len(ids), batch_size):
+        for rows in batches(len(ids), batch_size):
             parts.append(np.asarray(_features(self._model, params, *self._place((ids[rows], length[rows])))))
             progress(min(len(ids), batch_size * len(parts)))
         text = np.concatenate(parts)[: len(ids)]
@@ -192,7 +192,7 @@ class T5TextEncoder:
         features: list[np.ndarray] = [np.empty(0)] * len(ids)
         for size in np.unique(size_of):
             members = np.flatnonzero(size_of == size)
-            for rows in members[_batches(len(members), _round_up(batch_size, self._num_devices))]:
+            for rows in members[batches(len(members), round_up(batch_size, self._num_devices))]:
                 batch = np.asarray(_features(self._model, params, *self._place((ids[rows, :size], length[rows]))))
                 for row, text in zip(rows, batch, strict=True):
                     features[row] = text[: length[row]]
@@ -261,7 +261,7 @@ class Autoencoder:
             )
         parts = [
             jax.device_get(_encode(self._model, params, self._spread.place(pictures[rows])))
-            for rows in _batches(len(pictures), _round_up(batch_size, self._spread.size))
+            for rows in batches(len(pictures), round_up(batch_size, self._spread.size))
         ]
         mean, std = (np.concatenate(arrays)[: len(pictures)] for arrays in zip(*parts, strict=True))
         return mean, std
@@ -289,7 +289,7 @@ class Autoencoder:
             yield from self._decode_tiled(params, latents, as_uint8=as_uint8)
             return
         done, strips = 0, self._spread.strips(*latents.shape[:2])
-        for rows in _batches(len(latents), self._spread.size // strips):
+        for rows in batches(len(latents), self._spread.size // strips):
             batch = self._spread.place(latents[rows], strips)
             if as_uint8:
                 pictures, finite = jax.device_get(draw(self._model, params, batch))
@@ -353,12 +353,3 @@ def rounded(pictures: jax.Array) -> jax.Array:
 
 def _digits(array: np.ndarray) -> str:
     return f"{array.mean():.2e},{array.std():.3e}"
-
-
-def _batches(count: int, batch_size: int) -> np.ndarray:
-    """Indices [batches, batch_size]; the last batch is filled up with the last index, so that all have one shape."""
-    return np.minimum(np.arange(_round_up(count, batch_size)), count - 1).reshape(-1, batch_size)
-
-
-def _round_up(count: int, unit: int) -> int:
-    return -(-count // unit) * unit

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Spread:
-    """Batches [B, H, W, C] over these devices.
+    """Batches [B, H, W, C] over devices.
+
+    Args:
+      devices: None is all of this process.
 
     Attributes:
       mesh: the devices along an axis for each prime factor of their number, so that some axes make any divisor of it.
     """
 
-    def __init__(self, devices: np.ndarray):
+    def __init__(self, devices: np.ndarray | None = None):
+        devices = np.asarray(jax.local_devices()) if devices is None else devices
         factors, left = [], devices.size
         while left > 1:
             factors.append(next(n for n in range(2, left + 1) if left % n == 0))
@@ -24,6 +31,16 @@ class Spread:
     @property
     def size(self) -> int:
         return self.mesh.size
+
+    def on_each(self, tree: Any) -> Any:
+        """Arrays on the devices, whole on each."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def one_on_each(self, apply: Callable[[jax.Array], jax.Array], inputs: np.ndarray) -> np.ndarray:
+        """[n, ...] of inputs [n, ...]: `apply`, of batches of `size`, with an input on each device at a time, so that
+        one program serves any number of them."""
+        parts = [np.asarray(apply(self.place(inputs[rows]))) for rows in batches(len(inputs), self.size)]
+        return np.concatenate(parts)[: len(inputs)]
 
     def strips(self, count: int, height: int) -> int:
         """Of how many devices each has a strip of one picture: as many as `count` pictures leave and divide its
@@ -51,3 +68,12 @@ class Spread:
             else:
                 across.insert(0, name)
         return NamedSharding(self.mesh, PartitionSpec(tuple(across), tuple(along)))
+
+
+def batches(count: int, batch_size: int) -> np.ndarray:
+    """Indices [batches, batch_size]; the last batch is filled up with the last index, so that all have one shape."""
+    return np.minimum(np.arange(round_up(count, batch_size)), count - 1).reshape(-1, batch_size)
+
+
+def round_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit

@@ -1,4 +1,5 @@
-"""Several devices decode and encode together what one does: whole pictures, strips of one, tiles of large ones."""
+"""Several devices decode and encode together what one does: whole pictures, strips of one, tiles of large ones; and
+look at pictures."""
 
 from tiny_run import ROOT, run_python
 
@@ -13,4 +14,5 @@ def test_eight_devices_make_what_one_makes(weights):
         "eighteen tiles of two pictures",
         "nine tiles of one",
         "tiles to latents",
+        "features of eleven pictures",
     ]
