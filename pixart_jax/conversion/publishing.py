@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 
 from safetensors import SafetensorError
@@ -12,6 +13,9 @@ from safetensors import SafetensorError
 from pixart_jax.errors import InputError
 from pixart_jax.files import fsync
 from pixart_jax.files.locks import hold
+
+# Seconds between looks at a folder that is removed; how many there are at most, and how many of them must not find it.
+_BETWEEN_LOOKS, _LOOKS, _AWAY = 0.05, 100, 4
 
 
 @contextlib.contextmanager
@@ -86,7 +90,16 @@ def _remove_empty(folders: list[pathlib.Path]) -> None:
 
 
 def _remove(path: pathlib.Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
+    """Where writing has failed, TensorStore's threads still write other arrays, and make folders anew: one is gone once
+    it has stayed away for a while."""
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    away = 0
+    for _ in range(_LOOKS):
+        shutil.rmtree(path, ignore_errors=True)
+        away = 0 if path.exists() else away + 1
+        if away == _AWAY:
+            return
+        time.sleep(_BETWEEN_LOOKS)
+    shutil.rmtree(path)

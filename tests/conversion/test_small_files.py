@@ -203,3 +203,21 @@ def test_options_that_are_no_numbers_of_a_model(option, tmp_path, capsys):
     assert main([str(GOLDEN / "sigma_plain.pth"), str(tmp_path / "out"), "--family=sigma", option]) == 2
     assert option.split("=")[0] in capsys.readouterr().err
     assert not os.listdir(tmp_path)
+
+
+def test_what_other_threads_still_write_goes_too(tmp_path, monkeypatch):
+    """Those of a checkpoint that could not be written: they make a folder anew that has just been removed."""
+    rmtree, calls = shutil.rmtree, []
+
+    def remove_under_writers(path, **options):
+        rmtree(path, **options)
+        calls.append(path)
+        if len(calls) in (1, 3):
+            (path / "params" / "late").mkdir(parents=True)
+
+    monkeypatch.setattr("pixart_jax.conversion.publishing.shutil.rmtree", remove_under_writers)
+    target = tmp_path / "new" / "target"
+    with pytest.raises(InputError, match="cannot be written: no room"), claimed(target), published(target) as temporary:
+        (temporary / "params").mkdir(parents=True)
+        raise OSError("no room")
+    assert len(calls) > 3 and not os.listdir(tmp_path)
