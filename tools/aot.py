@@ -344,7 +344,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args.program = args.program or list(PROGRAMS[:2])
     if bool(args.all) == bool(args.config or args.topology) or bool(args.config) != bool(args.topology):
         parser.error("give --config and --topology, or --all")
-    if args.mesh and (args.growth or args.program == ["train"]):
+    if args.mesh and (args.growth or set(args.program) == {"train"}):
         parser.error("--mesh is how --program=sample and decode draw; training's is --config.mesh")
     return args
 

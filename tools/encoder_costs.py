@@ -30,9 +30,8 @@ def vae_flops(side: int, method: Literal["encode", "decode"] = "encode") -> floa
     """Of the autoencoder to or from one square picture."""
     # Attention over large pictures runs in a loop, which XLA counts once: its projections and products by hand.
     vae = AutoencoderKL(**VAE, mid_block_add_attention=False, dtype=jnp.bfloat16)
-    positions, width = (side // vae.downsample) ** 2, VAE["block_out_channels"][-1]
-    attention = 2 * positions * width * (4 * width + 2 * positions)
-    cells = side // vae.downsample
+    cells, width = side // vae.downsample, VAE["block_out_channels"][-1]
+    attention = 2 * cells**2 * width * (4 * width + 2 * cells**2)
     shape = (side, side, vae.in_channels) if method == "encode" else (cells, cells, vae.latent_channels)
     inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     params = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x, method=method), inputs)

@@ -357,7 +357,8 @@ def test_usage_errors(capsys, argv):
     assert "give --config and --topology, or --all" in capsys.readouterr().err
 
 
-def test_training_has_its_mesh_from_the_config(capsys):
+@pytest.mark.parametrize("times", [1, 2])
+def test_training_has_its_mesh_from_the_config(times, capsys):
     with pytest.raises(SystemExit):
-        main(["--config=a.py", "--topology=v5e:4x4", "--program=train", "--mesh=context=4"])
+        main(["--config=a.py", "--topology=v5e:4x4", *["--program=train"] * times, "--mesh=context=4"])
     assert "training's is --config.mesh" in capsys.readouterr().err
