@@ -53,6 +53,11 @@ NOBODY_READS = 141
 _KEPT_BYTES = 4 * 2**30
 # What compiles sooner than this is not worth a file; JAX's own second would leave out most of a small model.
 _KEPT_SECONDS = 0.1
+# Where Linux says who gets huge pages, and glibc's setting that has malloc ask for them.
+_HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_ASK_FOR_THEM = "glibc.malloc.hugetlb"
+# Set once that is done: where the linker clears glibc's settings, a process would start itself for ever.
+_ASKED = "PIXART_JAX_HUGE_PAGES"
 # A full disk, a quota that is used up, a file larger than is allowed.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -70,7 +75,7 @@ def training_command(workdir: pathlib.Path) -> str:
     """The command that this process was started with, if it trains; else how a run in that workdir is."""
     program = pathlib.Path(sys.argv[0])
     start = "python -m pixart_jax.main" if command("sample").startswith("python") else "pixart-train"
-    if program.name == "pixart-train" or program.parts[-2:] == ("pixart_jax", "main.py"):
+    if _trains(program):
         return f"{start} {shlex.join(sys.argv[1:])}"
     return f"{start} --config=CONFIG --workdir={shlex.quote(str(workdir))}"
 
@@ -197,14 +202,46 @@ def _processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
+def start_with_huge_pages() -> None:
+    """Where a command is starting, it starts once more, in the same process, with the memory of arrays in pages of
+    2 MB, not of 4 KB, if Linux has these for whoever asks.
+
+    On a CPU, XLA takes the memory of each step's intermediate results anew, and gives it back. With small pages a
+    third of a small model's step is spent on having them mapped (docs/benchmarks.md). numpy asks for huge ones; XLA
+    does not. malloc does for all, but only if told before the process starts.
+
+    Not where the user has settled it: GLIBC_TUNABLES=glibc.malloc.hugetlb=0 asks for none.
+    """
+    settings = os.environ.get("GLIBC_TUNABLES", "")
+    if not _is_starting() or _ASKED in os.environ or _ASK_FOR_THEM in settings or not sys.executable:
+        return
+    try:
+        if "[madvise]" not in _HUGE_PAGES.read_text(encoding="ascii"):  # All get them, or none do.
+            return
+        asking = {_ASKED: "asked for", "GLIBC_TUNABLES": ":".join(filter(None, (settings, f"{_ASK_FOR_THEM}=1")))}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | asking)
+    except OSError:  # There is no such file, or no starting it again: with small pages it works as well.
+        return
+
+
+def _is_starting() -> bool:
+    """Whether this process was started as a command, and is loading its modules; else something imports them."""
+    program = pathlib.Path(sys.argv[0])
+    # So `python -m` is called until it has found the module.
+    return sys.argv[0] == "-m" or program.name in _SCRIPTS.values() or _trains(program)
+
+
+def _trains(program: pathlib.Path) -> bool:
+    return program.name == "pixart-train" or program.parts[-2:] == ("pixart_jax", "main.py")
+
+
 def load_without_collecting() -> None:
     """Where a command is starting, garbage is not collected until its `main` begins: a fifth of the time in which its
     modules load goes into looking for some, and there is none.
 
     Not where something else imports a tool, which might never call it.
     """
-    # So `python -m` is called until it has found the module.
-    if sys.argv[:1] == ["-m"] or pathlib.Path(sys.argv[0]).name in _SCRIPTS.values():
+    if _is_starting():
         gc.disable()
 
 

@@ -16,8 +16,10 @@ from pixart_jax.commands import (
     keep_compiled_programs,
     print_anything,
     quieten_libraries,
+    start_with_huge_pages,
 )
 
+start_with_huge_pages()
 end_quietly_while_loading()
 
 from absl import app, flags, logging
