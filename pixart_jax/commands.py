@@ -58,6 +58,8 @@ _HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ASK_FOR_THEM = "glibc.malloc.hugetlb"
 # Set once that is done: where the linker clears glibc's settings, a process would start itself for ever.
 _ASKED = "PIXART_JAX_HUGE_PAGES"
+# How many objects more there are when garbage is looked for, among the youngest, the older, and all.
+SELDOM = (50_000, 20, 10)
 # A full disk, a quota that is used up, a file larger than is allowed.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -97,7 +99,7 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
     def decorate(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         @functools.wraps(main)
         def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
-            _collect_from_now_on()
+            collect_from_now_on()
             print_anything()
             keep_compiled_programs()
             try:
@@ -232,6 +234,7 @@ def _is_starting() -> bool:
 
 
 def _trains(program: pathlib.Path) -> bool:
+    """Whether that is what training is started by."""
     return program.name == "pixart-train" or program.parts[-2:] == ("pixart_jax", "main.py")
 
 
@@ -245,10 +248,12 @@ def load_without_collecting() -> None:
         gc.disable()
 
 
-def _collect_from_now_on() -> None:
-    """After `load_without_collecting`; what was loaded stays, and is not looked through again."""
+def collect_from_now_on() -> None:
+    """After `load_without_collecting`; what was loaded stays, and is not looked through again, and the rest seldom:
+    tracing a program makes many objects and hardly any garbage."""
     if not gc.isenabled():
         gc.freeze()
+        gc.set_threshold(*SELDOM)
         gc.enable()
 
 

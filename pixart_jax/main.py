@@ -11,15 +11,18 @@ import logging as python_logging
 import sys
 
 from pixart_jax.commands import (
+    collect_from_now_on,
     end_quietly_while_loading,
     interrupted,
     keep_compiled_programs,
+    load_without_collecting,
     print_anything,
     quieten_libraries,
     start_with_huge_pages,
 )
 
 start_with_huge_pages()
+load_without_collecting()
 end_quietly_while_loading()
 
 from absl import app, flags, logging
@@ -63,6 +66,7 @@ def main(argv: list[str], ending: Ending) -> None:
     from pixart_jax.errors import SaveFailed, TrainingDiverged
     from pixart_jax.training.loop import train_and_evaluate
 
+    collect_from_now_on()
     with hear_of_the_others(_HEARTBEAT_TIMEOUT.value, ending):
         try:
             with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):

@@ -1,5 +1,6 @@
 """Shared set-up: the tests directory is importable, so that test files can share helpers; nothing compiles twice."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -34,6 +35,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import transfers
 from made_once import made_once
 
+from pixart_jax.commands import SELDOM
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -52,6 +55,13 @@ def pytest_collection_modifyitems(items):
     """The longest first: `make test` gives whole files to its workers, which so end at about the same time."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    """A fifth of some files' time went into looking for garbage, in all that is imported and in what JAX keeps."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*SELDOM)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,5 +1,6 @@
 """A data set and a config small enough to train for real in a test: three aspect ratios, four tokens at most."""
 
+import gc
 import json
 import os
 import pathlib
@@ -9,9 +10,13 @@ import sys
 import numpy as np
 from forked import flags_for
 
+from pixart_jax.commands import SELDOM
 from pixart_jax.config import ConfigDict, default_config
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.records import Sample, Text
+
+# In processes of their own too; see `conftest.pytest_collection_finish`.
+gc.set_threshold(*SELDOM)
 
 ROOT = pathlib.Path(__file__).parent.parent
 BUCKETS = ((32, 32), (16, 64), (16, 32))  # 2x2, 1x4 and 1x2 tokens
