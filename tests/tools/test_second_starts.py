@@ -27,7 +27,7 @@ main()
 MAPPED = """
 import os, sys
 sys.argv[0] = {program!r}
-print(os.getpid())
+print(os.getpid(), flush=True)  # What is not written yet, starting once more loses.
 import tools
 import jax.numpy as jnp
 array = jnp.ones(2**24).block_until_ready()
