@@ -37,7 +37,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import read_bytes
-from pixart_jax.models.splash_attention import LANES, TABLE_FILE, Blocks, blocks_by_rule, splash_attention
+from pixart_jax.models.splash_attention import TABLE_FILE, Blocks, blocks_by_rule, filled, splash_attention
 
 from .aot import ENVIRONMENT
 from .aot_cycles import estimate
@@ -64,15 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_shape(text: str) -> tuple[int, int]:
-    """ "4096x128": queries and keys.
+    """ "4096x120": queries and keys, as many as attention fills them up to.
 
     Raises:
-      InputError: they are not multiples of 128.
+      InputError: they are not two positive numbers.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or any(int(n) % LANES or not int(n) for n in match.groups()):
-        raise InputError(f"--shapes={text}: must be QUERIESxKEYS, multiples of {LANES}, such as 4096x128")
-    return int(match[1]), int(match[2])
+    if not match or not all(int(n) for n in match.groups()):
+        raise InputError(f"--shapes={text}: must be QUERIESxKEYS, such as 4096x128")
+    queries, keys = map(int, match.groups())
+    blocks = blocks_by_rule(queries, keys, 2)
+    return filled(queries, blocks.queries), filled(keys, blocks.keys)
 
 
 def candidates(queries: int, keys: int) -> Iterator[Blocks]:
@@ -191,7 +193,7 @@ def write_table(path: pathlib.Path, best: dict[str, dict[tuple[int, int], Blocks
             entries.pop(f"{queries}x{keys}", None)
             if blocks != blocks_by_rule(queries, keys, 2):
                 entries[f"{queries}x{keys}"] = list(blocks)
-    text = json.dumps(table, indent=1) + "\n"
+    text = re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", json.dumps(table, indent=1)) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

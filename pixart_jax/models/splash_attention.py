@@ -27,18 +27,23 @@ LAYOUTS = {f"{name}_layout": QKVLayout.SEQ_MINOR for name in "qkv"}
 
 # The kernel's blocks are whole numbers of a TPU's 128 lanes.
 LANES = 128
-# Most queries and keys that a step of the kernels holds, and most keys that it multiplies at once. The backward kernel
-# makes all gradients together, in five products where a kernel for dq and one for dk and dv need seven. It writes a
-# part of dq for every block of keys, so that these are as long as the vector memory allows: up to 4,096 keys there is
-# one part, and nothing to add up. By the compiler's schedule (docs/scale.md); no TPU has timed them.
-MAX_QUERIES, MAX_KEYS, MAX_AT_ONCE = 1024, 4096, 512
-# Most queries times keys of a block, in bytes of one of their features: more does not fit beside the rest.
-MAX_BLOCK_BYTES = 2 * 512 * 4096
-# Of as many keys a block the backward kernel multiplies fewer at once, on chips whose matrix units have no more rows:
-# 2 to 3 % fewer cycles by the same schedule, and less of the vector memory. With 512, v5e's compiler refused the step
-# of a picture of 16,384 tokens on two chips. A v6e's units of 256 rows would take 15 % more, and its memory suffices.
-AT_ONCE_BACKWARD = 256
-
+# Most queries and keys, of bfloat16, that a step of the kernels holds, and most keys that it multiplies at once. The
+# backward kernel makes all gradients together, in five products where a kernel for dq and one for dk and dv need seven.
+# It writes a part of dq for every block of keys, so that these are as long as the vector memory allows: up to 4,096
+# keys there is one part, and nothing to add up. By the compiler's schedule (docs/scale.md); no TPU has timed them.
+MAX_QUERIES, MAX_KEYS, MAX_AT_ONCE = 2048, 4096, 1024
+# Most queries times keys of a block, in bytes of one of their features, and most logits at once: more does not fit
+# beside the rest.
+MAX_BLOCK_BYTES, MAX_LOGITS = 2 * 512 * 4096, 1024 * 1024
+# Of as many keys a block it multiplies fewer at once; the backward kernel, on chips whose matrix units have no more
+# rows, fewer still: 2 to 3 % fewer cycles by the same schedule, and less of the vector memory. With 512, v5e's compiler
+# refused the step of a picture of 16,384 tokens on two chips. A v6e's units of 256 rows would take 15 % more, and its
+# memory suffices.
+AT_ONCE_OF_MOST, AT_ONCE_BACKWARD = 512, 256
+# What a block costs beside its tokens, in tokens, about: of queries, of keys (its part of dq), and of keys at once. So
+# some padding is worth larger blocks. A 1024 px picture of another shape has 3,968 tokens, which are filled up to
+# 4,096: in blocks of 128, which divide them, the kernels would take twice as long.
+FOR_A_BLOCK, FOR_A_PART, FOR_AT_ONCE = 64, 256, 64
 
 # Blocks that tools.tune has found better: of a chip, by "QUERIESxKEYS".
 TABLE_FILE = pathlib.Path(__file__).with_name("splash_blocks.json")
@@ -57,26 +62,28 @@ def splash_attention(
 ):
     """Scaled dot-product attention by a kernel that keeps no logits.
 
-    Lengths are filled up to multiples of 128. A key that does not exist has another segment id than the queries, which
-    all have the same one, so that padded queries see what they see in `plain_attention`.
+    Lengths are filled up to whole blocks. A key that does not exist has another segment id than the queries, which all
+    have the same one, so that padded queries see what they see in `plain_attention`.
 
     Args:
       q: [B, N, heads, head_dim].
       k, v: [B, M, heads, head_dim].
       key_length: i32[B], only the first so many keys of each sample exist; None is all.
       chip: a key of `hardware.HARDWARE`, whose blocks are in the table if any are.
-      blocks: in place of the table's, and of the rule's. They divide the lengths.
+      blocks: in place of the table's, and of the rule's.
       interpret: run on a CPU, slowly.
 
     Returns:
       [B, N, heads, head_dim] in q's dtype; logits, softmax and sums are float32.
     """
-    batch, queries, heads, head_dim = q.shape
+    (batch, queries, heads, head_dim), keys = q.shape, k.shape[1]
+    blocks = blocks or find_blocks(chip, queries, keys, q.dtype.itemsize)
     # The kernel does not scale.
     q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
-    if key_length is None and k.shape[1] % LANES:
-        key_length = jnp.full(batch, k.shape[1], jnp.int32)
-    q, k, v = (_heads_first(x) for x in (q, k, v))
+    if key_length is None and keys % blocks.keys:
+        key_length = jnp.full(batch, keys, jnp.int32)
+    q = _heads_first(q, blocks.queries)
+    k, v = (_heads_first(x, blocks.keys) for x in (k, v))
     segments = None
     if key_length is not None:
         exists = jnp.arange(k.shape[2]) < key_length[:, None]
@@ -84,7 +91,7 @@ def splash_attention(
 
     kernel = make_splash_mha(
         MultiHeadMask([FullMask((q.shape[2], k.shape[2]))] * heads),
-        block_sizes=_block_sizes(blocks or find_blocks(chip, q.shape[2], k.shape[2], q.dtype.itemsize), chip),
+        block_sizes=_block_sizes(blocks, chip),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION_RESULT,
@@ -94,15 +101,22 @@ def splash_attention(
     return out.transpose(0, 2, 1, 3)[:, :queries]
 
 
-def _heads_first(x):
-    """[B, N, heads, head_dim] as [B, heads, N up to a multiple of 128, head_dim]."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+def _heads_first(x, block: int):
+    """[B, N, heads, head_dim] as [B, heads, N up to whole blocks, head_dim]."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
 
 def find_blocks(chip: str, queries: int, keys: int, itemsize: int) -> Blocks:
-    """The table's, which are for bfloat16, or else the rule's."""
-    found = _table().get(chip, {}).get(f"{queries}x{keys}") if itemsize == 2 else None
-    return Blocks(*found) if found else blocks_by_rule(queries, keys, itemsize)
+    """The table's for these lengths as the rule fills them up, which are for bfloat16, or else the rule's."""
+    rule = blocks_by_rule(queries, keys, itemsize)
+    lengths = filled(queries, rule.queries), filled(keys, rule.keys)
+    found = _table().get(chip, {}).get("{}x{}".format(*lengths)) if itemsize == 2 else None
+    return Blocks(*found) if found else rule
+
+
+def filled(length: int, block: int) -> int:
+    """A length in whole blocks."""
+    return math.ceil(length / block) * block
 
 
 @functools.cache
@@ -111,16 +125,39 @@ def _table() -> dict[str, dict[str, list[int]]]:
 
 
 def blocks_by_rule(queries: int, keys: int, itemsize: int) -> Blocks:
-    """The largest that the vector memory holds.
+    """As large as the vector memory holds, unless smaller ones leave less to be filled up.
 
     Args:
-      queries, keys: multiples of 128.
+      queries, keys: at least 1.
       itemsize: bytes of a feature.
     """
-    block_kv = _block(keys, MAX_KEYS * 2 // max(itemsize, 2))
-    at_once = _block(block_kv, MAX_AT_ONCE)
-    block_q = _block(queries, min(MAX_QUERIES, max(MAX_BLOCK_BYTES // (block_kv * itemsize), LANES)))
-    return Blocks(block_q, block_kv, at_once)
+    smaller = max(itemsize, 2) // 2
+    block_kv, at_once = _block_of_keys(keys, MAX_KEYS // smaller, MAX_AT_ONCE // smaller)
+    most = min(MAX_QUERIES // smaller, MAX_LOGITS // at_once, MAX_BLOCK_BYTES // (block_kv * itemsize))
+    if block_kv == MAX_KEYS:
+        at_once = min(at_once, AT_ONCE_OF_MOST)
+    return Blocks(_block_of_queries(queries, max(most, LANES)), block_kv, at_once)
+
+
+def _block_of_keys(keys: int, most: int, most_at_once: int) -> tuple[int, int]:
+    """The block, up to `most`, and as many of its keys at once, that cost the least."""
+    sizes = [
+        (block, at_once)
+        for at_once in range(most_at_once, 0, -LANES)
+        for block in range(min(most // at_once * at_once, filled(keys, at_once)), 0, -at_once)
+    ]
+
+    def cost(size: tuple[int, int]) -> int:
+        block, at_once = size
+        return math.ceil(keys / block) * (block + FOR_A_PART + block // at_once * FOR_AT_ONCE)
+
+    return min(sizes, key=cost)
+
+
+def _block_of_queries(queries: int, most: int) -> int:
+    """The block, up to `most`, that costs the least."""
+    sizes = range(min(most // LANES * LANES, filled(queries, LANES)), 0, -LANES)
+    return min(sizes, key=lambda size: math.ceil(queries / size) * (size + FOR_A_BLOCK))
 
 
 def _block_sizes(blocks: Blocks, chip: str) -> BlockSizes:
@@ -137,8 +174,3 @@ def _block_sizes(blocks: Blocks, chip: str) -> BlockSizes:
         use_fused_bwd_kernel=True,
         **LAYOUTS,
     )
-
-
-def _block(length: int, most: int) -> int:
-    """The largest block up to `most` that cuts a multiple of 128 into equal ones."""
-    return next(size for size in range(most // LANES * LANES, 0, -LANES) if length % size == 0)

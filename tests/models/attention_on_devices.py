@@ -113,7 +113,7 @@ def check_model():
 if __name__ == "__main__":
     # Several blocks even of these short sequences.
     blockwise_attention.BLOCK = 48
-    splash_attention.MAX_BLOCK = 128
+    splash_attention.MAX_QUERIES = splash_attention.MAX_KEYS = splash_attention.MAX_AT_ONCE = 256
     check_functions()
     check_memory()
     check_model()

@@ -30,6 +30,7 @@ CASES = {
     "many keys": (130, 400, [400, 300, 1]),
     "compressed keys, of which a whole block is padding": (192, 150, [150, 96, 48]),
     "nothing padded": (60, 70, None),
+    "filled up to whole blocks": (300, 650, None),
 }
 
 
@@ -37,7 +38,7 @@ CASES = {
 def small_blocks(monkeypatch):
     """Several blocks even of the short sequences that tests can afford."""
     monkeypatch.setattr(blockwise, "BLOCK", 48)
-    for name, size in {"MAX_QUERIES": 128, "MAX_KEYS": 256, "MAX_AT_ONCE": 128}.items():
+    for name, size in {"MAX_QUERIES": 256, "MAX_KEYS": 512, "MAX_AT_ONCE": 256}.items():
         monkeypatch.setattr(splash, name, size)
 
 
@@ -142,14 +143,18 @@ def test_padding_is_neither_seen_nor_moved_nor_nan(name):
     [
         # Block of queries, of keys, and keys at once: text, 512 px, 1024 px, compressed, 2K; Σ's text.
         (1024, 128, 2, (1024, 128, 128)),
-        (1024, 1024, 2, (1024, 1024, 512)),
+        (1024, 1024, 2, (1024, 1024, 1024)),
         (4096, 4096, 2, (512, 4096, 512)),
-        (4096, 1024, 2, (1024, 1024, 512)),
+        (4096, 1024, 2, (1024, 1024, 1024)),
         (16384, 16384, 2, (512, 4096, 512)),
-        (4096, 384, 2, (1024, 384, 384)),
-        # Twice the bytes, half the keys; and lengths that are multiples of 128 alone.
+        (4096, 384, 2, (2048, 384, 384)),
+        # Twice the bytes, half the keys.
         (4096, 4096, 4, (512, 2048, 512)),
-        (896, 896, 2, (896, 896, 128)),
+        # Other aspect ratios of 1024 px and 2K: filled up to lengths that large blocks divide.
+        (3968, 3968, 2, (512, 4096, 512)),
+        (3840, 3840, 2, (384, 3840, 768)),
+        (14848, 14848, 2, (512, 3072, 1024)),
+        (16256, 16256, 2, (512, 4096, 512)),
     ],
 )
 def test_blocks_of_splash_attention_fit_the_vector_memory(queries, keys, itemsize, expected, monkeypatch):
@@ -157,9 +162,22 @@ def test_blocks_of_splash_attention_fit_the_vector_memory(queries, keys, itemsiz
     assert splash.blocks_by_rule(queries, keys, itemsize) == expected
 
 
+def test_no_length_is_cut_into_small_blocks_or_filled_up_by_much(monkeypatch):
+    monkeypatch.undo()
+    for length in range(128, 17000, 128):
+        blocks = splash.blocks_by_rule(length, length, 2)
+        queries, keys = (splash.filled(length, block) for block in blocks[:2])
+        assert blocks.keys % blocks.at_once == 0 and blocks.queries * blocks.keys <= 512 * 4096
+        assert blocks.queries >= min(384, length) and blocks.keys >= min(1792, length)
+        assert queries <= 1.1 * length and keys <= 1.12 * length
+        # What fills a length up has the same blocks, or they would not be found in the table.
+        assert splash.blocks_by_rule(queries, keys, 2) == blocks
+
+
 def test_blocks_of_the_table_are_its_chips(monkeypatch):
     monkeypatch.setattr(splash, "_table", lambda: {"v5e": {"1024x512": [256, 512, 128]}})
-    assert splash.find_blocks("v5e", 1024, 512, 2) == (256, 512, 128)
+    for lengths in ((1024, 512), (1000, 500)):
+        assert splash.find_blocks("v5e", *lengths, 2) == (256, 512, 128)
     for other in (("v6e", 1024, 512, 2), ("v5e", 1024, 512, 4), ("v5e", 1024, 1024, 2)):
         assert splash.find_blocks(*other) == splash.blocks_by_rule(*other[1:])
 
@@ -169,10 +187,11 @@ def test_gradients_take_fewer_keys_at_once_where_the_blocks_are_longest(monkeypa
     sizes = {chip: splash._block_sizes(splash.blocks_by_rule(8192, 16384, 2), chip) for chip in ("v5e", "v5p", "v6e")}
     assert [each.block_kv_compute for each in sizes.values()] == [512, 512, 512]
     assert [each.block_kv_dkv_compute for each in sizes.values()] == [256, 256, 512]
-    assert splash._block_sizes(splash.blocks_by_rule(1024, 1024, 2), "v5e").block_kv_dkv_compute == 512
+    assert splash._block_sizes(splash.blocks_by_rule(1024, 1024, 2), "v5e").block_kv_dkv_compute == 1024
     monkeypatch.setattr(splash, "MAX_KEYS", 512)
     inputs = make_inputs(128, 512)
-    got, pull = jax.vjp(functools.partial(splash.splash_attention, chip="v5e", interpret=True), *inputs[:3])
+    attend = functools.partial(splash.splash_attention, chip="v5e", blocks=splash.Blocks(128, 512, 512), interpret=True)
+    got, pull = jax.vjp(attend, *inputs[:3])
     assert_close([got, *pull(inputs[3])], run("plain", inputs, None), 1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pixart_jax.models.splash_attention import Blocks, blocks_by_rule
 from tools import tune
-from tools.tune import candidates, main, scheduled_cycles, write_table
+from tools.tune import candidates, main, parse_shape, scheduled_cycles, write_table
 
 SCHEDULE = """= control target key start
 = control target key end
@@ -65,7 +65,12 @@ def test_a_table_is_made_where_there_is_none(tmp_path):
     assert json.loads((tmp_path / "new.json").read_text()) == {"v6e": {"1024x512": [256, 512, 128]}}
 
 
-@pytest.mark.parametrize("shapes", ["100x128", "1024", "0x128"])
+@pytest.mark.parametrize("shapes", ["-1x128", "1024", "0x128"])
 def test_shapes_that_cannot_be(shapes, tmp_path, capsys):
     assert main([f"--shapes={shapes}", f"--out={tmp_path / 'out'}"]) == 2
-    assert "multiples of 128" in capsys.readouterr().err
+    assert "must be QUERIESxKEYS" in capsys.readouterr().err
+
+
+def test_a_length_is_tried_as_attention_fills_it_up():
+    assert parse_shape("3968x120") == (4096, 128)
+    assert parse_shape("16384x4096") == (16384, 4096)
