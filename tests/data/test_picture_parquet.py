@@ -153,6 +153,6 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", {"image": [b""]})
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
-        InputError, match=r"x\.parquet: Parquet is read by pyarrow; pip install 'pixart_jax\[parquet\]'"
+        InputError, match=r"x\.parquet: Parquet is read by pyarrow: pip install pyarrow"
     ):
         open_pictures(path)

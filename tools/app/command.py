@@ -130,7 +130,7 @@ def open_app(args: argparse.Namespace, folder: pathlib.Path) -> Served:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise InputError("the app needs Gradio: pip install 'pixart_jax[app]', or gradio itself") from error
+        raise InputError("the app needs Gradio: pip install 'gradio>=6.31,<7'") from error
     if args.host not in _LOOPBACK:
         print(f"--host {args.host}: whoever reaches this machine can draw and sees no password", file=sys.stderr)
     for workdir in args.workdir:

@@ -269,4 +269,4 @@ def _pyarrow(file: str) -> Any:
     try:
         return importlib.import_module("pyarrow.parquet")
     except ImportError as error:
-        raise InputError(f"{file}: Parquet is read by pyarrow; pip install 'pixart_jax[parquet]'") from error
+        raise InputError(f"{file}: Parquet is read by pyarrow: pip install pyarrow") from error

@@ -11,8 +11,8 @@ from pixart_jax.errors import InputError
 from pixart_jax.training.trackers.base import Aside, Tracker
 from pixart_jax.training.trackers.events import Events
 
-# The names that `config.train.trackers` may hold besides tensorboard: the package of each, and our extra.
-_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+# The names that `config.train.trackers` may hold besides tensorboard, each its package's too: what pip installs.
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -22,11 +22,10 @@ def check_trackers(names: Sequence[str]) -> None:
       InputError: the package of one of them is not installed.
     """
     for name in names:
-        package = _PACKAGES.get(name)
-        if package and importlib.util.find_spec(package) is None:
+        if name in _PACKAGES and importlib.util.find_spec(name) is None:
             raise InputError(
-                f"config.train.trackers names {name}, and the package {package} is not installed: "
-                f"pip install 'pixart_jax[{name}]', or leave it out"
+                f"config.train.trackers names {name}, which is not installed: pip install {_PACKAGES[name]}, or leave "
+                "it out"
             )
 
 
