@@ -152,7 +152,5 @@ def test_a_large_row_group_is_read_in_blocks(tmp_path, monkeypatch):
 def test_without_pyarrow(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", {"image": [b""]})
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(
-        InputError, match=r"x\.parquet: Parquet is read by pyarrow: pip install pyarrow"
-    ):
+    with pytest.raises(InputError, match=r"x\.parquet: Parquet is read by pyarrow: pip install pyarrow"):
         open_pictures(path)
