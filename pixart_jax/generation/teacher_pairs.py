@@ -113,7 +113,7 @@ class TeacherPairs:
             self._sample_fn,
             parts.weights(),
             conditions,
-            null_branch(conditions),
+            null_branch(conditions) | self._empty_caption(len(items)),
             token_dim=shape[1],
             seed=self._seed,
             indices=indices,
@@ -124,6 +124,18 @@ class TeacherPairs:
         )
         pairs = zip(items, captions, tokens, noise, strict=True)
         return {ONLY: [self._pair(*pair) for pair in pairs]}, []
+
+    def _empty_caption(self, count: int) -> dict[str, np.ndarray]:
+        """What takes the place of a null caption that the teacher's weights do not hold: the encoder's of no words."""
+        if self._parts.has_null_text:
+            return {}
+        text, length = self._encoded_empty
+        empty = {"text": np.repeat(text, count, axis=0), "text_length": np.repeat(length, count)}
+        return empty | {"text_drop": np.zeros(count, bool)}
+
+    @functools.cached_property
+    def _encoded_empty(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._parts.encode_text([""], lambda _: None)
 
     def still_skipped(self, items: Sequence[int]) -> list[Skipped]:
         """See `engine.Units`: every caption can be drawn."""

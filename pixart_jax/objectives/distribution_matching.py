@@ -23,7 +23,7 @@ from pixart_jax.objectives.consistency import pointwise
 from pixart_jax.objectives.denoising import token_mean
 from pixart_jax.objectives.objective import Batch, Held, Metrics
 from pixart_jax.samplers.few_steps import DMD_TIMESTEP
-from pixart_jax.samplers.guidance import guide, null_branch
+from pixart_jax.samplers.guidance import empty_branch, guide
 
 # Of the batch: f32[B, N, F], what the teacher drew a pair's tokens of, and bool[B], which rows are pairs.
 NOISE, IS_PAIR = "noise", "is_pair"
@@ -122,7 +122,7 @@ class DistributionMatching:
       regression_weight: of the mean distance over pairs.
       fake_updates: steps from one of the student's turns to the next; the fake network learns in every step.
       min_snr_gamma: see `matching_loss`.
-      null: conditions -> those that differ in the teacher's null branch. In the reference its length is its own.
+      null: conditions -> those that differ in the teacher's null branch, whose length in the reference is its own.
     """
 
     networks: Followed
@@ -132,7 +132,7 @@ class DistributionMatching:
     regression_weight: float = 0.25
     fake_updates: int = 1
     min_snr_gamma: float = 0.0
-    null: Callable[[Mapping], Mapping] = null_branch
+    null: Callable[[Mapping], Mapping] = empty_branch
 
     def __call__(self, trained: Params, held: Held, batch: Batch, keys: jax.Array) -> tuple[Params, Metrics]:
         shape = batch["tokens"].shape[1:]

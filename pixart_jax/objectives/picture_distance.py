@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from pixart_jax.adapters.adapter import Params
 from pixart_jax.models.lpips import Lpips
@@ -38,7 +39,8 @@ class PictureDistance:
 
     def __call__(self, drawn, wanted, batch: Mapping[str, jax.Array], frozen: Params) -> jax.Array:
         decode = jax.checkpoint(self.decode)
-        pictures = (decode(frozen[DECODER], self._latents(tokens)) for tokens in (drawn, wanted))
+        # Clamped, as in Yin et al.'s script: what no picture shows is no distance.
+        pictures = (jnp.clip(decode(frozen[DECODER], self._latents(tokens)), -1, 1) for tokens in (drawn, wanted))
         return jax.checkpoint(self.network.apply)({"params": frozen[LPIPS]}, *pictures)
 
     def _latents(self, tokens):

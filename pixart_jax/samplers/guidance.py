@@ -114,3 +114,8 @@ def _unpaired(both):
 def null_branch(conditions: Mapping) -> dict[str, np.ndarray]:
     """The null branch as the reference samples it: the null caption at the prompt's own length (or the null label)."""
     return {"text_drop": np.ones(conditions["text_drop"].shape, bool)}
+
+
+def empty_branch(conditions: Mapping) -> dict[str, np.ndarray]:
+    """The null branch of who encodes the empty caption: at its own length, which is one token, T5's end of a text."""
+    return null_branch(conditions) | {"text_length": np.ones(conditions["text_drop"].shape, np.int32)}

@@ -130,10 +130,15 @@ def test_one_step_scores_and_direction(case):
     assert_near(fake, arrays["out/fake_pred"])
 
 
-def test_losses_and_gradients(case):
+@pytest.mark.parametrize("given", [True, False], ids=["the null caption is given", "the teacher holds it"])
+def test_losses_and_gradients(case, given):
     networks, arrays = Followed(apply_of(case.model), jnp.float32), case.arrays
-    objective = DistributionMatching(networks, SCHEDULE, guidance=2.0, distance=L2, null=case.null)
-    held = Held({"teacher": case.params["real"]}, {})
+    null = {"null": case.null} if given else {}
+    objective = DistributionMatching(networks, SCHEDULE, guidance=2.0, distance=L2, **null)
+    null_text = arrays["in/null_text"][0]
+    padded = np.pad(null_text, ((0, case.model.max_text_tokens - len(null_text)), (0, 0)))
+    embedder = case.params["real"]["y_embedder"] | {"y_embedding": jnp.asarray(padded)}
+    held = Held({"teacher": case.params["real"] | {"y_embedder": embedder}}, {})
     trained = {**case.params["student"], FAKE: case.params["fake"]}
     grads, metrics = jax.jit(objective.of_draws)(trained, held, case.batch, case.draws)
     assert float(metrics["dm"]) == pytest.approx(float(arrays["out/dm_loss"]), rel=1e-4)

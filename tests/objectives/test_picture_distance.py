@@ -21,14 +21,24 @@ def test_tokens_are_decoded_and_compared(block_ratio):
         apply=lambda variables, one, other: (variables["params"] * jnp.square(one - other)).mean((1, 2, 3))
     )
     distance = PictureDistance(lambda scale, latents: scale * latents, network, (2, 4), 2, 0.5, block_ratio)
-    frozen = {"lpips": rows, "decoder": 3.0}
+    frozen = {"lpips": rows, "decoder": 0.1}
 
     def apart(drawn):
         tokens = [latents_to_tokens(0.5 * wanted, 2, 12, block_ratio)]
         return distance(drawn, *tokens, {}, frozen)
 
     tokens = latents_to_tokens(0.5 * drawn, 2, 12, block_ratio)
-    expected = (rows * (3 * drawn - 3 * wanted) ** 2).mean((1, 2, 3))
+    expected = (rows * (0.1 * drawn - 0.1 * wanted) ** 2).mean((1, 2, 3))
     np.testing.assert_allclose(apart(tokens), expected, rtol=1e-5)
     gradient = jax.grad(lambda drawn: apart(drawn).sum())(tokens)
     assert gradient[:, :8].all() and not gradient[:, 8:].any()
+
+
+def test_what_no_picture_shows_is_no_distance():
+    """Decoded pictures are clamped to [-1, 1]."""
+    network = types.SimpleNamespace(apply=lambda _, one, other: jnp.square(one - other).mean((1, 2, 3)))
+    distance = PictureDistance(lambda _, latents: latents, network, (2, 2), 2, 1.0)
+    frozen = {"lpips": None, "decoder": None}
+    white, whiter, black = (latents_to_tokens(np.full((1, 4, 4, 3), value, np.float32), 2, 4) for value in (2, 5, -9))
+    assert distance(white, whiter, {}, frozen) == 0
+    assert distance(white, black, {}, frozen) == 4

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lpips_files import HEADS, VGG, lpips_files
+from PIL import Image
 from resume_runs import finish, last_saved, load_arrays, start, wait_for
 from tiny_run import read_metrics, tiny_config
 from tiny_words import CAPTIONS, write_words_data
@@ -29,7 +30,7 @@ from pixart_jax.training.inputs.distance import open_distance
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.plan import open_plan
-from tools import teacher_pairs
+from tools import extract_features, teacher_pairs
 
 PAIRS = ["--num-pairs", "6", "--batch-size", "2", "--pairs-per-shard", "4", "--num-steps", "2", "--seed", "3"]
 
@@ -79,6 +80,25 @@ def test_pairs_are_what_the_teacher_draws_of_their_noise(root):
     drawn = pipeline.draw(request)[0].astype(int)
     (decoded,) = pipeline.parts.decode_latents(pair.latent_mean[None].astype(np.float32))
     # Stored in half precision, of a model that has learnt nothing, whose latents are large.
+    assert np.abs(drawn - np.clip(127.5 * (decoded + 1), 0, 255)).mean() < 0.5 < drawn.std()
+
+
+def test_a_teacher_that_holds_no_null_caption_has_its_encoders(weights, tmp_path):
+    """As a Σ pipeline of diffusers, converted."""
+    (tmp_path / "pictures").mkdir()
+    for name, caption in (("0", "a red cat on a mat"), ("1", "small green circle")):
+        picture = np.random.default_rng(int(name)).integers(0, 256, (256, 256, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(caption)
+    source = ["--source", str(tmp_path / "pictures"), "--checkpoint", str(weights), "--resolution", "256"]
+    assert extract_features.main([*source, "--out", str(tmp_path / "data")]) == 0
+    of = ["--checkpoint", str(weights), "--source", str(tmp_path / "data"), "--out", str(tmp_path / "pairs")]
+    assert teacher_pairs.main([*of, "--num-pairs", "2", "--num-steps", "2", "--batch-size", "2"]) == 0
+    pipeline, pair = TextToImage.from_checkpoint(weights), ShardReader(tmp_path / "pairs")[1]
+    assert not pipeline.parts.has_null_text
+    request = Request(pair.caption, noise=pair.noise[None].astype(np.float32), num_steps=2)
+    drawn = pipeline.draw(request)[0].astype(int)
+    (decoded,) = pipeline.parts.decode_latents(pair.latent_mean[None].astype(np.float32))
     assert np.abs(drawn - np.clip(127.5 * (decoded + 1), 0, 255)).mean() < 0.5 < drawn.std()
 
 
