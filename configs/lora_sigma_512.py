@@ -26,11 +26,12 @@ def get_config():
     config.adapter.kind = "lora"
     config.adapter.lora.update({"rank": 16, "alpha": 8.0, "init": "gaussian"})
     config.data.update({"source": "data/photos-512", "batch_size": 4})
-    # As the reference's LoRA scripts but for the rate.
+    # As the reference's LoRA scripts but for the rate; the error alone is their loss.
     config.optimizer.update(
         {"name": "adamw", "learning_rate": 1e-4, "lr_scaling": "none", "warmup_steps": 50, "weight_decay": 0.01}
     )
     config.optimizer.update({"eps": 1e-8, "grad_clip": 1.0})
+    config.train.variance_loss = False
     config.train.update(
         {"num_steps": 1500, "ema_decay": 0.99, "ema_warmup": True, "log_every": 10, "checkpoint_every": 250}
     )

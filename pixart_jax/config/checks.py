@@ -280,7 +280,7 @@ def _distillation_has_a_teacher(config: ConfigDict, require: Require) -> None:
         "init_from",
         f"config.objective.kind={kind!r} distils weights that exist already; name them",
     )
-    unset = {"data.prior_source": "", "train.snr_loss": False, "train.min_snr_gamma": 0.0}
+    unset = {"data.prior_source": "", "train.snr_loss": False, "train.min_snr_gamma": 0.0, "train.variance_loss": True}
     if kind == "distribution_matching":
         del unset["train.min_snr_gamma"]
         require(config.adapter.kind == "full", "adapter.kind", "distribution matching trains all; set it to full")

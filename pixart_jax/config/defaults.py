@@ -278,6 +278,8 @@ SETTINGS = {
         "ema_warmup": Setting(True),
         # The optimizer's state lies in the hosts' memory, and comes to the devices for each update.
         "offload_optimizer": Setting(False),
+        # Whether the loss has the learned variance's bound beside the error. The reference's LoRA scripts leave it out.
+        "variance_loss": Setting(True),
         # The reference's `snr_loss`; no config it ships sets it.
         "snr_loss": Setting(False),
         # Weighs the noise's error by min(SNR, γ)/SNR, which spares the steps with hardly any noise, and that of other

@@ -98,6 +98,7 @@ def learned_weights_fit(config: ConfigDict, require: Require) -> None:
     for is_free, what in (
         (config.adapter.kind == "full", "config.adapter.kind trains an adapter"),
         (config.objective.kind == "denoising", "config.objective.kind distils"),
+        (train.variance_loss, "config.train.variance_loss=False leaves out what is weighed too"),
         (not train.snr_loss, "config.train.snr_loss measures another error"),
         (not train.min_snr_gamma, "config.train.min_snr_gamma weighs it already"),
         (not config.data.prior_source, "config.data.prior_source adds a loss with a weight of its own"),

@@ -37,7 +37,7 @@ from pixart_jax.models.remat import AUTO
 from pixart_jax.models.routing import PATH_DROP, ROUTE_KEYS, Route, forward, routed
 from pixart_jax.objectives.alignment import aligned_loss
 from pixart_jax.objectives.consistency import consistency_loss
-from pixart_jax.objectives.denoising import diffusion_loss
+from pixart_jax.objectives.denoising import diffusion_loss, without_variance
 from pixart_jax.objectives.distribution_matching import Distance, DistributionMatching, latent_distance
 from pixart_jax.objectives.objective import Gradients, LossFn, descend, with_keys
 from pixart_jax.objectives.prior_preservation import prior_preservation_loss
@@ -250,6 +250,8 @@ def _loss(config: ConfigDict, adapter: Adapter) -> LossFn:
 def _denoising(config: ConfigDict, apply: Callable) -> LossFn:
     """That of an `Adapter.apply`."""
     train = config.train
+    if not train.variance_loss:
+        apply = without_variance(apply)
     how: dict[str, Any] = {
         "snr": train.snr_loss,
         "min_snr_gamma": train.min_snr_gamma,

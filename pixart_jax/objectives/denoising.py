@@ -54,6 +54,15 @@ def diffusion_terms(
     return terms
 
 
+def without_variance(apply: Callable) -> Callable:
+    """An `Adapter.apply` whose output leaves out the learned variance, so that the loss holds no bound of it."""
+
+    def apply_without(*arguments, **conditions):
+        return apply(*arguments, **conditions)._replace(v=None)
+
+    return apply_without
+
+
 class Drawn(NamedTuple):
     """What a model made of noisy tokens.
 

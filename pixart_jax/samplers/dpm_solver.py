@@ -6,7 +6,7 @@ import numpy as np
 
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.errors import InputError
-from pixart_jax.samplers.multistep import MultistepTable, second_order_table
+from pixart_jax.samplers.multistep import MultistepTable, second_order_table, whole_timesteps
 
 
 def reference_table(schedule: DiffusionSchedule, num_steps: int, *, always_lower_final: bool = True) -> MultistepTable:
@@ -37,7 +37,7 @@ def diffusers_table(schedule: DiffusionSchedule, num_steps: int) -> MultistepTab
     """The grid of diffusers' `DPMSolverMultistepScheduler()` as shipped with PixArt: integer timesteps, ends at sigma
     = 0."""
     _check(num_steps)
-    t = np.linspace(0, schedule.num_steps - 1, num_steps + 1).round()[:0:-1]
+    t = whole_timesteps(schedule, num_steps)[:-1]
     alphas_cumprod = np.append(schedule.alphas_cumprod[t.astype(int)], 1.0)
     return second_order_table(t, np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), {num_steps - 1})
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pixart_jax.diffusion.schedule import DiffusionSchedule
+from pixart_jax.errors import InputError
 from pixart_jax.samplers.steps import Carry, Correct, Denoiser, NoiseFn, Sampler, Stateful, faults
 
 
@@ -85,6 +87,19 @@ def second_order_table(
             correction[i] = gain[i] * step[i] / (2 * step[i - 1])
     from_x0 = np.stack([gain + correction, -correction], axis=1)
     return MultistepTable(t, alpha[:-1], sigma[:-1], sigma[1:] / sigma[:-1], from_x0, np.zeros_like(gain))
+
+
+def whole_timesteps(schedule: DiffusionSchedule, num_steps: int) -> np.ndarray:
+    """diffusers' grid: f64[num_steps + 1], whole timesteps from the last one to 0.
+
+    Raises:
+      InputError: so many steps would have a timestep twice.
+    """
+    if num_steps >= schedule.num_steps:
+        raise InputError(
+            f"num_steps = {num_steps}: a grid of whole timesteps has at most {schedule.num_steps - 1} steps"
+        )
+    return np.linspace(0, schedule.num_steps - 1, num_steps + 1).round()[::-1]
 
 
 def multistep_sampler(table: MultistepTable) -> Sampler:

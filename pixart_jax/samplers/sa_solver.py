@@ -9,7 +9,7 @@ import numpy as np
 from pixart_jax.diffusion.schedule import DiffusionSchedule
 from pixart_jax.errors import InputError
 from pixart_jax.samplers.dpm_solver import reference_grid
-from pixart_jax.samplers.multistep import MultistepTable
+from pixart_jax.samplers.multistep import MultistepTable, whole_timesteps
 
 
 def reference_table(schedule: DiffusionSchedule, num_steps: int, *, eta: float = 1.0) -> MultistepTable:
@@ -38,8 +38,7 @@ def diffusers_table(
       tau: of the timesteps f64[S] that the steps leave, f64[S].
     """
     _check(num_steps)
-    last = schedule.num_steps - 1
-    t = np.linspace(0, last, num_steps + 1).round()[::-1]
+    t = whole_timesteps(schedule, num_steps)
     alphas_cumprod = schedule.alphas_cumprod[t.astype(int)]
     return _table(t[:-1], np.sqrt(alphas_cumprod), np.sqrt(1.0 - alphas_cumprod), np.asarray(tau(t[:-1]), np.float64))
 

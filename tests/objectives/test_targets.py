@@ -9,7 +9,9 @@ import pytest
 
 from pixart_jax.diffusion.predictions import PREDICTIONS, eps_of, levels, min_snr_weights, noised, wanted
 from pixart_jax.diffusion.schedule import linear_schedule
-from pixart_jax.objectives.denoising import diffusion_loss, diffusion_terms
+from pixart_jax.models.pixart import ModelOutput
+from pixart_jax.objectives.denoising import diffusion_loss, diffusion_terms, without_variance
+from pixart_jax.objectives.objective import Held
 from pixart_jax.objectives.timesteps import DENSITIES, Timesteps
 
 SCHEDULE = linear_schedule()
@@ -49,6 +51,24 @@ def test_the_learned_variance_is_held_to_the_same_bound():
         found[prediction] = terms["vb"]
     np.testing.assert_allclose(found["x0"], found["eps"], rtol=1e-3)
     np.testing.assert_allclose(found["v"], found["eps"], rtol=1e-3)
+
+
+def test_without_the_variance_the_error_alone_is_the_loss():
+    """As in the reference's LoRA scripts (spec 7.4)."""
+
+    def apply(trained, frozen, x_t, t, **_):
+        return ModelOutput(trained * x_t, trained * x_t)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    batch = {"tokens": jnp.asarray(X0), "num_tokens": jnp.full(3, 4)}
+
+    def run(apply):
+        loss = diffusion_loss(apply, SCHEDULE)
+        return loss(jnp.float32(0.5), Held(None, None, 0), {**batch}, keys)[1]
+
+    whole, error = run(apply), run(without_variance(apply))
+    assert set(error) == {"loss", "mse"} and error["loss"] == error["mse"] == whole["mse"]
+    assert whole["loss"] == pytest.approx(whole["mse"] + whole["vb"]) and whole["vb"] > 0
 
 
 def test_flow_is_trained_over_all_of_its_way():

@@ -36,6 +36,17 @@ def relative_error(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_many_steps_are_refused_or_finite(name):
+    for num_steps in (999, 1000, 1500):
+        try:
+            sampler = build_sampler(name, schedule_of(name), num_steps)
+        except InputError as error:
+            assert f"num_steps = {num_steps}" in str(error)  # noqa: PT017
+        else:
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sampler.rows))
+
+
 @pytest.mark.parametrize("num_steps", [5, 14, 20, 30])
 def test_dpm_solver_golden(case, num_steps):
     scale = load_config("samplers")["guidance_scale"]
