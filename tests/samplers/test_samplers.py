@@ -42,7 +42,7 @@ def test_many_steps_are_refused_or_finite(name):
         try:
             sampler = build_sampler(name, schedule_of(name), num_steps)
         except InputError as error:
-            assert f"num_steps = {num_steps}" in str(error)  # noqa: PT017
+            assert f"num_steps = {num_steps}" in str(error)
         else:
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sampler.rows))
 
