@@ -37,7 +37,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.files import write_atomically
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import read_bytes
-from pixart_jax.models.splash_attention import TABLE_FILE, Blocks, blocks_by_rule, filled, splash_attention
+from pixart_jax.models.splash_attention import TABLE_FILE, Blocks, blocks_by_rule, splash_attention
 
 from .aot import ENVIRONMENT
 from .aot_cycles import estimate
@@ -73,8 +73,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     if not match or not all(int(n) for n in match.groups()):
         raise InputError(f"--shapes={text}: must be QUERIESxKEYS, such as 4096x128")
     queries, keys = map(int, match.groups())
-    blocks = blocks_by_rule(queries, keys, 2)
-    return filled(queries, blocks.queries), filled(keys, blocks.keys)
+    return blocks_by_rule(queries, keys, 2).fill(queries, keys)
 
 
 def candidates(queries: int, keys: int) -> Iterator[Blocks]:

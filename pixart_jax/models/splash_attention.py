@@ -41,8 +41,7 @@ MAX_BLOCK_BYTES, MAX_LOGITS = 2 * 512 * 4096, 1024 * 1024
 # memory suffices.
 AT_ONCE_OF_MOST, AT_ONCE_BACKWARD = 512, 256
 # What a block costs beside its tokens, in tokens, about: of queries, of keys (its part of dq), and of keys at once. So
-# some padding is worth larger blocks. A 1024 px picture of another shape has 3,968 tokens, which are filled up to
-# 4,096: in blocks of 128, which divide them, the kernels would take twice as long.
+# some padding is worth larger blocks: 1,664 is 13 times 128, which only blocks of 128 divide.
 FOR_A_BLOCK, FOR_A_PART, FOR_AT_ONCE = 64, 256, 64
 
 # Blocks that tools.tune has found better: of a chip, by "QUERIESxKEYS".
@@ -55,6 +54,10 @@ class Blocks(NamedTuple):
     queries: int
     keys: int
     at_once: int
+
+    def fill(self, queries: int, keys: int) -> tuple[int, int]:
+        """Lengths in whole blocks."""
+        return filled(queries, self.queries), filled(keys, self.keys)
 
 
 def splash_attention(
@@ -109,8 +112,7 @@ def _heads_first(x, block: int):
 def find_blocks(chip: str, queries: int, keys: int, itemsize: int) -> Blocks:
     """The table's for these lengths as the rule fills them up, which are for bfloat16, or else the rule's."""
     rule = blocks_by_rule(queries, keys, itemsize)
-    lengths = filled(queries, rule.queries), filled(keys, rule.keys)
-    found = _table().get(chip, {}).get("{}x{}".format(*lengths)) if itemsize == 2 else None
+    found = _table().get(chip, {}).get("{}x{}".format(*rule.fill(queries, keys))) if itemsize == 2 else None
     return Blocks(*found) if found else rule
 
 

@@ -122,7 +122,6 @@ class DistributionMatching:
       regression_weight: of the mean distance over pairs.
       fake_updates: steps from one of the student's turns to the next; the fake network learns in every step.
       min_snr_gamma: see `matching_loss`.
-      null: conditions -> those that differ in the teacher's null branch, whose length in the reference is its own.
     """
 
     networks: Followed
@@ -132,7 +131,6 @@ class DistributionMatching:
     regression_weight: float = 0.25
     fake_updates: int = 1
     min_snr_gamma: float = 0.0
-    null: Callable[[Mapping], Mapping] = empty_branch
 
     def __call__(self, trained: Params, held: Held, batch: Batch, keys: jax.Array) -> tuple[Params, Metrics]:
         shape = batch["tokens"].shape[1:]
@@ -184,7 +182,7 @@ class DistributionMatching:
         x_t = gaussian.q_sample(self.schedule, there, t, draws.noise)
         eps_fake, _ = self.networks.fake(fake)(x_t, t, **conditions)
         teacher = self.networks.teacher(held.frozen)
-        null = {name: jnp.asarray(value) for name, value in self.null(conditions).items()}
+        null = {name: jnp.asarray(value) for name, value in empty_branch(conditions).items()}
         # cond + w·(cond - null) is null + (1 + w)·(cond - null).
         guided = guide(lambda x, t, given: teacher(x, t, **given), conditions, null, 1.0 + self.guidance)
         found = direction(self.schedule, there, x_t, t, eps_fake, guided(x_t, t)[0], count)

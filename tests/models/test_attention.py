@@ -150,11 +150,13 @@ def test_padding_is_neither_seen_nor_moved_nor_nan(name):
         (4096, 384, 2, (2048, 384, 384)),
         # Twice the bytes, half the keys.
         (4096, 4096, 4, (512, 2048, 512)),
-        # Other aspect ratios of 1024 px and 2K: filled up to lengths that large blocks divide.
+        # Filled up to lengths that large blocks divide: 640 px, lengths of a caller's own, and 2880 px.
+        (1600, 1600, 2, (896, 1792, 896)),
         (3968, 3968, 2, (512, 4096, 512)),
         (3840, 3840, 2, (384, 3840, 768)),
         (14848, 14848, 2, (512, 3072, 1024)),
         (16256, 16256, 2, (512, 4096, 512)),
+        (32400, 32400, 2, (512, 4096, 512)),
     ],
 )
 def test_blocks_of_splash_attention_fit_the_vector_memory(queries, keys, itemsize, expected, monkeypatch):
@@ -166,7 +168,7 @@ def test_no_length_is_cut_into_small_blocks_or_filled_up_by_much(monkeypatch):
     monkeypatch.undo()
     for length in range(128, 17000, 128):
         blocks = splash.blocks_by_rule(length, length, 2)
-        queries, keys = (splash.filled(length, block) for block in blocks[:2])
+        queries, keys = blocks.fill(length, length)
         assert blocks.keys % blocks.at_once == 0 and blocks.queries * blocks.keys <= 512 * 4096
         assert blocks.queries >= min(384, length) and blocks.keys >= min(1792, length)
         assert queries <= 1.1 * length and keys <= 1.12 * length
