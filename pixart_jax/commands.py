@@ -23,6 +23,7 @@ from typing import ParamSpec
 
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path, refuse_url
+from pixart_jax.interrupts import INTERRUPTED, give_way, hear_ctrl_c
 
 # The console scripts of pyproject.toml, by the tool that each starts.
 _SCRIPTS = {
@@ -45,9 +46,7 @@ _SCRIPTS = {
 GOES_ON = "goes on where this one stopped"
 NOTHING_BEGAN = "can be given again; this one had not begun"
 BEGINS_AGAIN = "begins again; nothing half done is left"
-# As shells have it: 128 and the number of SIGINT.
-INTERRUPTED = 130
-# Likewise of SIGPIPE: what was to read the output, such as `head`, has ended.
+# As shells have it, 128 and the number of SIGPIPE: what was to read the output, such as `head`, has ended.
 NOBODY_READS = 141
 # Of compiled programs, as much as is kept; those that were used least recently go first.
 _KEPT_BYTES = 4 * 2**30
@@ -103,7 +102,8 @@ def tool(again: str) -> Callable[[Callable[Arguments, int]], Callable[Arguments,
             print_anything()
             keep_compiled_programs()
             try:
-                status = _status_of(main, *args, **kwargs)
+                with hear_ctrl_c():
+                    status = _status_of(main, *args, **kwargs)
                 sys.stdout.flush()
                 return status
             except KeyboardInterrupt:
@@ -128,7 +128,10 @@ def _status_of(main: Callable[Arguments, int], *args: Arguments.args, **kwargs: 
     """What a `main` returns, or 2 once it is printed what is wrong with its input."""
     try:
         return main(*args, **kwargs)
-    except InputError as error:
+    except Exception as error:
+        give_way()
+        if not isinstance(error, InputError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -32,6 +32,7 @@ from pixart_jax.cluster.ending import Ending, end_with_the_others, hear_of_the_o
 from pixart_jax.cluster.processes import all_fail, join
 from pixart_jax.config import find_config, flatten, read_config_file, unknown_key_error
 from pixart_jax.errors import InputError
+from pixart_jax.interrupts import give_way, hear_ctrl_c
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/ by name, or a file with a get_config().")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and pictures go; resumed if it has any.")
@@ -72,6 +73,7 @@ def main(argv: list[str], ending: Ending) -> None:
             with end_with_the_others(InputError, TrainingDiverged, SystemExit, ending=ending):
                 train_and_evaluate(_CONFIG.value, workdir, ending)
         except (InputError, TrainingDiverged, SaveFailed) as error:
+            give_way()
             code = _print_error(error)
             if not all_fail(ending.waits.failure):
                 ending.leave(code)  # An orderly end would wait for the others, and they for this process.
@@ -145,7 +147,8 @@ def run(ending: Ending | None = None) -> None:
     keep_compiled_programs()
     ending = ending or Ending()
     try:
-        app.run(lambda argv: main(argv, ending), flags_parser=parse_flags)
+        with hear_ctrl_c():
+            app.run(lambda argv: main(argv, ending), flags_parser=parse_flags)
     except InputError as error:
         sys.exit(_print_error(error))
     except KeyboardInterrupt:  # Before training, or the second one: the first is a request to save and to stop.

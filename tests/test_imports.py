@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pixart_jax"
 
 # Lowest first; a package, or a module of the root, may import what stands on its own floor or below.
 FLOORS = [
-    ["commands", "errors", "files", "rng", "tokens"],
+    ["commands", "errors", "files", "interrupts", "rng", "tokens"],
     ["devices", "cluster", "diffusion", "optimizers", "figures"],
     ["samplers", "models"],
     ["data", "config", "checkpoints", "objectives", "adapters", "shortcuts"],
@@ -28,8 +28,8 @@ FLOORS = [
 # What runs where only jax, flax, optax, einops and numpy are installed: packages, and single modules of others.
 CORE = [
     "models", "diffusion", "samplers", "objectives", "adapters", "shortcuts", "optimizers", "devices", "config",
-    "errors", "tokens", "rng", "files", "checkpoints.state", "checkpoints.checksums", "training.step", "training.flops",
-    "training.memory", "training.program",
+    "errors", "tokens", "rng", "files", "interrupts", "checkpoints.state", "checkpoints.checksums",
+    "training.step", "training.flops", "training.memory", "training.program",
 ]  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "einops", "numpy", "pixart_jax"} | set(sys.stdlib_module_names)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tiny_run import tiny_config
 
-from pixart_jax.checkpoints.checkpoints import compile_checksums
+from pixart_jax.checkpoints.state import compile_checksums
 from pixart_jax.config import build_objective, check_batch, check_config, mesh_spec
 from pixart_jax.devices.sharding import MeshSpec, batch_sharding, make_mesh, put_batch, tree_shardings
 from pixart_jax.models.params import abstract_params

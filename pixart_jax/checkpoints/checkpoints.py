@@ -35,11 +35,12 @@ from pixart_jax.checkpoints.contents import (
     write_contents,
 )
 from pixart_jax.checkpoints.save_errors import alone, noting_barrier, noting_errors, quiet_failure, save_errors
-from pixart_jax.checkpoints.state import ARRAYS, TrainState, items_of
+from pixart_jax.checkpoints.state import ARRAYS, TrainState, compile_checksums, items_of
 from pixart_jax.cluster.agreement import together
 from pixart_jax.cluster.processes import absent, client
 from pixart_jax.errors import InputError
 from pixart_jax.files import refuse_patterns
+from pixart_jax.interrupts import beside
 
 # Looks for a checkpoint that is not deleted while it is read, and seconds between two at a save that is waited for.
 _LOOKS, _POLL = 30, 0.01
@@ -269,7 +270,7 @@ class Checkpoints:
         self._check_shapes(step, recorded, abstract)
         with any_error_is_damage(item):
             args = ocp.args.Composite(**{item: _restore_args(abstract, partial=bool(leaving))})
-            params = self._manager.restore(step, args=args)[item]
+            params = beside(self._manager.restore, step, args=args)[item]
             check_structure(params, abstract)
         verify(item, recorded, params, np.asarray(jax.jit(tree_checksums)(params)).tolist())
         if not (self.directory / str(step)).is_dir():
@@ -315,7 +316,7 @@ class Checkpoints:
             self._check_shapes(step, recorded[name], items[name])
         with self._damage_on_all(step), any_error_is_damage("its arrays"):
             args = {name: _restore_args(tree) for name, tree in items.items()}
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = beside(self._manager.restore, step, args=ocp.args.Composite(**args))
             restored = {name: restored[name] for name in ARRAYS}
             check_structure(restored, items)
         checksums = iter(np.asarray(self._checksums_of(abstract)(restored)).tolist())
@@ -327,7 +328,8 @@ class Checkpoints:
     def read_progress(self, step: int) -> tuple[dict[str, Recorded], dict[str, Any]]:
         """What a checkpoint says about the arrays of each item, and the progress saved with it."""
         with any_error_is_damage("progress"):
-            contents = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+            args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            contents = beside(self._manager.restore, step, args=args)["progress"]
             if not {"crc32", "arrays"} & contents.keys():
                 logging.warning("the checkpoint of step %d is from before checksums; damage may go unnoticed", step)
                 metadata = self._manager.item_metadata(step)
@@ -381,13 +383,6 @@ def _restore_args(abstract, *, partial: bool = False) -> ocp.args.PyTreeRestore:
     """To restore an item, or part of one, with the shapes, dtypes and shardings of `abstract`."""
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     return ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
-
-
-def compile_checksums(state: TrainState) -> jax.stages.Compiled:
-    """The program that computes those of what a checkpoint keeps of such a state, where it lies; takes `items_of`."""
-    # Small, and on every process, whatever the shardings.
-    everywhere = state.step.sharding
-    return jax.jit(tree_checksums, out_shardings=everywhere).lower(items_of(state)).compile()
 
 
 def has_checkpoint(workdir: str | pathlib.Path) -> bool:

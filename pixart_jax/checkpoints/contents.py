@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 
 from pixart_jax.devices.sharding import path_name
+from pixart_jax.interrupts import give_way
 
 Leaf = TypeVar("Leaf")
 
@@ -110,13 +111,14 @@ def verify(item: str, recorded: Recorded, tree: Any, checksums: Iterable[int]) -
 def any_error_is_damage(what: str):
     """Turns what Orbax and TensorStore raise into Damaged: damage makes them raise almost anything.
 
-    But not what says that the devices or the host fail, or have too little memory.
+    But not what says that the devices or the host fail, or have too little memory; nor what comes of Ctrl-C.
     """
     try:
         yield
     except (Damaged, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
+        give_way()
         raise Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
 
 

@@ -23,6 +23,7 @@ from pixart_jax.checkpoints.save_errors import alone, save_errors
 from pixart_jax.cluster.agreement import together
 from pixart_jax.devices.offload import to_device
 from pixart_jax.devices.sharding import replicated
+from pixart_jax.interrupts import beside
 
 FOLDER = "averages"
 
@@ -109,6 +110,6 @@ def read_snapshot(workdir: pathlib.Path, step: int) -> tuple[dict[str, Recorded]
     handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone())
     with any_error_is_damage("progress"):
         reader = ocp.Checkpointer(handler, multiprocessing_options=alone())
-        contents = reader.restore(workdir.absolute() / FOLDER / str(step) / "progress")
+        contents = beside(reader.restore, workdir.absolute() / FOLDER / str(step) / "progress")
         recorded, progress = read_contents(contents)
         return recorded, progress["lengths"]

@@ -44,6 +44,13 @@ def items_of(state: TrainState) -> dict[str, Params]:
     return {name: getattr(state, name) for name in ARRAYS}
 
 
+def compile_checksums(state: TrainState) -> jax.stages.Compiled:
+    """The program that computes those of what a checkpoint keeps of such a state, where it lies; takes `items_of`."""
+    # Small, and on every process, whatever the shardings.
+    everywhere = state.step.sharding
+    return jax.jit(tree_checksums, out_shardings=everywhere).lower(items_of(state)).compile()
+
+
 def _begin(
     adapter: Adapter, tx: optax.GradientTransformation, base: Params, key: jax.Array, before: Params | None = None
 ) -> tuple[TrainState, Params]:

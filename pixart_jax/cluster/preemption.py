@@ -35,7 +35,7 @@ def stop_requests(ending: Ending | None = None):
 
     def receive(number, _) -> None:
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, previous[number])
         received.append(signal.Signals(number))
 
     heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -13,7 +13,7 @@ from pixart_jax.config import build_model, load_config
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.runs import describe_run
-from pixart_jax.conversion.stored import StoredArrays
+from pixart_jax.conversion.stored_arrays import StoredArrays
 from pixart_jax.data.shards.manifest import ENCODERS, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import parameter_shapes

@@ -18,7 +18,7 @@ import numpy as np
 from pixart_jax.conversion.arrays import read_json
 from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.names.controlnet import convert_controlnet, count_copies
-from pixart_jax.conversion.stored import StoredArrays, write_params
+from pixart_jax.conversion.stored_arrays import StoredArrays, write_params
 from pixart_jax.errors import InputError
 from pixart_jax.models.controlnet import copy_blocks
 from pixart_jax.models.params import init_params

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from pixart_jax.conversion.arrays import WEIGHTS, FileArrays, open_arrays, read_json
 from pixart_jax.conversion.encoder_kinds import ENCODER_KINDS, KINDS
 from pixart_jax.conversion.finite import check_finite
-from pixart_jax.conversion.stored import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
+from pixart_jax.conversion.stored_arrays import StoredArrays, check_shapes, restore_tree, stored_leaves, write_params
 from pixart_jax.conversion.weight_files import check_weight_file, find_weights
 from pixart_jax.devices.sharding import tree_shardings
 from pixart_jax.errors import InputError

@@ -32,7 +32,8 @@ from pixart_jax.conversion.finite import check_finite
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.formats.lora import FewSteps, LoraWeights
 from pixart_jax.conversion.lora import lora_of_arrays
-from pixart_jax.conversion.stored import StoredArrays, StoredModel
+from pixart_jax.conversion.stored import StoredModel
+from pixart_jax.conversion.stored_arrays import StoredArrays
 from pixart_jax.data.shards.manifest import ENCODERS, Manifest, read_manifest
 from pixart_jax.errors import InputError
 from pixart_jax.models.params import init_params, parameter_shapes

@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from pixart_jax.conversion.checksums import write_checksums
 from pixart_jax.conversion.mapped import mapped_arrays
-from pixart_jax.conversion.stored import StoredArrays, restore_tree, stored_leaves, write_params
+from pixart_jax.conversion.stored_arrays import StoredArrays, restore_tree, stored_leaves, write_params
 from pixart_jax.errors import InputError
 
 RNG = np.random.default_rng(0)

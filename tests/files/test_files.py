@@ -14,7 +14,7 @@ from tiny_run import tiny_config
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.commands import path_argument
-from pixart_jax.conversion.stored import stored_leaves
+from pixart_jax.conversion.stored_arrays import stored_leaves
 from pixart_jax.errors import InputError
 from pixart_jax.files import local_path, refuse_patterns, write_atomically
 from pixart_jax.training.loop import train_and_evaluate

@@ -107,7 +107,7 @@ def test_text_and_pictures(parts):
 )
 def test_encoders_are_named(weights, tmp_path, kind, name, message):
     from pixart_jax.conversion.encoders import open_encoder
-    from pixart_jax.conversion.stored import write_params
+    from pixart_jax.conversion.stored_arrays import write_params
 
     shutil.copytree(weights / kind, tmp_path / kind)
     arrays = open_encoder(weights / kind, kind).arrays.read_all()

@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, INTERRUPTED, NOBODY_READS, NOTHING_BEGAN, text_argument, tool
+from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, NOBODY_READS, NOTHING_BEGAN, text_argument, tool
 from pixart_jax.errors import InputError
 from pixart_jax.files import errors_naming, local_path
+from pixart_jax.interrupts import INTERRUPTED
 
 ROOT = pathlib.Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}

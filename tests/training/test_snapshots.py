@@ -10,7 +10,7 @@ from tiny_words import CAPTIONS, write_words_data
 from pixart_jax.checkpoints.snapshots import FOLDER, snapshot_steps
 from pixart_jax.config import check_config
 from pixart_jax.conversion import averages
-from pixart_jax.conversion.stored import StoredArrays
+from pixart_jax.conversion.stored_arrays import StoredArrays
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.training.loop import train_and_evaluate

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from pixart_jax.commands import INTERRUPTED
 from pixart_jax.config import read_config_file
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import save_png
@@ -19,6 +18,7 @@ from pixart_jax.files import write_atomically
 from pixart_jax.files.typed_json import parse, read_bytes
 from pixart_jax.generation.adaptation import AdapterFile
 from pixart_jax.generation.pipeline import TextToImage
+from pixart_jax.interrupts import INTERRUPTED
 from pixart_jax.main import log_the_run
 from pixart_jax.training.loop import train_and_evaluate
 

@@ -1,0 +1,146 @@
+"""Ctrl-C where Python loses it, where asyncio takes it, and while libraries read."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from pixart_jax.checkpoints.contents import Damaged, any_error_is_damage
+from pixart_jax.commands import GOES_ON, tool
+from pixart_jax.errors import InputError
+from pixart_jax.interrupts import INTERRUPTED, beside, give_way, hear_ctrl_c
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+class Destroyed:
+    def __del__(self):
+        ctrl_c()
+
+
+def lose_two():
+    """What is raised in a destructor is lost, and perhaps again."""
+    Destroyed()
+    Destroyed()
+    time.sleep(60)
+    raise AssertionError("Ctrl-C was lost")
+
+
+async def deaf():
+    """Ends as if nothing were, though it was asked to stop."""
+    ctrl_c()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0.01)
+    return "done"
+
+
+@pytest.mark.parametrize("lose", [lose_two, lambda: asyncio.run(deaf())], ids=["destructors", "asyncio"])
+def test_ctrl_c_is_not_lost(lose, capsys):
+    with pytest.raises(KeyboardInterrupt), hear_ctrl_c():
+        lose()
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_error_that_comes_of_ctrl_c_is_not_about_the_input(capsys):
+    @tool(GOES_ON)
+    def main(error):
+        try:
+            ctrl_c()
+        except KeyboardInterrupt:  # As a library may.
+            raise error from None
+
+    for error in (InputError("x is damaged"), ValueError("cancelled")):
+        assert main(error) == INTERRUPTED
+        assert capsys.readouterr().err == f"interrupted; the same command {GOES_ON}\n"
+
+    @tool(GOES_ON)
+    def damaged():
+        with any_error_is_damage("its arrays"):
+            raise ValueError("cancelled")
+
+    with pytest.raises(Damaged):  # The next one in this process is not taken for interrupted.
+        damaged()
+
+    @tool(GOES_ON)
+    def not_damaged():
+        with pytest.raises(KeyboardInterrupt):
+            ctrl_c()
+        with any_error_is_damage("its arrays"):
+            raise ValueError("cancelled")
+
+    assert not_damaged() == INTERRUPTED
+
+
+def test_a_tool_inside_of_another_leaves_it_interrupted():
+    @tool(GOES_ON)
+    def inner():
+        ctrl_c()
+
+    @tool(GOES_ON)
+    def outer():
+        status = inner()
+        with pytest.raises(KeyboardInterrupt):
+            give_way()
+        return status
+
+    assert outer() == INTERRUPTED
+
+
+def test_one_who_ignores_ctrl_c_is_left_to_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with hear_ctrl_c():
+            ctrl_c()
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_beside_gives_what_the_call_does():
+    assert beside(lambda a, b: (a, b, threading.current_thread().name), 1, b=2) == (1, 2, "reading")
+    for error in (KeyError("x"), TimeoutError("y")):
+        with pytest.raises(type(error), match=error.args[0]):
+            beside(lambda error=error: (_ for _ in ()).throw(error))
+
+
+READING = """
+import atexit, sys, time
+from pixart_jax.commands import GOES_ON, tool
+from pixart_jax.interrupts import beside
+
+def read():
+    print("waiting", flush=True)
+    time.sleep(60)
+
+@tool(GOES_ON)
+def main():
+    beside(time.sleep, 0)
+    atexit.register(time.sleep, 60)  # As libraries that would wait for the reading.
+    beside(read)
+
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_waits_for_no_reading():
+    process = subprocess.Popen(
+        [sys.executable, "-c", READING],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(50) == INTERRUPTED
+    assert process.communicate() == ("", f"interrupted; the same command {GOES_ON}\n")
