@@ -18,65 +18,74 @@ from typing import ParamSpec, TypeVar
 
 # As shells have it: 128 and the number of SIGINT.
 INTERRUPTED = 130
-# Seconds until Ctrl-C is raised again.
-_AGAIN = 0.02
+# Seconds between two looks at what has become of Ctrl-C, and how many find nothing of it before it is raised again.
+_LOOK, _LOOKS = 0.5, 2
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_asked = threading.Event()
+# No lock guards it: a signal handler that waits for one may wait for itself.
+_asked = False
 
 
 @contextmanager
 def hear_ctrl_c():
-    """Inside, Ctrl-C is a KeyboardInterrupt in the main thread until something catches it, and `give_way` knows of it.
+    """Inside, Ctrl-C is a KeyboardInterrupt in the main thread that comes again until it comes through to here, and
+    `give_way` knows of it.
 
     Python raises it wherever the main thread is. In a destructor, or in what C++ calls, it would be printed and
-    forgotten; and asyncio, where it finds Python's own handler, asks a task to stop, which that may not heed.
+    forgotten; some functions of JAX catch everything and try another way; and asyncio, where it finds Python's own
+    handler, asks a task to stop, which that may not heed.
 
     Where Ctrl-C is ignored, as nohup and shells have it, or is another's already, nothing is changed.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    global _asked
+    main = threading.main_thread()
+    if threading.current_thread() is not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    _asked.clear()
-    hook = sys.unraisablehook
-    timer: threading.Timer | None = None
-
-    def raise_again(lost: sys.UnraisableHookArgs) -> None:
-        nonlocal timer
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            hook(lost)
-        elif timer is None or not timer.is_alive():
-            # Not from here, where it would be lost as well; and as a signal, which wakes a thread that sleeps.
-            main = threading.main_thread().ident
-            timer = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
-            timer.daemon = True
-            timer.start()
-
+    _asked, over, hook = False, threading.Event(), sys.unraisablehook
+    watch = threading.Thread(target=_raise_until, args=(over, main.ident), name="Ctrl-C", daemon=True)
+    watch.start()
     signal.signal(signal.SIGINT, _raise)
-    sys.unraisablehook = raise_again
+    sys.unraisablehook = lambda lost: None if issubclass(lost.exc_type, KeyboardInterrupt) else hook(lost)
     try:
         yield
     finally:
+        over.set()
+        watch.join()
         sys.unraisablehook = hook
-        if timer:
-            timer.cancel()
-            timer.join()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _raise(number: int, frame: types.FrameType | None) -> None:
-    _asked.set()
+    global _asked
+    _asked = True
     raise KeyboardInterrupt
+
+
+def _raise_until(over: threading.Event, main: int) -> None:
+    """Once Ctrl-C has come: sees to it that the main thread either deals with it or gets it again."""
+    without = 0
+    while not over.wait(_LOOK):
+        without = 0 if not _asked or _is_dealt_with(main) else without + 1
+        if without == _LOOKS:
+            without = 0
+            signal.pthread_kill(main, signal.SIGINT)
+
+
+def _is_dealt_with(thread: int) -> bool:
+    """Whether a thread is in an `except`, `finally` or `with` that a KeyboardInterrupt has led to."""
+    found = sys._current_exceptions().get(thread)
+    error: BaseException | None = found[1] if isinstance(found, tuple) else found  # As Python 3.11 and 3.12 have it.
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def give_way() -> None:
     """Raises KeyboardInterrupt if Ctrl-C has come: the error at hand may come of that, whatever it says."""
-    if _asked.is_set():
+    if _asked:
         raise KeyboardInterrupt
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -26,12 +26,23 @@ class Destroyed:
         ctrl_c()
 
 
+def wait():
+    time.sleep(60)
+    raise AssertionError("Ctrl-C was lost")
+
+
 def lose_two():
     """What is raised in a destructor is lost, and perhaps again."""
     Destroyed()
     Destroyed()
-    time.sleep(60)
-    raise AssertionError("Ctrl-C was lost")
+    wait()
+
+
+def try_another_way():
+    """As jax.nn.dot_product_attention."""
+    with suppress(BaseException):
+        ctrl_c()
+    wait()
 
 
 async def deaf():
@@ -42,12 +53,39 @@ async def deaf():
     return "done"
 
 
-@pytest.mark.parametrize("lose", [lose_two, lambda: asyncio.run(deaf())], ids=["destructors", "asyncio"])
+@pytest.mark.parametrize("lose", [lose_two, try_another_way, lambda: asyncio.run(deaf())])
 def test_ctrl_c_is_not_lost(lose, capsys):
     with pytest.raises(KeyboardInterrupt), hear_ctrl_c():
         lose()
     assert capsys.readouterr().err == ""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_does_not_break_off_what_ends_because_of_it():
+    ended = []
+
+    @contextmanager
+    def folder():
+        try:
+            yield
+        finally:
+            time.sleep(1.3)
+            ended.append("folder")
+
+    with pytest.raises(KeyboardInterrupt), hear_ctrl_c():
+        try:
+            with folder():
+                ctrl_c()
+        except BaseException as error:
+            time.sleep(1.3)
+            ended.append("except")
+            try:
+                raise ValueError("another") from error
+            except ValueError:
+                time.sleep(1.3)
+                ended.append("another")
+            raise
+    assert ended == ["folder", "except", "another"]
 
 
 def test_an_error_that_comes_of_ctrl_c_is_not_about_the_input(capsys):
