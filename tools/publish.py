@@ -163,6 +163,8 @@ def show(repo: str, contents: Contents, files: Mapping[str, pathlib.Path | bytes
         lines.setdefault(f"{folder}/" if folders[folder] > LISTED else name, []).append(sizes[name])
     for name, found in lines.items():
         print(f"  {as_bytes(sum(found)):>12}  {name}" + (f"  {len(found)} files" if len(found) > 1 else ""))
+    if contents.left_out:
+        print(f"not of the model, and left out: {', '.join(contents.left_out)}")
     print(f"{CARD}:")
     print("\n".join(f"  {line}".rstrip() for line in card.splitlines()), flush=True)
 

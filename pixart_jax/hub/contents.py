@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 
 from pixart_jax.commands import command
@@ -17,6 +18,9 @@ from pixart_jax.files.typed_json import read_fields
 CARD = "README.md"
 # Of the model card.
 IMAGES = "images"
+# What a model of ours consists of. In its folder tools.sample puts what it draws, and people what they like.
+_PARTS = ("model.json", "params", "controlnet", "text_encoder", "vae", "encoders", IMAGES)
+_FOR_ALL = re.compile(r"(licen[cs]e|notice)\b.*", re.IGNORECASE)
 _CURE = "convert the weights again"
 _KINDS = (
     "a folder that tools.convert wrote, a pipeline or transformer of diffusers, an adapter, a .pth of PixArt, or the "
@@ -56,12 +60,14 @@ class Contents:
       files: each by its path in the repository; the card is not among them.
       class_name: of diffusers, which opens them; "" where it has none.
       stored: what a model of ours says of itself.
+      left_out: what else lies there, and is no part of it: files and folders, by name.
     """
 
     kind: Kind
     files: Mapping[str, pathlib.Path]
     class_name: str = ""
     stored: StoredModel | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def look(source: pathlib.Path) -> Contents:
@@ -90,7 +96,9 @@ def look(source: pathlib.Path) -> Contents:
             raise InputError(f"{path}: a download that is not whole; {_CURE}, or download it again")
     files.pop(CARD, None)
     if "model.json" in files:
-        return Contents(MODEL, files, stored=read_stored_model(source))
+        parts = {name: path for name, path in files.items() if _is_part(name.split("/")[0])}
+        others = dict.fromkeys(name.split("/")[0] for name in files.keys() - parts.keys())
+        return Contents(MODEL, parts, stored=read_stored_model(source), left_out=tuple(sorted(others)))
     if "model_index.json" in files:
         return Contents(PIPELINE, files, class_name=_class_of(files["model_index.json"]))
     if CONFIG_FILE in files or any(name in files for name in WEIGHT_FILES):
@@ -101,6 +109,10 @@ def look(source: pathlib.Path) -> Contents:
     if (source / "checkpoints").is_dir():
         raise InputError(f"{source} is a run: it is published by {command('publish')} {source} USER/NAME")
     raise InputError(f"{source} is nothing that can be published: that is {_KINDS}")
+
+
+def _is_part(name: str) -> bool:
+    return name in _PARTS or _FOR_ALL.fullmatch(name) is not None
 
 
 def _class_of(path: pathlib.Path) -> str:

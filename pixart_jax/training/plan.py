@@ -55,6 +55,14 @@ from pixart_jax.warm_start.trained_adapter import load_trained_adapter
 
 # Says whose the workdir is; a killed run leaves it behind, but free.
 LOCK_FILE = ".lock"
+# What makes a folder something else than a run.
+_MARKS = {
+    "model.json": "a converted model",
+    "model_index.json": "a pipeline of diffusers",
+    "params": "an encoder or another part of a converted model",
+    "manifest.json": "a data set",
+    "adapter_config.json": "an adapter",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +145,7 @@ def _open_plan(
     with together("checking what the run needs"):
         path = local_path(workdir, "--workdir").absolute()
         refuse_patterns(path, "--workdir")
+        refuse_what_is_no_run(path)
         check_config(config)
         resolve_paths(config)
         check_batch(config, jax.device_count())
@@ -215,6 +224,13 @@ def open_init_from(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path
     start = open_base(config, manifest, workdir)
     logging.info("starting from %s\n  %s", start.path, "\n  ".join(start.table))
     return start
+
+
+def refuse_what_is_no_run(path: pathlib.Path) -> None:
+    """Raises InputError for a folder that is something else already, and would be taken for that afterwards."""
+    for name, what in _MARKS.items():
+        if (path / name).exists():
+            raise InputError(f"--workdir={path} is {what}, as its {name} says; name another folder for the run")
 
 
 @contextmanager

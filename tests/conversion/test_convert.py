@@ -374,12 +374,22 @@ def test_a_compression_that_leaves_no_weights_is_told(sampling, tmp_path, capsys
         ("sigma_plain", KV, "pass --kv-sampling too"),
         ("sigma_plain", ["--kv-sampling=ave", "--kv-from=99"], "--kv-from 99"),
         ("sigma_plain", ["--kv-sampling=ave", "--kv-ratio=1"], "--kv-ratio 1"),
+        ("sigma_plain", ["--kv-sampling=ave", "--kv-ratio=0"], "--kv-ratio 0"),
         ("sigma_kv_compress", ["--kv-sampling=uniform"], "has weights of a convolution"),
     ],
 )
 def test_a_compression_that_contradicts_the_file_is_refused(case, options, message, tmp_path, capsys):
     assert main([str(GOLDEN / f"{case}.pth"), str(tmp_path / "model"), *SMALL, *options]) == 2
     assert message in capsys.readouterr().err and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--kv-sampling=ave", "--kv-ratio=2", "--kv-from=0"])
+def test_a_compression_that_diffusers_does_not_have_is_refused(sigma, option, tmp_path, capsys):
+    convert(sigma, tmp_path / "diffusers", "--to=diffusers")
+    capsys.readouterr()
+    assert main([str(tmp_path / "diffusers"), str(tmp_path / "model"), *SMALL, option]) == 2
+    assert "compresses no keys and values; leave" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["diffusers"]
 
 
 def test_a_killed_run_leaves_nothing_in_the_way(sigma, tmp_path):

@@ -308,6 +308,14 @@ def test_workdir_that_cannot_be_written(data, tmp_path):
         train_and_evaluate(tiny_config(data), str(tmp_path / "file" / "run"))
 
 
+@pytest.mark.parametrize("mark", ["model.json", "model_index.json", "params", "manifest.json", "adapter_config.json"])
+def test_a_folder_that_is_something_else_is_no_workdir(mark, data, tmp_path):
+    (tmp_path / mark).touch()
+    with pytest.raises(InputError, match=rf"--workdir=.* is an? .*, as its {mark} says; name another"):
+        train_and_evaluate(tiny_config(data), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [mark]
+
+
 def test_truncated_shard_is_named_with_its_records(data, tmp_path):
     broken = write_data(tmp_path / "data")
     shard = sorted(broken.glob("*.array_record"))[1]

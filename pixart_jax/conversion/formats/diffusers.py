@@ -37,6 +37,11 @@ _MAX_SAMPLE_SIZE = 1 << 12
 
 def _read_config(source: Source, hints: Hints, fallback: Hints) -> tuple[dict[str, Any], tuple[int, float]]:
     """Fields of PixArt, and position base and scale, from diffusers' config.json, or without it from the shapes."""
+    if (hints.kv_sampling, hints.kv_ratio, hints.kv_from) != (None, None, None):
+        raise InputError(
+            f"{source.path}: diffusers' PixArt compresses no keys and values; leave --kv-sampling, --kv-ratio and "
+            "--kv-from out"
+        )
     given = _config_of_shapes(source, hints, fallback) if source.config is None else source.config
     name = given.get("_class_name", "PixArtTransformer2DModel")
     # Released configurations carry the name of the class that once held every transformer.

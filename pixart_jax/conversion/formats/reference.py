@@ -71,7 +71,8 @@ def _compression(source: Source, found: tuple[int, ...], depth: int, hints: Hint
         )
     if found:
         return found, "conv"
-    ratio, first = hints.kv_ratio or 2, depth // 2 if hints.kv_from is None else hints.kv_from
+    ratio = 2 if hints.kv_ratio is None else hints.kv_ratio
+    first = depth // 2 if hints.kv_from is None else hints.kv_from
     if ratio < 2 or not 0 <= first < depth:
         raise InputError(f"--kv-ratio {ratio} --kv-from {first}: a ratio of at least 2, from one of {depth} blocks on")
     return tuple(ratio if block >= first else 1 for block in range(depth)), hints.kv_sampling
