@@ -311,7 +311,9 @@ def name_argument(text: str) -> str:
 
 
 def quieten_libraries() -> None:
-    """Keeps off the terminal what TensorFlow, absl and Orbax say of themselves; errors and our warnings stay."""
+    """Keeps off the terminal what TensorFlow, absl and Orbax say of themselves; our warnings and their errors stay, but
+    for those that we get as well, and tell: of one full disk Orbax prints hundreds of lines, some as the process ends.
+    """
     # TensorFlow, which some datasets are read with and which computes nothing here, says at its import how it would.
     for name, value in (("TF_CPP_MIN_LOG_LEVEL", "2"), ("TF_ENABLE_ONEDNN_OPTS", "0")):
         os.environ.setdefault(name, value)
@@ -319,8 +321,16 @@ def quieten_libraries() -> None:
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_no_chatter)
+    logging.getLogger("asyncio").addFilter(_is_told_by_nobody_else)
 
 
 def _is_no_chatter(record: logging.LogRecord) -> bool:
-    """Orbax warns that a checkpoint opened for reading is opened for reading, and of files that it can do without."""
-    return record.levelno >= logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts
+    """Orbax warns that a checkpoint opened for reading is opened for reading, and of files that it can do without; what
+    it logs with a stack it raises as well."""
+    if "orbax" not in pathlib.Path(record.pathname).parts:
+        return True
+    return record.levelno >= logging.ERROR and not record.exc_info
+
+
+def _is_told_by_nobody_else(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()

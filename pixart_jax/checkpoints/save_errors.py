@@ -105,9 +105,23 @@ def alone() -> ocp.options.MultiprocessingOptions:
 
 @contextmanager
 def quiet_failure():
-    """Where one array cannot be read, those that are read beside it fail as well: not with tracebacks of their own.
+    """Where one array cannot be read, those that are read beside it fail as well: see `told_once`.
 
     Yields what to call after a failure: it waits for the others.
+    """
+
+    def settle() -> None:
+        time.sleep(_SETTLE)
+        gc.collect()  # Now, and not when nothing listens any more.
+
+    with told_once():
+        yield settle
+
+
+@contextmanager
+def told_once():
+    """Inside, what fails in Orbax is told by whoever asked for it, and by none of the tasks on the way; of the log see
+    `commands.quieten_libraries`.
     """
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
 
@@ -120,13 +134,8 @@ def quiet_failure():
 
     logger.addFilter(is_ours)
     sys.unraisablehook = pass_on
-
-    def settle() -> None:
-        time.sleep(_SETTLE)
-        gc.collect()  # Now, and not when nothing listens any more.
-
     try:
-        yield settle
+        yield
     finally:
         sys.unraisablehook = hook
         logger.removeFilter(is_ours)

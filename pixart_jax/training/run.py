@@ -11,6 +11,7 @@ from absl import logging
 
 from pixart_jax.adapters.adapter import Parameters
 from pixart_jax.checkpoints.checkpoints import Checkpoints
+from pixart_jax.checkpoints.save_errors import told_once
 from pixart_jax.checkpoints.snapshots import Snapshots
 from pixart_jax.checkpoints.state import TrainState
 from pixart_jax.cluster.agreement import gather
@@ -203,6 +204,7 @@ def open_run(plan: Plan, evaluators: Sequence[Evaluator]) -> Iterator[Run]:
     """Begins a run, or goes on with the one in the workdir; closes, in order, whatever it opened."""
     train, ending, birth = plan.config.train, plan.ending, "the birth of the state, or its return"
     with ExitStack() as closing:
+        closing.enter_context(told_once())
         if plan.mirror:
             plan.mirror.start()
             closing.callback(plan.mirror.close)
