@@ -97,10 +97,11 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     asked = {name: getattr(args, name) for name in ("num_images", "batch_size", "seed", *SAMPLING)}
     shape = given.shape(shape, pipeline.resolution) if given else shape
     asked |= control.shape(shape, pipeline) if control else shape
-    asked["negative_prompt"] = negative if styles else args.negative_prompt
     # What is wrong with a setting is said before anything is drawn.
-    whole = Request(prompts, **asked)
-    manner = pipeline.manner(whole)
+    manner = pipeline.manner(Request(prompts, **asked, negative_prompt=args.negative_prompt))
+    if not manner.has_null_branch:  # A style's own is for who guides.
+        negative = [None] * len(prompts)
+    whole = Request(prompts, **asked, negative_prompt=negative if manner.has_null_branch and styles else negative[0])
     canvas = whole.canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)

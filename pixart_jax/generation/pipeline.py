@@ -36,7 +36,7 @@ from pixart_jax.generation.values import finite_array, whole_number
 from pixart_jax.models.layers import Dtype
 from pixart_jax.samplers import FEW_STEPS, build_sampler, guidance_of
 from pixart_jax.samplers.guidance import null_branch
-from pixart_jax.samplers.program import DROPPED_PATH, EMBEDDED, draw_noise, sample_in_batches, words_of
+from pixart_jax.samplers.program import EMBEDDED, draw_noise, sample_in_batches, words_of
 from pixart_jax.samplers.steps import Apply, TakeStep
 from pixart_jax.samplers.stepwise import Programs, StepwiseSampler, Watch, compile_programs
 from pixart_jax.tokens import DOWNSAMPLE, block_order, grid_positions, latents_to_tokens, tokens_to_latents
@@ -272,22 +272,21 @@ class TextToImage:
             guidance = EMBEDDED
         else:
             guidance = request.guidance or ("cfg" if usual == "none" and request.guidance_scale is not None else usual)
-        if request.guidance_interval is not None and guidance not in ("cfg", DROPPED_PATH):
-            raise InputError("guidance_interval: these pictures are drawn without guidance; leave it out")
+        if request.guidance == "none" and request.guidance_scale is not None:
+            raise InputError('guidance_scale: guidance = "none" draws without; leave one of the two out')
         check_path_drop(parts, guidance, request.reuse)
         num_steps = request.num_steps or few or parts.num_steps
         if request.reuse is not None:
             check_reuse(parts, request.reuse, sampler, num_steps, request.guidance_interval is not None)
         size = request.canvas(parts.resolution).size
         check_tokens(parts.mesh.shape.get("context", 1), parts.model, size, self._num_tokens(size))
-        return Manner(
-            sampler,
-            num_steps,
-            guidance,
-            parts.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            request.guidance_interval,
-            request.reuse,
-        )
+        scale = parts.guidance_scale if request.guidance_scale is None else request.guidance_scale
+        manner = Manner(sampler, num_steps, guidance, scale, request.guidance_interval, request.reuse)
+        for name in ("guidance_interval", "negative_prompt"):
+            if getattr(request, name) is not None and not manner.has_null_branch:
+                cure = ", or name a guidance_scale" if guidance == "none" and not request.guidance else ""
+                raise InputError(f"{name}: nothing heeds it without classifier-free guidance; leave it out{cure}")
+        return manner
 
     @property
     def resolution(self) -> int:

@@ -12,6 +12,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.generation.canvas import Canvas, choose_canvas
 from pixart_jax.generation.values import captions, finite_array, interval, real_number, whole_number
 from pixart_jax.rng import check_seed
+from pixart_jax.samplers.program import DROPPED_PATH
 from pixart_jax.samplers.steps import Correct
 
 # (what is being done, how many are done, of how many)
@@ -51,6 +52,11 @@ class Manner:
     guidance_scale: float
     guidance_interval: tuple[float, float] | None = None
     reuse: str | None = None
+
+    @property
+    def has_null_branch(self) -> bool:
+        """Whether the model is also asked without the caption, or with the negative prompt in its place."""
+        return self.guidance in ("cfg", DROPPED_PATH)
 
 
 # The least of each attribute of a `Request` that is a whole number.

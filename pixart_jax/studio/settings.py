@@ -78,7 +78,7 @@ class Settings:
         Args:
           takes_scale: the model takes the guidance scale as an input, see `program.EMBEDDED`.
         """
-        prompt, negative = self.worded(styles)
+        prompt, negative = self.worded(styles, takes_scale=takes_scale)
         guidance = self._guidance
         return Request(
             [prompt],
@@ -98,14 +98,16 @@ class Settings:
         """Of a model that does not take the scale as an input."""
         return self.guidance if guidance_of(self.sampler) == "cfg" else "none"
 
-    def worded(self, styles: Mapping[str, Style]) -> tuple[str, str | None]:
-        """Prompt and negative prompt in the style; None is the null caption."""
-        negative = self.negative_prompt or None
-        return (self.prompt, negative) if self.style == NO_STYLE else styles[self.style].of(self.prompt, negative)
+    def worded(self, styles: Mapping[str, Style], *, takes_scale: bool = False) -> tuple[str, str | None]:
+        """Prompt and negative prompt in the style; None is the null caption, or that nothing heeds one."""
+        prompt, negative = self.prompt, self.negative_prompt or None
+        if self.style != NO_STYLE:
+            prompt, negative = styles[self.style].of(prompt, negative)
+        return prompt, None if takes_scale or self._guidance == "none" else negative
 
     def chunks(self, styles: Mapping[str, Style], number: int, *, takes_scale: bool = False) -> dict[str, str]:
         """The text chunks of the PNG of a picture, the number-th of these settings."""
-        prompt, negative = self.worded(styles)
+        prompt, negative = self.worded(styles, takes_scale=takes_scale)
         guidance = "cfg" if takes_scale else self._guidance
         told: dict[str, Any] = {
             "prompt": prompt,

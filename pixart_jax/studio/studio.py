@@ -149,7 +149,7 @@ class Studio:
         if job.given is not None or job.control is not None:
             return None
         alike = dataclasses.replace(job.settings, prompt="", negative_prompt="", style=NO_STYLE, seed=0)
-        return (*dataclasses.astuple(alike), job.settings.worded(self.styles)[1] is None)
+        return (*dataclasses.astuple(alike), job.settings.worded(self.styles, takes_scale=self._takes_scale)[1] is None)
 
     def _work(self) -> None:
         while (jobs := self._next()) is not None:

@@ -57,5 +57,11 @@ def test_a_sheet_of_one_prompt_in_several_styles(weights, tmp_path, capsys):
 
     texts = [Image.open(tmp_path / "out" / name).text for name in drawn]
     assert [text["negative_prompt"] for text in texts] == ["blur", "blur, c"]
+    # Without guidance nothing heeds a style's negative prompt; of one's own that is said.
+    without = [*shared, *own, "--styles", "--guidance", "none"]
+    assert sample.main(without) == 0
+    assert not any("negative_prompt" in Image.open(tmp_path / "out" / name).text for name in drawn)
+    assert sample.main([*without, "--negative-prompt", "blur"]) == 2
+    assert "negative_prompt: nothing heeds it" in capsys.readouterr().err
     assert sample.main([*shared, *own]) == 2 and "--style-file" in capsys.readouterr().err
     assert sample.main([*shared, "--style", "oils"]) == 2 and "did you mean oil" in capsys.readouterr().err

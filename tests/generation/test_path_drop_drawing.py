@@ -55,7 +55,7 @@ def test_one_program_draws_all_scales_and_negative_prompts(folder, pipeline, com
 
 
 def test_outside_of_the_interval_nothing_guides(pipeline):
-    unguided = drawn(pipeline, guidance="none")
+    unguided = drawn(pipeline, guidance="none", guidance_scale=None)
     assert np.abs(drawn(pipeline, guidance_interval=(0, 1)) - unguided).max() <= 1
     assert np.abs(drawn(pipeline, guidance_interval=(0, 1000)) - drawn(pipeline)).max() <= 1
 

@@ -1,6 +1,7 @@
 """The studio draws what tools.sample draws, tells of every step, stops, batches, and lives through what is broken."""
 
 import dataclasses
+import json
 import re
 import threading
 
@@ -63,6 +64,15 @@ def test_the_same_picture_as_tools_sample_and_no_second_compilation(studio, work
     again = submitted(studio, num_images=2, num_steps=9, guidance_scale=1.5, seed=4)
     assert again.wait().state is State.DONE
     assert "jit(sample_step)" not in compilations  # Another number of steps, scale, prompt and seed.
+
+
+def test_without_guidance_no_negative_prompt_is_told(studio):
+    """The page keeps what stands there, for the next sampler."""
+    job = submitted(studio, sampler="lcm", num_steps=1, negative_prompt="blue")
+    assert job.wait().state is State.DONE
+    chunks = Image.open(job.view.pictures[0].path).info
+    assert "negative_prompt" not in chunks and "guidance_scale" not in chunks
+    assert json.loads(chunks[CHUNK])["negative_prompt"] == "blue"
 
 
 def test_every_step_is_told_with_a_preview(studio):
