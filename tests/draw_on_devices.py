@@ -124,7 +124,9 @@ CASES = {
         "context=4", (1, 64), ONE | {"num_steps": 5, "reuse": "1.5"}, lay=(in_int8, with_lora)
     ),
     "interval": Case("context=4", (1, 64), ONE | {"guidance_interval": (400, 700)}),
-    "few steps near a picture": Case("data=2,context=4", (1, 64), ONE | {"sampler": "lcm"}, begin=near),
+    "few steps near a picture": Case(
+        "data=2,context=4", (1, 64), ONE | {"sampler": "lcm", "negative_prompt": None}, begin=near
+    ),
     "a ControlNet under a LoRA, and a part that is kept": Case(
         "data=2,context=4", (1, 64), ONE, COMPRESSED, lay=(with_control, with_lora), begin=followed
     ),
