@@ -273,6 +273,14 @@ def test_checkpoint(config_file, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("what", ["data", "convert", "checkpoint"])
+def test_a_directory_that_cannot_be_written_to_is_refused(what, config_file, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    options = [f"--config={config_file}"] if what == "checkpoint" else []
+    assert main([f"--what={what}", f"--directory={tmp_path / 'file' / 'deeper'}", *options]) == 2
+    assert f"--directory {tmp_path}/file/deeper: {tmp_path}/file is no folder; name another" in capsys.readouterr().err
+
+
 def test_torch_save(tmp_path):
     figures = make_contender("torch_parts.Save", "eager", "cpu", [(100, 50), (30,)]).turn(str(tmp_path / "state.pt"))
     assert min(figures["seconds"], figures["restore_seconds"]) > 0

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
 
-from pixart_jax.commands import command, name_argument
+from pixart_jax.commands import command, name_argument, path_argument
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable
 
 from .peer import VARIANTS, share_memory
 
@@ -35,6 +39,26 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a name in configs/, or a file; --config.key=value changes it",
     )
+
+
+def add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--directory", type=path_argument, help="where to write (default: the system's temporary folder)"
+    )
+
+
+@contextlib.contextmanager
+def empty_folder(directory: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """A folder in --directory, which need not be there, that goes at the end.
+
+    Raises:
+      InputError: the directory cannot be written to.
+    """
+    if directory:
+        check_writable(directory, "--directory")
+        directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        yield pathlib.Path(folder)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
