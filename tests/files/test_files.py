@@ -145,7 +145,7 @@ def test_a_file_system_without_locks(code, tmp_path, monkeypatch):
     assert path.read_bytes() == b"whole" and other.read_bytes() == b"of another" and len(list(tmp_path.iterdir())) == 2
 
 
-# A file that becomes too large is told of as a full disk is: by the write, or, of what is left in the buffer, by closing.
+# A file too large is told of as a full disk is: by the write, or, of what is left in the buffer, by closing.
 @pytest.mark.parametrize("room", [0, 1 << 15, (1 << 16) - 4096, (1 << 16) - 1])
 def test_no_room_is_said_whenever_it_is_noticed_and_nothing_is_left(room, tmp_path):
     code = (
@@ -154,7 +154,9 @@ def test_no_room_is_said_whenever_it_is_noticed_and_nothing_is_left(room, tmp_pa
         "check_writable(sys.argv[1], '--out')"
     )
     for folder in (tmp_path, tmp_path / "new" / "deeper"):
-        found = subprocess.run([sys.executable, "-c", code, folder, str(room)], cwd=ROOT, capture_output=True, text=True)
+        found = subprocess.run(
+            [sys.executable, "-c", code, folder, str(room)], cwd=ROOT, capture_output=True, text=True
+        )
         last = found.stderr.splitlines()[-1]
         assert f"InputError: --out {folder}: cannot be written to ({os.strerror(errno.EFBIG)})" in last
     assert not list(tmp_path.iterdir())

@@ -63,7 +63,13 @@ def test_reference_files_are_those_of_the_extraction(sources):
 
 
 def test_figures(capsys, tmp_path):
-    arguments = [f"--directory={tmp_path / 'new' / 'deeper'}", "--samples=3", "--batch-size=2", "--workers=0", "--seconds=0.1"]
+    arguments = [
+        f"--directory={tmp_path / 'new' / 'deeper'}",
+        "--samples=3",
+        "--batch-size=2",
+        "--workers=0",
+        "--seconds=0.1",
+    ]
     assert main(["--what=data", *arguments]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["loader"], row["text"]) for row in rows] == [
