@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,25 @@ def test_what_efficientnet_measures_is_not_called_fid_or_kid(place, tmp_path, ca
     ):
         assert evaluate.main([*arguments, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_named_in_a_few_lines(place, tmp_path, capsys):
+    inception, lite = place / "weights.pth", write_efficientnet(tmp_path / "lite0.pth")
+    sets = [str(place / "generated"), "--reference", str(place / "real"), "--out", str(tmp_path / "out")]
+    for weights, network, other in (
+        (lite, "fid-inception", "efficientnet-lite0"),
+        (inception, "efficientnet-lite0", "fid-inception"),
+    ):
+        assert evaluate.main([*sets, "--weights", str(weights), "--network", network]) == 2
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert first == f"error: {weights}: does not fit {network}:" and len(lines) == 7
+        assert re.fullmatch(r"  and \d{3} more", lines[-2]) and f"--network {other} with --weights" in lines[-1]
+    arrays = torch.load(inception)
+    del arrays["fc.bias"]
+    torch.save(arrays, tmp_path / "damaged.pth")
+    assert evaluate.main([*sets, "--weights", str(tmp_path / "damaged.pth")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path}/damaged.pth: does not fit fid-inception:\n  not filled: fc_bias (1008,)\n"
 
 
 def test_the_fid_of_inception_s_published_weights_alone_is_called_so(place):
