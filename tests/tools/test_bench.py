@@ -273,14 +273,6 @@ def test_checkpoint(config_file, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("what", ["data", "convert", "checkpoint"])
-def test_a_directory_that_cannot_be_written_to_is_refused(what, config_file, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    options = [f"--config={config_file}"] if what == "checkpoint" else []
-    assert main([f"--what={what}", f"--directory={tmp_path / 'file' / 'deeper'}", *options]) == 2
-    assert f"--directory {tmp_path}/file/deeper: {tmp_path}/file is no folder; name another" in capsys.readouterr().err
-
-
 def test_torch_save(tmp_path):
     figures = make_contender("torch_parts.Save", "eager", "cpu", [(100, 50), (30,)]).turn(str(tmp_path / "state.pt"))
     assert min(figures["seconds"], figures["restore_seconds"]) > 0
@@ -306,27 +298,6 @@ def test_scaling(config_file):
     assert (two["devices"], two["batch_size"], two["num_devices"]) == (2, 16, 2)
     assert two["efficiency"] == pytest.approx(two["ratio"] / 2)
     assert two["simulated"]
-
-
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        (["--what=train", "--rounds=0"], "--rounds=0"),
-        (["--what=forward", "--peer=fast"], "--peer=fast"),
-        (["--what=sample", "--batch-sizes=0"], "--batch-sizes=0"),
-        (["--what=scaling", "--devices=2,1"], "--devices=2,1"),
-        (["--what=train", "--config.data.batch_size=-1"], "config.data.batch_size"),
-    ],
-)
-def test_options_that_cannot_be(config_file, options, message, capsys):
-    assert main([*options, f"--config={config_file}"]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_attention_refuses_what_it_does_not_know(capsys):
-    assert main(["--what=attention", "--resolutions=100"]) == 2
-    assert main(["--what=attention", "--config.model.depth=2"]) == 2
-    assert "--resolutions=100" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------- For people.

@@ -19,7 +19,7 @@ from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.config import ConfigDict, build_model
 from pixart_jax.models.params import parameter_shapes
 
-from .options import add_directory, empty_folder, make_parser, parse_with_config
+from .options import add_directory, check_peer, empty_folder, make_parser, parse_with_config
 from .peer import missing_torch, open_peers, torch_device
 from .train import WARM_UP, TrainProgram
 from .turns import Figures, compare, time_calls
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     parser = make_parser(__name__, __doc__, calls=5)
     add_directory(parser)
     args, config, about = parse_with_config(parser, argv)
+    check_peer(args, ("eager",), "saving has nothing to compile, and is compared with eager alone")
     with empty_folder(args.directory) as folder:
         yield {**about, **bench_checkpoint(config, folder, args.steps, args.rounds, args.peer)}
 

@@ -78,6 +78,16 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     return args, settings
 
 
+def check_peer(args: argparse.Namespace, there: Sequence[str], why: str) -> None:
+    """Raises InputError, which says why, where a peer is asked for by name that this benchmark does not compare with.
+
+    Args:
+      there: of VARIANTS.
+    """
+    if args.peer not in ("auto", "none") and (others := [name for name in args.peer.split(",") if name not in there]):
+        raise InputError(f"--peer={','.join(others)}: {why}; leave it out")
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, ConfigDict, dict[str, object]]:
