@@ -263,6 +263,31 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
         assert not out.exists()
 
 
+OF_OTHERS = [
+    (["--metrics", "pr", "--kid-subset-size", "5"], "--kid-subset-size: of --metrics kid, and none"),
+    (["--metrics", "is"], "--reference: of --metrics fid, kid, pr, cmmd"),
+    (["--clip", "CLIP"], "--clip: of --metrics clip_score, cmmd"),
+    (["--clip-preprocessing", "openai"], "--clip-preprocessing: of --metrics clip_score"),
+    (["--cmmd-preprocessing", "cmmd-stretch"], "--cmmd-preprocessing: of --metrics cmmd"),
+    (["--metrics", "cmmd", "--clip", "CLIP"], "--inception: of --metrics fid, kid, is, pr"),
+    (["--metrics", "cmmd", "--clip", "CLIP", "--preprocessing", "clean-fid"], "--inception, --preprocessing: of"),
+    (["--vae", "DIR"], "--vae DIR: decodes feature shards that have no linear autoencoder"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), OF_OTHERS)
+def test_what_only_other_metrics_heed_is_refused(place, more, said, tmp_path, capsys):
+    assert evaluate.main(_arguments(place, tmp_path / "out", *more)) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_statistics_are_of_no_metric(place, tmp_path, capsys):
+    given = [str(place / "real"), "--inception", str(place / "weights.pth"), "--out", str(tmp_path / "out")]
+    given += ["--statistics", str(tmp_path / "real.npz"), "--metrics", "pr", "--kid-subset-size", "5"]
+    assert evaluate.main(given) == 2
+    assert "--metrics, --kid-subset-size: --statistics writes mean and covariance" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("side", "what"), [("generated", "PICTURES"), ("real", "--reference")])
 def test_nothing_is_written_among_the_pictures(place, side, what, capsys):
     before = sorted((place / side).rglob("*"))
