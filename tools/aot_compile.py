@@ -112,12 +112,12 @@ def parse_topology(text: str) -> Topology:
     Raises:
       InputError: another form, or a TPU whose memory and speed are not known here.
     """
-    match = re.fullmatch(r"(?:(\d+)x)?(v\w+):(\d+(?:x\d+)+)", text)
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?(v\w+):([1-9]\d*(?:x[1-9]\d*)+)", text)
     known = [name for name, hardware in HARDWARE.items() if hardware.interconnect]
     if not match or match[2] not in known:
         raise InputError(
-            f"--topology={text}: must be [SLICESx]CHIP:SHAPE, such as v5e:16x16, v5p:8x8x8 or 2xv5e:16x16, with a CHIP "
-            f"of {', '.join(known)}"
+            f"--topology={text}: must be [SLICESx]CHIP:SHAPE, such as v5e:16x16, v5p:8x8x8 or 2xv5e:16x16, of numbers "
+            f"from 1 up, with a CHIP of {', '.join(known)}"
         )
     slices = int(match[1] or 1)
     chips = slices * math.prod(map(int, match[3].split("x")))

@@ -34,6 +34,7 @@ from .encoder_costs import VAE, align_flops, check_align, require_count, t5_flop
 DAY = 86400
 # Averages, for want of better: of data centres in 2023 (Uptime Institute), of the world's grids in 2023 (Ember).
 PUE, GRID = 1.58, 0.481
+USUAL = {"pue": PUE, "grid": GRID}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.hardware is None:
         args.hardware = this_hardware()
     # All that can be refused is refused before anything is counted.
+    check_heeded(args)
     chain = [(stage, stage_config(stage, args)) for stage in args.stages]
     costs = [cost for stage, config in chain for cost in stage_costs(stage, config, args)]
     total = sum_costs(costs, HARDWARE.get(args.hardware))
@@ -78,6 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- counting
 
 
+def check_heeded(args: argparse.Namespace) -> None:
+    """Raises InputError for an option of the chain that no figure would depend on, as the table would say it did."""
+    if args.utilisation and not any(_needs_utilisation(stage) for stage in args.stages):
+        raise InputError(
+            f"--utilisation={args.utilisation:g}: every stage's time is given by --images-per-second or --device-days, "
+            "from which its utilisation follows; leave one of the two out, or add --pictures, whose encoding takes it"
+        )
+    if power(args) is None and (given := [name for name, usual in USUAL.items() if getattr(args, name) != usual]):
+        raise InputError(f"--{', --'.join(given)}: of energy, and no power is known; give --power, or leave it out")
+
+
+def _needs_utilisation(stage: argparse.Namespace) -> bool:
+    return bool(stage.pictures) or not (stage.images_per_second or stage.device_days)
+
+
 def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigDict:
     """The stage's config.
 
@@ -86,7 +103,7 @@ def stage_config(stage: argparse.Namespace, args: argparse.Namespace) -> ConfigD
     """
     config = read_config_file(stage.config, stage.settings)
     check_config(config)
-    if stage.pictures or not (stage.images_per_second or stage.device_days):
+    if _needs_utilisation(stage):
         what = "encoding --pictures" if stage.images_per_second or stage.device_days else "it"
         if args.utilisation is None:
             raise InputError(
@@ -343,7 +360,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     chain = parser.add_argument_group("of the chain")
     chain.add_argument("--hardware", choices=HARDWARE, help="(default: this machine's, if known)")
     chain.add_argument("--num-devices", type=int, default=1, help="that run together (default: %(default)s)")
-    chain.add_argument("--utilisation", type=share, help="stated share of the peak that the step reaches, 0 to 1")
+    chain.add_argument(
+        "--utilisation", type=share, help="stated share of the peak, 0 to 1, of all whose time is not given otherwise"
+    )
     chain.add_argument("--price", type=positive, help="per device-hour, in any currency")
     chain.add_argument("--power", type=positive, help="watts per device (default: the hardware's TDP)")
     chain.add_argument("--pue", type=positive, default=PUE, help="power of the building over power of the devices")

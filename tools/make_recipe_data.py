@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import inspect
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -30,10 +29,9 @@ import numpy as np
 
 from pixart_jax.commands import BEGINS_AGAIN, name_argument, path_argument, tool, with_commands
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter, ShardReader
-from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.data.word_encoder import WordEncoder
-from pixart_jax.encoding.picture_features import open_features
-from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
+from pixart_jax.encoding.picture_features import PictureFeatures, open_features
+from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE, copy_encoder_files
 from pixart_jax.errors import InputError
 from pixart_jax.figures.images import labelled_grid, save_png, to_uint8
 from pixart_jax.files import errors_naming
@@ -168,19 +166,13 @@ def write_set(
         save_png(writer.path / "contact_sheet.png", labelled_grid(sheet, columns=8))
 
 
-def add_aligned(out: pathlib.Path, weights: pathlib.Path) -> str:
-    """Writes aligned/ beside dense/, unless it is there, and returns a summary in words.
+def add_aligned(out: pathlib.Path, features: PictureFeatures) -> str:
+    """Writes aligned/ beside dense/, and returns a summary in words.
 
     Args:
-      weights: of EfficientNet-lite0, see `encoding.picture_features.open_features`.
-
-    Raises:
-      InputError: the weights are missing, damaged or another network's.
+      features: of EfficientNet-lite0.
     """
     path = out / ALIGNED
-    if path.exists():
-        return f"{path}: already there; nothing to do"
-    features = open_features("efficientnet-lite0", weights)
     reader = ShardReader(out / "dense")
     autoencoder = LinearAutoencoder.load(out / "dense" / LINEAR_AUTOENCODER_FILE)
     described = inspect.signature(FeatureShardWriter).parameters.keys() & vars(reader.manifest).keys()
@@ -189,8 +181,7 @@ def add_aligned(out: pathlib.Path, weights: pathlib.Path) -> str:
         for i in range(len(reader)):
             pixels = to_uint8(autoencoder.decode(reader[i].latent_mean.astype(np.float32)))
             writer.write(dataclasses.replace(reader[i], align=features(pixels[None])[0]))
-        for file in (LINEAR_AUTOENCODER_FILE, *WORD_ENCODER_FILES):
-            shutil.copyfile(out / "dense" / file, writer.path / file)
+        copy_encoder_files(out / "dense", reader.manifest, writer.path)
     return f"{path}: {len(reader)} pictures of {features.bytes_per_picture(SMALL, SMALL):,} bytes of features"
 
 
@@ -232,11 +223,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--align-weights", type=path_argument, metavar="FILE", help="of EfficientNet-lite0: adds aligned/"
     )
     args = parser.parse_args(argv)
+    features = None
+    if args.align_weights and not (args.out / ALIGNED).exists():
+        # Weights of another network are refused now, not after all else has been made.
+        features = open_features("efficientnet-lite0", args.align_weights)
     print(make_or_check(args.out, lambda: make(args.out, args.font), lambda: check_existing(args.out)))
-    if args.align_weights:
+    if features:
         with errors_naming(args.out, "made"):
-            aligned = add_aligned(args.out, args.align_weights)
+            aligned = add_aligned(args.out, features)
         print(aligned)
+    elif args.align_weights:
+        print(f"{args.out / ALIGNED}: already there; nothing to do")
     return 0
 
 

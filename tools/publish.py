@@ -88,6 +88,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(
             "--card is the whole card, and nothing heeds --license, --base-model and --note; leave them out"
         )
+    if args.card:
+        read_card(args.card)
     if (args.license == "other") != bool(args.license_name and args.license_link):
         raise InputError("--license other, and no other, takes a --license-name and a --license-link")
     if args.push and not args.license and not args.card:
@@ -147,9 +149,21 @@ def step_of(contents: Contents, workdir: pathlib.Path) -> int:
 
 def card_of(args: argparse.Namespace, contents: Contents, facts: Facts | None) -> str:
     if args.card:
-        return read_bytes(args.card, "write the card as text").decode(errors="replace")
+        return read_card(args.card)
     names = ("repo", "license", "license_name", "license_link", "base_model", "note")
     return make_card(Asked(**{name: getattr(args, name) for name in names}), contents, facts)
+
+
+def read_card(path: pathlib.Path) -> str:
+    """Raises InputError unless it is text in UTF-8, as hubs read it."""
+    cure = "name a card that is Markdown in UTF-8"
+    try:
+        text = read_bytes(path, cure).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"--card {path}: is no text in UTF-8 (byte {error.start}: {error.reason}); {cure}") from error
+    if "\0" in text:
+        raise InputError(f"--card {path}: is no text, it holds zero bytes; {cure}")
+    return text
 
 
 def show(repo: str, contents: Contents, files: Mapping[str, pathlib.Path | bytes], card: str) -> None:

@@ -10,6 +10,7 @@ each is given its --process-index of --process-count.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -22,6 +23,7 @@ from pixart_jax.data.pipeline import check_sources
 from pixart_jax.data.shards.feature_shards import ShardReader
 from pixart_jax.data.shards.manifest import manifest_text
 from pixart_jax.encoding.engine import extract
+from pixart_jax.encoding.registry import copy_encoder_files
 from pixart_jax.files import check_writable
 from pixart_jax.generation.picture_lists import weights_checksum
 from pixart_jax.generation.pipeline import TextToImage
@@ -75,7 +77,9 @@ def draw(args: argparse.Namespace) -> bool:
         },
         items_per_unit=args.pairs_per_shard,
     )
-    return extract(units, args.out, **share_of(args))
+    # The manifest names the source's encoders, which where they are its own are nowhere else.
+    put_beside = functools.partial(copy_encoder_files, args.source, manifest)
+    return extract(units, args.out, **share_of(args), put_beside=put_beside)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -134,14 +135,22 @@ def write_pixart(target: pathlib.Path, weights: ModelWeights) -> None:
         raise InputError("a .pth can only be written with PyTorch: pip install torch") from error
     stored, model = weights.stored, weights.stored.model
     table = position_table(stored.position_base, stored.position_scale, model.hidden_size)
-    state_dict = {"pos_embed": torch.from_numpy(table)}
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        """Of the array's own memory: weights that are mapped are not copied. PyTorch warns of memory that must not be
+        written to, and nothing writes to it."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            return torch.from_numpy(array)
+
+    state_dict = {"pos_embed": tensor(table)}
     paths = _with_null_text(weights)
     for name, array in revert_pixart(paths, weights.read, model.segments(), model.patch_size):
-        state_dict[name] = torch.from_numpy(array)
+        state_dict[name] = tensor(array)
     if control := weights.control:
         state_dict = {f"{BASE}{name}": tensor for name, tensor in state_dict.items()}
         for name, array in revert_controlnet(control.paths, control.read, control.num_copies):
-            state_dict[f"{CONTROL}{name}"] = torch.from_numpy(array)
+            state_dict[f"{CONTROL}{name}"] = tensor(array)
     with target.open("wb") as file:
         try:
             torch.save(state_dict if model.num_classes else {"state_dict": state_dict}, file)

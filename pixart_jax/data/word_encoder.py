@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from pixart_jax.data.cut_captions import CutCaptions
 from pixart_jax.errors import InputError
 from pixart_jax.files.arrays import read_npz
 
@@ -48,6 +49,7 @@ class WordEncoder:
     tokenizer: tokenizers.Tokenizer
     embedding: np.ndarray
     max_tokens: int
+    _cut: CutCaptions = dataclasses.field(default_factory=CutCaptions, init=False, repr=False)
 
     @property
     def dim(self) -> int:
@@ -103,7 +105,7 @@ class WordEncoder:
         return WordEncoder(tokenizer, np.concatenate([self.embedding, more]), self.max_tokens)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes B captions.
+        """Encodes B captions; a warning says what is not read of one that is too long.
 
         Returns:
           text f32[B, max_tokens, dim], zero after each caption's end token, and length i32[B], at least 1.
@@ -116,7 +118,9 @@ class WordEncoder:
         text = np.zeros((len(captions), self.max_tokens, self.dim), np.float32)
         length = np.zeros(len(captions), np.int32)
         # Not encode_batch: its threads make every later fork of this process, a data loader's say, print a warning.
-        for row, encoding in enumerate(self.tokenizer.encode(caption) for caption in captions):
+        for row, caption in enumerate(captions):
+            encoding = self.tokenizer.encode(caption)
+            self._cut.warn_of(caption, encoding)
             length[row] = len(encoding.ids)
             text[row, : length[row]] = self.embedding[encoding.ids]
         return text, length

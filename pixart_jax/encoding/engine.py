@@ -56,12 +56,14 @@ def extract(
     process_index: int = 0,
     process_count: int = 1,
     report: Callable[[Tally], None] = lambda tally: None,
+    put_beside: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> bool:
     """Encodes this process's share of the units that are not done yet, and publishes the sets when none is left.
 
     Args:
       out: must not exist. Of one set its folder, of several the folder above them.
       process_index, process_count, report: see `work_through`.
+      put_beside: puts into the folder of a set what is to lie beside its shards; the set appears with it.
 
     Returns:
       Whether the sets are published; False when other processes have not finished.
@@ -71,7 +73,7 @@ def extract(
     """
     out = pathlib.Path(out).absolute()
     return work_through(
-        _Shards(units, out), out, process_index=process_index, process_count=process_count, report=report
+        _Shards(units, out, put_beside), out, process_index=process_index, process_count=process_count, report=report
     )
 
 
@@ -81,6 +83,7 @@ class _Shards:
 
     units: Units
     out: pathlib.Path
+    put_beside: Callable[[pathlib.Path], None]
 
     @property
     def num_items(self) -> int:
@@ -131,6 +134,7 @@ class _Shards:
             for path in (work / "sets" / name).iterdir():  # Of units that were made again with less, or killed.
                 if path.name.removesuffix(".buckets.npy") not in keep:
                     path.unlink()
+            self.put_beside(work / "sets" / name)
             whole = dataclasses.replace(manifest, skipped=counts)
             assemble(work / "sets" / name, ready / name, whole, shards)
         lone = ready / ONLY

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+from pixart_jax.data.cut_captions import CutCaptions
 from pixart_jax.errors import InputError
 from pixart_jax.models.bert import Bert
 
@@ -53,7 +54,7 @@ class MiniLM:
             raise InputError(f"{where}: the tokenizer does not say how many tokens are kept; {_CURE}")
         self.max_tokens: int = tokenizer.truncation["max_length"]
         tokenizer.no_padding()
-        self._tokenizer, self._weights = tokenizer, weights
+        self._tokenizer, self._weights, self._cut = tokenizer, weights, CutCaptions()
         try:
             arrays = safetensors.numpy.load(weights)
         except Exception as error:  # the library's errors share no base class
@@ -68,7 +69,7 @@ class MiniLM:
         self._apply = jax.jit(model.apply)
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes B captions.
+        """Encodes B captions; a warning says what is not read of one that is too long.
 
         Returns:
           text f32[B, max_tokens, dim], zero after each caption's last token, and length i32[B], at least 2.
@@ -83,7 +84,9 @@ class MiniLM:
         # A filler has a token, so that it attends to something.
         length = np.ones(len(ids), np.int32)
         # Not encode_batch: its threads make every later fork of this process, a data loader's say, print a warning.
-        for row, encoding in enumerate(self._tokenizer.encode(caption) for caption in captions):
+        for row, caption in enumerate(captions):
+            encoding = self._tokenizer.encode(caption)
+            self._cut.warn_of(caption, encoding)
             length[row] = len(encoding.ids)
             ids[row, : length[row]] = encoding.ids
         text = np.zeros((count, self.max_tokens, self.dim), np.float32)

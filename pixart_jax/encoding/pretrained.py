@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from pixart_jax.conversion.arrays import read_json
 from pixart_jax.conversion.encoder_kinds import build_vae
 from pixart_jax.conversion.encoders import TOKENIZER, restore_text_encoder, restore_vae
+from pixart_jax.data.cut_captions import CutCaptions
 from pixart_jax.devices.finite import names, not_finite
 from pixart_jax.devices.sharding import batch_sharding
 from pixart_jax.encoding.spread import Spread, batches, round_up
@@ -32,9 +32,6 @@ from pixart_jax.shortcuts.eight_bits import in_eight_bits
 
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
 TILE_SIZE = 128
-
-# Characters of what is cut off a caption that the warning shows.
-_SHOWN = 200
 
 # Lengths, in tokens, that captions are padded to when they are encoded for good.
 _TEXT_SIZES = (32, 64, 128)
@@ -103,7 +100,7 @@ class T5TextEncoder:
         self._model = encoder_from_config(read_json(config), path=config, dtype=dtype)
         self.dim, self.max_tokens = self._model.d_model, max_tokens
         self._tokenizer = load_tokenizer(directory / TOKENIZER)
-        self._warned_of: set[str] = set()  # once, not in every epoch
+        self._cut = CutCaptions()
         self._num_devices, self._batch_size = mesh.size, round_up(batch_size, mesh.size)
         self._place = functools.partial(jax.device_put, device=batch_sharding(mesh))
         self._directory = directory
@@ -118,18 +115,9 @@ class T5TextEncoder:
         full = self._tokenizer(captions)
         ids = np.full((len(full), self.max_tokens), self._tokenizer.pad_token_id, np.int32)
         for row, caption, tokens in zip(ids, captions, full, strict=True):
-            if len(tokens) > self.max_tokens and caption not in self._warned_of:
-                self._warned_of.add(caption)
-                unread = self._tokenizer.decode(tokens[self.max_tokens - 1 : -1])
-                logging.warning(
-                    "a caption has %d tokens and the model reads %d; of %r this is not read: %r%s",
-                    len(tokens),
-                    self.max_tokens,
-                    caption[:60],
-                    unread[:_SHOWN],
-                    f" and {len(unread) - _SHOWN:,} more characters" if len(unread) > _SHOWN else "",
-                )
             if len(tokens) > self.max_tokens:
+                unread = functools.partial(self._tokenizer.decode, tokens[self.max_tokens - 1 : -1])
+                self._cut.warn(caption, len(tokens), self.max_tokens, unread)
                 tokens = [*tokens[: self.max_tokens - 1], tokens[-1]]
             row[: len(tokens)] = tokens
         return ids, np.minimum([len(tokens) for tokens in full], self.max_tokens).astype(np.int32)

@@ -81,19 +81,34 @@ def copy_encoders(data_dir: str | os.PathLike, manifest: Manifest, target: str |
       InputError: `target` has the files of another encoder; nothing is changed.
     """
     data_dir, target = pathlib.Path(data_dir), pathlib.Path(target)
-    files = [LINEAR_AUTOENCODER_FILE] if manifest.autoencoder == "linear" else []
-    files += _TEXT_ENCODERS[manifest.text_encoder].files if manifest.text_encoder in _TEXT_ENCODERS else ()
-    files = [file for file in files if (data_dir / file).exists()]
-    for file in files:
+    for file in _kept_files(data_dir, manifest):
         if (target / file).exists() and (target / file).read_bytes() != (data_dir / file).read_bytes():
             raise InputError(
                 f"{data_dir / file} is not the one this run started with ({target / file}): the data were made anew; "
                 "name another workdir"
             )
     target.mkdir(parents=True, exist_ok=True)
-    for file in (*files, MANIFEST_FILE):
-        content = (data_dir / file).read_bytes()
-        write_atomically(target / file, operator.methodcaller("write", content))
+    copy_encoder_files(data_dir, manifest, target)
+    _copy(data_dir / MANIFEST_FILE, target)
+
+
+def copy_encoder_files(data_dir: str | os.PathLike, manifest: Manifest, target: str | os.PathLike) -> None:
+    """Puts the files of a data set's encoders, without its manifest, into the folder `target`, over what is there:
+    beside a data set whose latents and text features are theirs too."""
+    for file in _kept_files(data_dir, manifest):
+        _copy(pathlib.Path(data_dir) / file, pathlib.Path(target))
+
+
+def _kept_files(data_dir: str | os.PathLike, manifest: Manifest) -> list[str]:
+    """Of encoders that lie beside the data."""
+    files = [LINEAR_AUTOENCODER_FILE] if manifest.autoencoder == "linear" else []
+    files += _TEXT_ENCODERS[manifest.text_encoder].files if manifest.text_encoder in _TEXT_ENCODERS else ()
+    return [file for file in files if (pathlib.Path(data_dir) / file).exists()]
+
+
+def _copy(path: pathlib.Path, target: pathlib.Path) -> None:
+    content = path.read_bytes()
+    write_atomically(target / path.name, operator.methodcaller("write", content))
 
 
 def copy_own_encoders(folder: pathlib.Path, target: pathlib.Path) -> None:

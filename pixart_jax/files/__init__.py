@@ -163,9 +163,13 @@ def check_writable(folder: str | os.PathLike, option: str) -> None:
                 path.mkdir()
                 made.append(path)
         # As long as the name of any picture on its way to disk.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-".ljust(100, "x")) as file:
-            file.write(bytes(1 << 16))
-            file.flush()
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".write-test-".ljust(100, "x"))
+        # Closed before it is removed, as closing may say that there was no room, and NamedTemporaryFile would leave it.
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(bytes(1 << 16))
+        finally:
+            os.unlink(name)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{option} {folder}: {error.filename} is no folder; name another") from error
     except OSError as error:
@@ -173,8 +177,9 @@ def check_writable(folder: str | os.PathLike, option: str) -> None:
             f"{option} {folder}: cannot be written to ({error.strerror}); name another folder, or make room"
         ) from error
     finally:
-        for path in reversed(made):
-            path.rmdir()
+        with contextlib.suppress(OSError):  # Another process has found it useful.
+            for path in reversed(made):
+                path.rmdir()
 
 
 def check_space(folder: str | os.PathLike, num_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """What conversion wrote is computed with where it lies on disk; what was written otherwise is still read."""
 
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +9,15 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import torch
+from golden_cases import GOLDEN
 from jax.sharding import SingleDeviceSharding
 
 from pixart_jax.conversion.checksums import write_checksums
 from pixart_jax.conversion.mapped import mapped_arrays
 from pixart_jax.conversion.stored_arrays import StoredArrays, restore_tree, stored_leaves, write_params
 from pixart_jax.errors import InputError
+from tools import convert
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -88,3 +92,17 @@ def test_a_step_that_donates_them_changes_no_file(tmp_path):
     np.testing.assert_array_equal(stepped["t"]["one"], jnp.full(1, 2.0))
     again = restore_tree(tmp_path / "params", abstract())
     np.testing.assert_array_equal(again["t"]["one"], jnp.ones(1))
+
+
+@pytest.mark.parametrize("case", ["sigma_plain", "alpha_controlnet"])
+def test_what_is_mapped_goes_out_to_pytorch_without_a_word(case, tmp_path):
+    """PyTorch warns, once in a process if it is not told otherwise, of memory that it must not write to."""
+    convert.main([str(GOLDEN / f"{case}.pth"), str(tmp_path / "ours"), "--num-heads=2", "--family=sigma"])
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not writable")
+            assert convert.main([str(tmp_path / "ours"), str(tmp_path / "theirs.pth"), "--to=pixart"]) == 0
+    finally:
+        torch.set_warn_always(before)

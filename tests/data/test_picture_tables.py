@@ -1,6 +1,7 @@
 """CSV and TSV lists, columns by name, and imagefolders."""
 
 import json
+import pickle
 
 import pytest
 from picture_cases import fill, one, outcomes, tar
@@ -54,6 +55,21 @@ def test_bad_rows_are_bad_items(tmp_path):
     with pytest.raises(BadItem, match=r"4 cells, and 3 columns.*in quotes"):
         source[0]
     assert source.digest(range(2)) != source.digest(range(1, 3)) and len(source.fingerprint()) == 64
+
+
+def test_a_table_in_another_encoding_is_said_to_be(tmp_path):
+    """With the line of the byte, in whatever row it is."""
+    rows = ["path,caption", "a.png,fine", '"b.png","of two\nlines, caf\u00e9"', "", "c.png,fianc\u00e9e"]
+    path = table(tmp_path, "")
+    (tmp_path / "list.csv").write_bytes("\n".join(rows).encode("latin-1"))
+    source = pickle.loads(pickle.dumps(open_pictures(path)))
+    assert source[0].captions == one("fine")
+    for index, line in ((1, 4), (2, 6)):
+        with pytest.raises(BadItem) as found:
+            source.words(index)
+        assert found.value.reason == "caption-not-utf8"
+        assert f"{tmp_path}/list.csv: line {line} is not UTF-8 (" in found.value.message
+        assert "iconv -f latin1 -t utf-8" in found.value.message and "surrogate" not in found.value.message
 
 
 @pytest.mark.parametrize(

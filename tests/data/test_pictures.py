@@ -223,13 +223,16 @@ BAD_LISTS = {
     "open.json": (b'[{"path": "a"}\n', "line 2: expected , or ]"),
     "more.json": (b"[1]\n\n[2]", "line 3: more text behind"),
     "comma.json": (b"[1,\n]", "line 2: Expecting value"),
-    "latin1.json": (b'[1,\n"caf\xe9"]', "line 2 is not UTF-8"),
+    "latin1.json": (
+        b'[1,\n"caf\xe9"]',
+        "line 2 is not UTF-8 (invalid continuation byte); save it as UTF-8, as by iconv -f latin1",
+    ),
     "digits.json": (b"[\n" + b"1" * 5000 + b"]", "line 2: Exceeds the limit"),
     "deep.json": (b"[" * 100_000, "line 1: nested too deeply"),
     "empty.jsonl": (b" \n", "has no records"),
     "text.jsonl": (b"\nno json\n", "no line is a JSON record; line 2"),
     "array.jsonl": (b'[\n{"path": "a"},\n]', "no line is a JSON record; line 1"),
-    "latin1.jsonl": (b"\xe9", "no line is a JSON record; line 1"),
+    "latin1.jsonl": (b"\xe9", "no line is a JSON record; line 1: not UTF-8 (unexpected end of data); save it as UTF-8"),
 }
 
 

@@ -73,6 +73,18 @@ def test_truncation_keeps_the_end_token(encoder):
     np.testing.assert_array_equal(text[0, -2], vectors(encoder, "face")[0])
 
 
+def test_what_is_not_read_of_a_long_caption_is_said_once(encoder, caplog):
+    read = "Red apple, dog face, blue heart"
+    for _ in range(2):
+        encoder.encode([read, f"{read} eyes, Smiling face", f"{read} with " + "dog " * 100])
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first == (
+        f"a caption has 13 tokens and the model reads 10; of '{read} eyes, Smiling face' this is not read: "
+        "', Smiling face'"
+    )
+    assert "a caption has 110 tokens" in second and "and 199 more characters" in second
+
+
 def test_embedding_is_normal_with_standard_deviation_five():
     embedding = WordEncoder.train([f"word{i}" for i in range(200)], dim=128, max_tokens=4).embedding
     assert embedding.shape == (202, 128)

@@ -47,6 +47,15 @@ def test_features_are_those_of_transformers(encoder, tokenizer):
         assert not text[row, length[row] :].any()
 
 
+def test_what_is_not_read_of_a_long_caption_is_said(encoder, caplog):
+    encoder.encode(["rocket", "dog face rocket dog face rocket dog face"])
+    (record,) = caplog.records
+    assert (
+        "10 tokens and the model reads 8; of 'dog face rocket dog face rocket dog face' this is not read: 'dog face'"
+        in (record.getMessage())
+    )
+
+
 def test_what_is_saved_encodes_the_same(encoder, tmp_path):
     encoder.save(tmp_path)
     again = MiniLM.load(tmp_path)

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import fcntl
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,13 +11,13 @@ import sys
 import numpy as np
 import pytest
 from golden_cases import GOLDEN
-from tiny_run import tiny_config
+from tiny_run import ROOT, tiny_config
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
 from pixart_jax.commands import path_argument
 from pixart_jax.conversion.stored_arrays import stored_leaves
 from pixart_jax.errors import InputError
-from pixart_jax.files import local_path, refuse_patterns, write_atomically
+from pixart_jax.files import check_writable, local_path, refuse_patterns, write_atomically
 from pixart_jax.training.loop import train_and_evaluate
 from tools import convert, sample
 
@@ -142,6 +143,33 @@ def test_a_file_system_without_locks(code, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     write_atomically(path, lambda file: file.write(b"whole"))
     assert path.read_bytes() == b"whole" and other.read_bytes() == b"of another" and len(list(tmp_path.iterdir())) == 2
+
+
+# A file too large is told of as a full disk is: by the write, or, of what is left in the buffer, by closing.
+@pytest.mark.parametrize("room", [0, 1 << 15, (1 << 16) - 4096, (1 << 16) - 1])
+def test_no_room_is_said_whenever_it_is_noticed_and_nothing_is_left(room, tmp_path):
+    code = (
+        "import resource, sys; from pixart_jax.files import check_writable\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)\n"
+        "check_writable(sys.argv[1], '--out')"
+    )
+    for folder in (tmp_path, tmp_path / "new" / "deeper"):
+        found = subprocess.run(
+            [sys.executable, "-c", code, folder, str(room)], cwd=ROOT, capture_output=True, text=True
+        )
+        last = found.stderr.splitlines()[-1]
+        assert f"InputError: --out {folder}: cannot be written to ({os.strerror(errno.EFBIG)})" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_another_process_took_meanwhile_stays(tmp_path, monkeypatch):
+    def rmdir(path):
+        (path / "of another").touch()
+        os.rmdir(path)
+
+    monkeypatch.setattr(pathlib.Path, "rmdir", rmdir)
+    check_writable(tmp_path / "new" / "deeper", "--out")
+    assert (tmp_path / "new" / "deeper" / "of another").exists()
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])

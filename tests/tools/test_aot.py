@@ -335,6 +335,9 @@ def test_what_the_compiler_says_of_memory():
     [
         (["--topology=v5e"], "such as v5e:16x16"),
         (["--topology=h200:4x4"], "with a CHIP of v5e, v5p, v6e"),
+        (["--topology=v5e:0x2"], "--topology=v5e:0x2: must be"),
+        (["--topology=v5e:2x0"], "of numbers from 1 up"),
+        (["--topology=0xv5e:2x2"], "of numbers from 1 up"),
         (["--topology=v5e:4x4", "--config.model.dpeth=3"], "did you mean config.model.depth"),
         (["--topology=v5e:4x4", "--config.mesh.fsdp=5"], "must divide the number of devices, 16"),
         (["--topology=v5e:4x4", "--config.train.accumulation_steps=7"], "7 accumulation step"),

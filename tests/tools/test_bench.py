@@ -300,27 +300,6 @@ def test_scaling(config_file):
     assert two["simulated"]
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        (["--what=train", "--rounds=0"], "--rounds=0"),
-        (["--what=forward", "--peer=fast"], "--peer=fast"),
-        (["--what=sample", "--batch-sizes=0"], "--batch-sizes=0"),
-        (["--what=scaling", "--devices=2,1"], "--devices=2,1"),
-        (["--what=train", "--config.data.batch_size=-1"], "config.data.batch_size"),
-    ],
-)
-def test_options_that_cannot_be(config_file, options, message, capsys):
-    assert main([*options, f"--config={config_file}"]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_attention_refuses_what_it_does_not_know(capsys):
-    assert main(["--what=attention", "--resolutions=100"]) == 2
-    assert main(["--what=attention", "--config.model.depth=2"]) == 2
-    assert "--resolutions=100" in capsys.readouterr().err
-
-
 # ------------------------------------------------------------------------------------------------------- For people.
 
 

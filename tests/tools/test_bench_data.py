@@ -62,8 +62,14 @@ def test_reference_files_are_those_of_the_extraction(sources):
     assert (folder / "npz" / "0.npz").stat().st_size < 0.7 * raw, "is to be compressed"
 
 
-def test_figures(capsys):
-    arguments = ["--samples=3", "--batch-size=2", "--workers=0", "--seconds=0.1"]
+def test_figures(capsys, tmp_path):
+    arguments = [
+        f"--directory={tmp_path / 'new' / 'deeper'}",
+        "--samples=3",
+        "--batch-size=2",
+        "--workers=0",
+        "--seconds=0.1",
+    ]
     assert main(["--what=data", *arguments]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["loader"], row["text"]) for row in rows] == [
@@ -81,6 +87,7 @@ def test_figures(capsys):
         assert row["h200_samples_per_second"] == 500
         assert row["cores_per_h200"] == pytest.approx(500 / per_core)
     assert rows[0]["bytes_per_sample"] > rows[1]["bytes_per_sample"] > rows[2]["bytes_per_sample"]
+    assert not list((tmp_path / "new" / "deeper").iterdir())
 
 
 def test_processor_time_of_workers_counts():

@@ -101,4 +101,4 @@ def test_options(tmp_path, capsys):
     assert "--minutes=0: must be above 0" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["--suite=gpu", f"--out={tmp_path / 'file' / 'deeper'}"]) == 2
-    assert "name a folder you own" in capsys.readouterr().err
+    assert "file is no folder; name another" in capsys.readouterr().err

@@ -76,6 +76,14 @@ def test_time_as_measured_and_as_known(configs, capsys):
     assert (stated["utilisation"], stated["kwh"]) == (None, pytest.approx((100 + 3) * 24))
 
 
+def test_the_stated_utilisation_is_of_what_has_no_time_of_its_own(configs, capsys):
+    labels, captions = configs
+    chain = ["--hardware=h200", "--utilisation=0.5", "--config", labels, "--device-days=3"]
+    for more in (["--config", captions], ["--pictures=1e6"]):
+        known, other = run(capsys, *chain, *more)["stages"]
+        assert known["device_days"] == 3 and other["utilisation"] == pytest.approx(0.5)
+
+
 def test_the_table_names_every_assumption(configs, capsys):
     chain = ["--hardware=v5p", "--utilisation=0.37", "--price=4.2", "--power=450", "--num-devices=16"]
     labels, _ = configs
@@ -130,6 +138,10 @@ def test_no_batch_is_too_large(configs, capsys):
             ["--hardware=h200", "--utilisation=0.4", "--pictures=10", *ALIGNED, "--config.align.dim=8"],
             "no network is known",
         ),
+        (["--utilisation=0.4", "--images-per-second=9"], "--utilisation=0.4: every stage's time is given by"),
+        (["--utilisation=0.4", "--hardware=h200", "--device-days=9"], "leave one of the two out"),
+        (["--device-days=3", "--pue=1.2"], "--pue: of energy, and no power is known; give --power"),
+        (["--hardware=v6e", "--utilisation=0.4", "--pue=1.2", "--grid=0.1"], "--pue, --grid: of energy"),
         (["--device-days=3", "--config.model.dpeth=2"], "config.model.depth"),
         (["--device-days=3", "--config.model.depth=two"], "must be of type int"),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,25 @@ def test_what_efficientnet_measures_is_not_called_fid_or_kid(place, tmp_path, ca
     ):
         assert evaluate.main([*arguments, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_named_in_a_few_lines(place, tmp_path, capsys):
+    inception, lite = place / "weights.pth", write_efficientnet(tmp_path / "lite0.pth")
+    sets = [str(place / "generated"), "--reference", str(place / "real"), "--out", str(tmp_path / "out")]
+    for weights, network, other in (
+        (lite, "fid-inception", "efficientnet-lite0"),
+        (inception, "efficientnet-lite0", "fid-inception"),
+    ):
+        assert evaluate.main([*sets, "--weights", str(weights), "--network", network]) == 2
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert first == f"error: {weights}: does not fit {network}:" and len(lines) == 7
+        assert re.fullmatch(r"  and \d{3} more", lines[-2]) and f"--network {other} with --weights" in lines[-1]
+    arrays = torch.load(inception)
+    del arrays["fc.bias"]
+    torch.save(arrays, tmp_path / "damaged.pth")
+    assert evaluate.main([*sets, "--weights", str(tmp_path / "damaged.pth")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path}/damaged.pth: does not fit fid-inception:\n  not filled: fc_bias (1008,)\n"
 
 
 def test_the_fid_of_inception_s_published_weights_alone_is_called_so(place):
@@ -241,6 +261,31 @@ def test_bad_input_is_refused_before_the_network_runs(place, tmp_path, capsys):
         assert evaluate.main([*arguments[:5], "--statistics", str(tmp_path / name)]) == 2
         assert said in capsys.readouterr().err
         assert not out.exists()
+
+
+OF_OTHERS = [
+    (["--metrics", "pr", "--kid-subset-size", "5"], "--kid-subset-size: of --metrics kid, and none"),
+    (["--metrics", "is"], "--reference: of --metrics fid, kid, pr, cmmd"),
+    (["--clip", "CLIP"], "--clip: of --metrics clip_score, cmmd"),
+    (["--clip-preprocessing", "openai"], "--clip-preprocessing: of --metrics clip_score"),
+    (["--cmmd-preprocessing", "cmmd-stretch"], "--cmmd-preprocessing: of --metrics cmmd"),
+    (["--metrics", "cmmd", "--clip", "CLIP"], "--inception: of --metrics fid, kid, is, pr"),
+    (["--metrics", "cmmd", "--clip", "CLIP", "--preprocessing", "clean-fid"], "--inception, --preprocessing: of"),
+    (["--vae", "DIR"], "--vae DIR: decodes feature shards that have no linear autoencoder"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), OF_OTHERS)
+def test_what_only_other_metrics_heed_is_refused(place, more, said, tmp_path, capsys):
+    assert evaluate.main(_arguments(place, tmp_path / "out", *more)) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_statistics_are_of_no_metric(place, tmp_path, capsys):
+    given = [str(place / "real"), "--inception", str(place / "weights.pth"), "--out", str(tmp_path / "out")]
+    given += ["--statistics", str(tmp_path / "real.npz"), "--metrics", "pr", "--kid-subset-size", "5"]
+    assert evaluate.main(given) == 2
+    assert "--metrics, --kid-subset-size: --statistics writes mean and covariance" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("side", "what"), [("generated", "PICTURES"), ("real", "--reference")])

@@ -93,3 +93,11 @@ def test_second_run_changes_nothing_and_other_folders_are_left_alone(data, font_
     (tmp_path / "mine.txt").write_text("precious")
     assert recipe.main(["--out", str(tmp_path), "--font", font_file]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_weights_to_align_with_are_looked_at_before_anything_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "make", lambda *_: pytest.fail("the data are made first"))
+    (tmp_path / "weights.pth").write_bytes(b"of no network")
+    for name, said in (("weights.pth", "weights.pth is refused"), ("missing.pth", "missing.pth does not exist")):
+        assert recipe.main(["--out", str(tmp_path / "new"), "--align-weights", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err

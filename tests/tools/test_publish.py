@@ -203,6 +203,16 @@ def test_what_is_refused_at_once(arguments, message, run, capsys):
     assert set(run.iterdir()) == before
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", "caf\u00e9".encode("latin-1"), b"a\0b"])
+def test_a_card_is_text_in_utf8(content, run, tmp_path, capsys):
+    (card := tmp_path / "card.md").write_bytes(content)
+    before = set(run.iterdir())
+    assert publish.main([str(run), "me/x", "--card", str(card)]) == 2
+    said = capsys.readouterr().err
+    assert f"--card {card}: is no text" in said and "Markdown in UTF-8" in said
+    assert set(run.iterdir()) == before  # Nothing was converted.
+
+
 def test_a_card_says_what_the_run_recorded(run, tmp_path, capsys):
     """Of a later run as well: its base through the runs between, its figures and pictures up to the step."""
     second = shutil.copytree(run, tmp_path / "second", ignore=shutil.ignore_patterns("published"))

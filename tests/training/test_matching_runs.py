@@ -1,6 +1,7 @@
 """Distribution matching through the real loop: pairs that the teacher draws, three networks, stopped and resumed."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -20,7 +21,9 @@ from pixart_jax.config import build_adapter, build_model, build_objective, check
 from pixart_jax.config.local_paths import resolve_paths
 from pixart_jax.conversion.runs import load_run
 from pixart_jax.data.shards.feature_shards import ShardReader
+from pixart_jax.data.word_encoder import FILES as WORD_ENCODER_FILES
 from pixart_jax.devices.sharding import make_mesh
+from pixart_jax.encoding.registry import LINEAR_AUTOENCODER_FILE
 from pixart_jax.errors import InputError
 from pixart_jax.generation.pipeline import TextToImage
 from pixart_jax.generation.request import Request
@@ -30,7 +33,7 @@ from pixart_jax.training.inputs.distance import open_distance
 from pixart_jax.training.inputs.opening import open_data
 from pixart_jax.training.loop import train_and_evaluate
 from pixart_jax.training.plan import open_plan
-from tools import extract_features, teacher_pairs
+from tools import extract_features, inspect_data, teacher_pairs
 
 PAIRS = ["--num-pairs", "6", "--batch-size", "2", "--pairs-per-shard", "4", "--num-steps", "2", "--seed", "3"]
 
@@ -81,6 +84,16 @@ def test_pairs_are_what_the_teacher_draws_of_their_noise(root):
     (decoded,) = pipeline.parts.decode_latents(pair.latent_mean[None].astype(np.float32))
     # Stored in half precision, of a model that has learnt nothing, whose latents are large.
     assert np.abs(drawn - np.clip(127.5 * (decoded + 1), 0, 255)).mean() < 0.5 < drawn.std()
+
+
+def test_pairs_have_the_encoders_of_their_captions(root, tmp_path, capsys):
+    """So that all that reads data sets reads them, though nothing but the set is at hand."""
+    source, pairs, alone = root / "data", root / "pairs", tmp_path / "pairs"
+    files = [LINEAR_AUTOENCODER_FILE, *WORD_ENCODER_FILES]
+    assert [(pairs / file).read_bytes() for file in files] == [(source / file).read_bytes() for file in files]
+    shutil.copytree(pairs, alone)
+    assert inspect_data.main([str(alone)]) == 0
+    assert "decoded by the set's linear autoencoder" in capsys.readouterr().out
 
 
 def test_a_teacher_that_holds_no_null_caption_has_its_encoders(weights, tmp_path):

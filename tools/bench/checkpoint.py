@@ -10,18 +10,16 @@ import functools
 import pathlib
 import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import jax
 
 from pixart_jax.checkpoints.checkpoints import Checkpoints
-from pixart_jax.commands import name_argument
 from pixart_jax.config import ConfigDict, build_model
 from pixart_jax.models.params import parameter_shapes
 
-from .options import make_parser, parse_with_config
+from .options import add_directory, check_peer, empty_folder, make_parser, parse_with_config
 from .peer import missing_torch, open_peers, torch_device
 from .train import WARM_UP, TrainProgram
 from .turns import Figures, compare, time_calls
@@ -30,12 +28,11 @@ from .turns import Figures, compare, time_calls
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """The figures of the command line's config: "seconds" is the stall, of a step that saves."""
     parser = make_parser(__name__, __doc__, calls=5)
-    parser.add_argument(
-        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
-    )
+    add_directory(parser)
     args, config, about = parse_with_config(parser, argv)
-    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
-        yield {**about, **bench_checkpoint(config, pathlib.Path(folder), args.steps, args.rounds, args.peer)}
+    check_peer(args, ("eager",), "saving has nothing to compile, and is compared with eager alone")
+    with empty_folder(args.directory) as folder:
+        yield {**about, **bench_checkpoint(config, folder, args.steps, args.rounds, args.peer)}
 
 
 def bench_checkpoint(config: ConfigDict, folder: pathlib.Path, steps: int, rounds: int, peer: str) -> Figures:

@@ -11,13 +11,12 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pixart_jax.commands import command, name_argument
+from pixart_jax.commands import command
 from pixart_jax.conversion.describe import FAMILIES
 from pixart_jax.conversion.formats.base import ModelWeights
 from pixart_jax.conversion.stored import StoredModel
@@ -25,17 +24,16 @@ from pixart_jax.conversion.transfer import write_pixart
 from pixart_jax.models.params import parameter_shapes
 from pixart_jax.models.pixart import SIZES, PixArt
 
+from .options import add_directory, empty_folder
+
 
 def run(argv: Sequence[str]) -> Iterator[dict]:
     """Figures of .pth to ours, ours to .pth, ours to diffusers and diffusers to ours."""
     parser = argparse.ArgumentParser(prog=f"{command('bench')} --what=convert", description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="XL/2")
-    parser.add_argument(
-        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
-    )
+    add_directory(parser)
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
-        folder = pathlib.Path(folder)
+    with empty_folder(args.directory) as folder:
         write_pixart(folder / "model.pth", random_weights(args.size))
         for source, target, to in (
             ("model.pth", "ours", "orbax"),

@@ -16,7 +16,6 @@ import mmap
 import os
 import pathlib
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,13 +24,14 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from pixart_jax.commands import command, name_argument
+from pixart_jax.commands import command
 from pixart_jax.data.examples import BatchSpec
 from pixart_jax.data.pipeline import make_iterator
 from pixart_jax.data.shards.feature_shards import FeatureShardWriter
 from pixart_jax.data.shards.records import Sample, Text, quantize
 from pixart_jax.errors import InputError
 
+from .options import add_directory, empty_folder
 from .turns import in_process, take_turns
 
 # Pictures per second that one H200 is to train on, by resolution: what its host has to deliver.
@@ -57,9 +57,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help=f"per loader, {ROUNDS} times (default: %(default)s)"
     )
-    parser.add_argument(
-        "--directory", type=name_argument, help="where to write (default: the system's temporary folder)"
-    )
+    add_directory(parser)
     args = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:
         raise InputError("--what=data compares with PyTorch, which is not installed; pip install torch==2.13.0")
@@ -68,8 +66,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
             f"--workers={args.workers} --seconds={args.seconds} --batch-size={args.batch_size} "
             f"--samples={args.samples}: no workers below 0, seconds above 0, and 1 to --samples pictures in a batch"
         )
-    with tempfile.TemporaryDirectory(dir=args.directory) as folder:
-        folder = pathlib.Path(folder)
+    with empty_folder(args.directory) as folder:
         sources = write_sources(folder, args.resolution, args.samples)
         bytes_per_sample = {
             text: sum(f.stat().st_size for f in (folder / text).rglob("*")) / args.samples for _, text in sources

@@ -12,7 +12,7 @@ from pixart_jax.errors import InputError
 from pixart_jax.models.t5 import XXL, T5Encoder
 from pixart_jax.models.vae import AutoencoderKL
 
-from .options import make_parser, parse
+from .options import check_peer, make_parser, parse
 from .rates import peak_bytes
 from .sample import AUTOENCODERS
 from .turns import Figures, compare, time_warm
@@ -32,6 +32,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     args, unknown = parse(parser, argv)
     if unknown:
         raise InputError(f"--what=encoders has no {' '.join(unknown)}")
+    check_peer(args, (), "encoders are compared with none")
     for name in ("captions", "text_tokens", "pictures", "resolution"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}={getattr(args, name)}: must be at least 1")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
 
-from pixart_jax.commands import command, name_argument
+from pixart_jax.commands import command, name_argument, path_argument
 from pixart_jax.config import ConfigDict, check_config, read_config_file
 from pixart_jax.errors import InputError
+from pixart_jax.files import check_writable
 
 from .peer import VARIANTS, share_memory
 
@@ -37,6 +41,26 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--directory", type=path_argument, help="where to write (default: the system's temporary folder)"
+    )
+
+
+@contextlib.contextmanager
+def empty_folder(directory: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """A folder in --directory, which need not be there, that goes at the end.
+
+    Raises:
+      InputError: the directory cannot be written to.
+    """
+    if directory:
+        check_writable(directory, "--directory")
+        directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        yield pathlib.Path(folder)
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the settings of the config, which are what is left.
 
@@ -52,6 +76,16 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     if args.peer != "none":
         share_memory()
     return args, settings
+
+
+def check_peer(args: argparse.Namespace, there: Sequence[str], why: str) -> None:
+    """Raises InputError, which says why, where a peer is asked for by name that this benchmark does not compare with.
+
+    Args:
+      there: of VARIANTS.
+    """
+    if args.peer not in ("auto", "none") and (others := [name for name in args.peer.split(",") if name not in there]):
+        raise InputError(f"--peer={','.join(others)}: {why}; leave it out")
 
 
 def parse_with_config(

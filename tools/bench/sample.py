@@ -33,7 +33,7 @@ from pixart_jax.training.flops import forward_flops
 
 from . import shortcuts
 from .forward import conditions_of
-from .options import make_parser, numbers, parse_with_config
+from .options import check_peer, make_parser, numbers, parse_with_config
 from .peer import missing_peer, open_peers, peer_spec, random_params
 from .rates import peak_bytes
 from .train import flop_rates, synthetic_batch
@@ -61,6 +61,12 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     args, config, about = parse_with_config(parser, argv)
     if config.model.num_classes:
         raise InputError(f"config.model.num_classes = {config.model.num_classes}: --what=sample draws captions")
+    if args.shortcuts:
+        check_peer(args, (), "--shortcuts are compared with the whole model, not with PyTorch")
+        if args.vae:
+            raise InputError(
+                f"--vae={args.vae}: --shortcuts draw latents, which are all that they change; leave it out"
+            )
     for batch_size in numbers("--batch-sizes", args.batch_sizes):
         config.data.batch_size = batch_size
         if args.shortcuts:

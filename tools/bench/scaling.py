@@ -16,7 +16,7 @@ import jax
 
 from pixart_jax.errors import InputError
 
-from .options import make_parser, numbers, parse_with_config
+from .options import check_peer, make_parser, numbers, parse_with_config
 from .train import TrainProgram
 from .turns import summary, take_turns
 
@@ -26,6 +26,7 @@ def run(argv: Sequence[str]) -> Iterator[dict]:
     parser = make_parser(__name__, __doc__, calls=10)
     parser.add_argument("--devices", default="1,2,4,8", help="how many, ascending (default: %(default)s)")
     args, config, about = parse_with_config(parser, argv)
+    check_peer(args, (), "devices are compared with one another, not with PyTorch")
     counts = numbers("--devices", args.devices)
     if counts != sorted(set(counts)):
         raise InputError(f"--devices={args.devices}: must be ascending")

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from pixart_jax.commands import path_argument
 from pixart_jax.errors import InputError
-from pixart_jax.files import write_atomically
+from pixart_jax.files import check_writable, write_atomically
 
 FIGURES, TABLE = "figures.jsonl", "table.md"
 # What a program that has run out of memory says, by XLA and by PyTorch.
@@ -121,10 +121,8 @@ def run_suite(argv: Sequence[str], plan: Sequence[Row] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.minutes <= 0:
         raise InputError(f"--minutes={args.minutes:g}: must be above 0")
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out={args.out}: cannot be made ({error.strerror}); name a folder you own") from error
+    check_writable(args.out, "--out")
+    args.out.mkdir(parents=True, exist_ok=True)
     end, found = time.monotonic() + 60 * args.minutes, known(args.out / FIGURES)
     plan = rows(args.suite) if plan is None else plan
     for at, row in enumerate(plan, 1):

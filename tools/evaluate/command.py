@@ -34,7 +34,7 @@ from pixart_jax.evaluators.feature_networks import open_network
 from pixart_jax.evaluators.measures import OF_FEATURES, RETRIEVAL, feature_figures, retrieval_figure
 from pixart_jax.evaluators.networks import FEATURES, FeatureNetwork
 from pixart_jax.evaluators.picture_sets import PictureSet, SetFeatures
-from pixart_jax.evaluators.picture_sources import open_picture_set
+from pixart_jax.evaluators.picture_sources import ShardPictures, open_picture_set
 from pixart_jax.evaluators.pixel_network import pixel_network
 from pixart_jax.evaluators.references import Reference, read_statistics, write_statistics
 from pixart_jax.evaluators.results import about_reference, about_set, compare, make_result, table, write_curve
@@ -87,6 +87,7 @@ def evaluate(args: argparse.Namespace) -> int:
         measured = open_drawings(args, prompts)
     else:
         measured = {"pictures": open_set(args, args.pictures, "PICTURES")}
+    check_vae(args, [*measured.values(), *others.values()])
     captions = clip.open_captions(args, measured, prompts)
     of_pictures = {purpose: network for purpose, network in networks.items() if purpose != CAPTIONS}
     sides = {name: Side(pictures, of_pictures) for name, pictures in measured.items()}
@@ -131,6 +132,16 @@ def open_set(args: argparse.Namespace, spec: str, what: str) -> PictureSet:
     if len(found) < 2:
         raise InputError(f"{spec}: {what} must hold two pictures or more, of which metrics are made")
     return found
+
+
+def check_vae(args: argparse.Namespace, sets: Sequence[PictureSet]) -> None:
+    """Raises InputError for a --vae that decodes neither latents of a set nor what is drawn."""
+    shards = [pictures.samples.manifest for pictures in sets if isinstance(pictures, ShardPictures)]
+    if args.vae and not args.checkpoint and all(manifest.autoencoder == "linear" for manifest in shards):
+        raise InputError(
+            f"--vae {args.vae}: decodes feature shards that have no linear autoencoder of their own, and none is "
+            "named; leave it out"
+        )
 
 
 def look(

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pixart_jax.commands import command, path_argument, quieten_libraries, with_commands
 from pixart_jax.errors import InputError
+from pixart_jax.evaluators.compbench.detections import OWN_DETECTORS
 from pixart_jax.evaluators.compbench.layout import CATEGORIES, SIX, Pictures, open_pictures, seed_of
 from pixart_jax.evaluators.compbench.report import compare, table
 from pixart_jax.evaluators.compbench.sources import Networks, open_parts
@@ -33,10 +34,13 @@ from pixart_jax.generation.picture_lists import Wanted, draw_list
 from pixart_jax.generation.request import Progress, Request
 from pixart_jax.samplers import SAMPLERS
 
-from ..drawing_options import add_model_options, as_typed, open_pipeline, read_adapters
+from ..drawing_options import OF_MODELS, add_model_options, as_typed, open_pipeline, read_adapters
 from ..shares import ProgressLines
 from .drawing import DrawingLines
-from .options import add_work_options, check_compare
+from .options import add_work_options, as_options, check_compare
+
+# Options that only pictures to be drawn have, by their names in the parsed arguments.
+OF_DRAWING = ("sampler", "num_steps", "guidance_scale", "size", "draw_batch_size", *OF_MODELS)
 
 
 def arguments_of(argv: Sequence[str]) -> list[str] | None:
@@ -63,6 +67,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if not args.checkpoint:
         for category in pictures.values():
             category.check()
+    check_heeded(args)
     networks = Networks(args.blip, args.clip, args.detector, tuple(args.detections), args.batch_size, args.num_threads)
     draws_only = bool(args.checkpoint) and not networks.any
     locks = args.out / ".locks"
@@ -166,7 +171,25 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: is too small")
 
 
+def check_heeded(args: argparse.Namespace) -> None:
+    """Raises InputError for how to draw where nothing is drawn, and for networks that no category needs."""
+    default = make_parser().get_default
+    if args.pictures and (given := [name for name in OF_DRAWING if getattr(args, name) != default(name)]):
+        raise InputError(f"{as_options(given)}: say how pictures are drawn; name a --checkpoint, or leave it out")
+    needed = {score for category in args.categories for score in CATEGORIES[category]}
+    for name, scores in (("blip", {"blip"}), ("clip", {"clip"}), ("detector", set(OWN_DETECTORS))):
+        if getattr(args, name) and not scores & needed:
+            raise InputError(f"--{name}: none of --categories {' '.join(args.categories)} needs it; leave it out")
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_compare(parser, args)
+    return args
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{command('evaluate')} --suite compbench",
         description=with_commands(__doc__),
@@ -203,6 +226,4 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
     add_model_options(parser)
     add_work_options(parser)
-    args = parser.parse_args(argv)
-    check_compare(parser, args)
-    return args
+    return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pixart_jax.commands import command, path_argument, seed_argument, text_argument, with_commands
 from pixart_jax.errors import InputError
@@ -26,6 +26,15 @@ OF_DRAWING = (
     "prompts", "prompts_from", "num_pictures", "negative_prompt", "seed", "size", "aspect_ratio", "sampler",
     "num_steps", "guidance_scale", "draw_batch_size", "keep_pictures", *OF_CONTROL, *(set(OF_MODELS) - {"vae"}),
 )  # fmt: skip
+# Likewise, with the metrics that have them.
+HEEDED_BY = (
+    (OF_FEATURES, ("network", "weights", "inception", "preprocessing")),
+    (("kid",), ("kid_subset_size",)),
+    (OF_CLIP, ("clip",)),
+    ((CLIP_SCORE,), ("clip_preprocessing",)),
+    ((CMMD,), ("cmmd_preprocessing",)),
+    (("fid", *OF_BOTH, CMMD), ("reference",)),
+)
 
 
 def parse_arguments(argv: Sequence[str] | None, description: str | None) -> argparse.Namespace:
@@ -67,6 +76,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     _check_clip(args)
     _check_drawing(args)
     _check_reference(args)
+    _check_heeded(args)
     check_share(args)
     for name in ("batch_size", "draw_batch_size", "num_threads", "kid_subset_size", "pictures_per_unit"):
         if getattr(args, name) < 1 + (name == "kid_subset_size"):
@@ -84,8 +94,7 @@ def _check_drawing(args: argparse.Namespace) -> None:
     if not args.checkpoint:
         default = make_parser(None).get_default
         if given := [name for name in OF_DRAWING if getattr(args, name) != default(name)]:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise InputError(f"{options}: say how pictures are drawn; name a --checkpoint, or leave it out")
+            raise InputError(f"{as_options(given)}: say how pictures are drawn; name a --checkpoint, or leave it out")
     elif not args.prompts and not args.prompts_from:
         raise InputError("--checkpoint draws prompts: name a file of them (--prompts), or a data set (--prompts-from)")
     if RETRIEVAL in args.metrics and not args.prompts_from:
@@ -119,6 +128,34 @@ def _check_reference(args: argparse.Namespace) -> None:
         )
     if is_statistics(args.reference) and not set(args.metrics) & set(OF_FEATURES):
         raise InputError(f"--reference {args.reference}: no one of --metrics looks at statistics; leave it out")
+
+
+def _check_heeded(args: argparse.Namespace) -> None:
+    """Raises InputError for what only other metrics would heed."""
+    default = make_parser(None).get_default
+
+    def given_of(names: Iterable[str]) -> list[str]:
+        return [name for name in names if getattr(args, name) != default(name)]
+
+    if args.statistics:
+        of_figures = [name for heeding, names in HEEDED_BY if heeding != OF_FEATURES for name in names]
+        if given := given_of(["metrics", *of_figures]):
+            raise InputError(
+                f"{as_options(given)}: --statistics writes mean and covariance, of which figures are made later; leave "
+                "it out"
+            )
+        return
+    for heeding, names in HEEDED_BY:
+        if (given := given_of(names)) and not set(heeding) & set(args.metrics):
+            raise InputError(
+                f"{as_options(given)}: of --metrics {', '.join(heeding)}, and none of them is asked for; add one, or "
+                "leave it out"
+            )
+
+
+def as_options(names: Iterable[str]) -> str:
+    """Names in the parsed arguments as they are given."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def is_statistics(reference: str | None) -> bool:

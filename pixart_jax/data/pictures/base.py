@@ -8,13 +8,16 @@ import dataclasses
 import operator
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, SupportsIndex
 
 from pixart_jax.files import open_regular
 
 # More than any picture or caption has: what is larger is something else, or a hole in a sparse file.
 MOST_PICTURE_BYTES, MOST_CAPTION_BYTES = 1 << 30, 1 << 24
+
+# What to do about text that is none.
+TO_UTF8 = "save it as UTF-8, as by iconv -f latin1 -t utf-8 OLD > NEW where it is Latin-1"
 
 # Wide enough for any mixture, and narrow enough that no share of a sum rounds to zero.
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-6, 1e6
@@ -176,11 +179,21 @@ def caption_text(data: bytes, key: str) -> str:
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadItem(key, "caption-not-utf8", f"{error}; save the caption as UTF-8") from error
+        raise BadItem(key, "caption-not-utf8", f"{error}; {TO_UTF8}") from error
 
 
-def weighed(captions: Iterable[tuple[str, float]], key: str) -> tuple[tuple[str, float], ...]:
+def half_a_pair() -> str:
+    """Why text of JSON is none."""
+    return "a JSON escape of half a surrogate pair"
+
+
+def weighed(
+    captions: Iterable[tuple[str, float]], key: str, why_no_text: Callable[[], str] = half_a_pair
+) -> tuple[tuple[str, float], ...]:
     """The captions that are more than white space, their weights scaled to sum to 1; () of none.
+
+    Args:
+      why_no_text: of what is wrong where a caption is no text.
 
     Raises:
       BadItem: "caption-empty" when there are captions and none is left, "caption-not-utf8" when one is no text.
@@ -193,7 +206,7 @@ def weighed(captions: Iterable[tuple[str, float]], key: str) -> tuple[tuple[str,
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise BadItem(key, "caption-not-utf8", f"{error}: a JSON escape of half a surrogate pair") from error
+            raise BadItem(key, "caption-not-utf8", why_no_text()) from error
     total = sum(weight for _, weight in left)
     return tuple((text, weight / total) for text, weight in left)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
-from pixart_jax.data.pictures.base import BadItem, shown
+import numpy as np
+
+from pixart_jax.data.pictures.base import TO_UTF8, BadItem, shown
 from pixart_jax.data.pictures.record_files import RecordFile, read_list
 from pixart_jax.errors import InputError
 
@@ -72,6 +75,20 @@ class CsvRecords(RecordFile):
                 self.name(index), "bad-record", f"{problem}; put cells that hold {self._separator!r} in quotes"
             )
         return self._record(row)
+
+    def why_no_text(self, index: int) -> str:
+        """See `Records`: bytes of another encoding, which a path may have."""
+        try:
+            self.written(index).decode()
+        except UnicodeDecodeError as error:
+            line = np.searchsorted(self._line_ends, self._spans[index, 0] + error.start) + 1
+            return f"{self.path}: line {line} is not UTF-8 ({error.reason}); {TO_UTF8}"
+        return f"{self.path}: has changed"
+
+    @functools.cached_property
+    def _line_ends(self) -> np.ndarray:
+        """Found once: where one row is in another encoding, most are."""
+        return np.flatnonzero(np.fromfile(self.path, np.uint8) == ord("\n"))
 
     def _record(self, row: list[str]) -> dict:
         record: dict[str, object] = {name: cell for name, cell in zip(self._header, row, strict=True) if name and cell}

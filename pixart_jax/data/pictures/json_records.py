@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
-from pixart_jax.data.pictures.base import BadItem
+from pixart_jax.data.pictures.base import TO_UTF8, BadItem
 from pixart_jax.data.pictures.record_files import RecordFile, read_list
 from pixart_jax.errors import InputError
 
@@ -63,7 +63,7 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
         text = data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); save the list as UTF-8") from error
+        raise InputError(f"{path}: line {line} is not UTF-8 ({error.reason}); {TO_UTF8}") from error
     position = _skip_space(text, 1 if text.startswith("\ufeff") else 0)
 
     def fail(position: int, problem: object, cause: Exception | None = None) -> NoReturn:
@@ -100,6 +100,8 @@ def _scan_array(data: bytes, path: pathlib.Path) -> Iterator[tuple[int, int, obj
 
 
 def _problem(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 ({error.reason}); {TO_UTF8}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

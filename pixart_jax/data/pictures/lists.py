@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -103,7 +104,7 @@ class ListPictures:
     def __getitem__(self, index: SupportsIndex) -> Picture:
         index = checked_index(index, len(self))
         record, path, key = self._record(index)
-        _, captions, label = self._words(record, key)
+        _, captions, label = self._words(index, record, key)
         if not captions and label is None:
             there = f"{self._records.name(index)} has neither a caption nor a label"
             raise BadItem(key, "caption-missing", f"{there}; looked for {', '.join(self._fields.captions)}")
@@ -111,8 +112,9 @@ class ListPictures:
 
     def words(self, index: SupportsIndex) -> Words:
         """See `Pictures.words`."""
-        record, _, key = self._record(checked_index(index, len(self)))
-        return self._words(record, key)
+        index = checked_index(index, len(self))
+        record, _, key = self._record(index)
+        return self._words(index, record, key)
 
     def data(self, index: SupportsIndex) -> bytes:
         """See `Pictures.data`."""
@@ -159,9 +161,10 @@ class ListPictures:
             raise BadItem(self._records.name(index), "bad-record", f"path must name a file, not {shown(path)}")
         return record, path, printable(path + self._suffixes.get(index, ""))
 
-    def _words(self, record: Mapping, key: str) -> Words:
+    def _words(self, index: int, record: Mapping, key: str) -> Words:
         label = self._fields.label(record, key)
-        return Words(key, weighed(self._fields.texts(record, key), key), label)
+        why_no_text = functools.partial(self._records.why_no_text, index)
+        return Words(key, weighed(self._fields.texts(record, key), key, why_no_text), label)
 
     def _on_disk(self, path: str, key: str) -> bytes:
         """Of the picture. A list is UTF-8, and so is what its paths mean, whatever the locale's file names are in."""

@@ -242,6 +242,10 @@ class ParquetRecords:
         """See `Records`."""
         return f"{self.path.name}#{index + 1}"
 
+    def why_no_text(self, index: int) -> str:
+        """See `Records`."""
+        return f"{self.name(index)} holds text that is not UTF-8"
+
     def read(self, index: int) -> Mapping:
         """See `Records`."""
         return _without_null(self._reader.read(index, self.name(index)))

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pixart_jax.data.pictures.base import BadItem
+from pixart_jax.data.pictures.base import BadItem, half_a_pair
 from pixart_jax.errors import InputError
 from pixart_jax.files import open_regular
 
@@ -38,6 +38,9 @@ class Records(Protocol):
 
     def name(self, index: int) -> str:
         """How to call a record that has no usable key: the list's third is list.json#3."""
+
+    def why_no_text(self, index: int) -> str:
+        """Of a record with a string that does not encode as UTF-8."""
 
     def read(self, index: int) -> Mapping:
         """The record.
@@ -82,6 +85,10 @@ class RecordFile:
     def name(self, index: int) -> str:
         """See `Records`."""
         return f"{self.path.name}#{index + 1}"
+
+    def why_no_text(self, index: int) -> str:
+        """See `Records`; of JSON."""
+        return half_a_pair()
 
     def written(self, index: int) -> bytes:
         """The record as it is written.
