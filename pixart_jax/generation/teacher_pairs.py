@@ -94,7 +94,9 @@ class TeacherPairs:
             "items_per_unit": items_per_unit,
         }
         whole = dataclasses.replace(manifest, num_samples=0, shards=(), bucket_histogram={}, skipped={})
-        self.manifests = {ONLY: dataclasses.replace(whole, latent_kind="drawn", num_classes=0, control="none")}
+        # What else the source has is of its pictures.
+        whole = dataclasses.replace(whole, num_classes=0, control="none", align="none", align_dim=0)
+        self.manifests = {ONLY: dataclasses.replace(whole, latent_kind="drawn")}
 
     @functools.cached_property
     def _sample_fn(self) -> SampleFn:

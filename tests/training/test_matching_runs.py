@@ -66,7 +66,7 @@ def draw_pairs(root, out, *more):
 def root(tmp_path_factory):
     """data/, the run teacher/ on it, and pairs/ that it drew."""
     root = tmp_path_factory.mktemp("matching")
-    write_words_data(root / "data")
+    write_words_data(root / "data", align_dim=6)
     train_and_evaluate(words_config(root, 2), str(root / "teacher"))
     assert draw_pairs(root, root / "pairs") == 0
     return root
@@ -75,6 +75,7 @@ def root(tmp_path_factory):
 def test_pairs_are_what_the_teacher_draws_of_their_noise(root):
     pairs, pipeline = ShardReader(root / "pairs"), TextToImage.from_checkpoint(root / "teacher")
     assert len(pairs) == 6 and len(pairs.manifest.shards) == 2 and pairs.manifest.latent_kind == "drawn"
+    assert (pairs.manifest.align, pairs.manifest.align_dim) == ("none", 0)  # As opposed to the data's.
     assert [pair.caption for pair in (pairs[i] for i in range(6))] == [*CAPTIONS, *CAPTIONS[:2]]
     noises = np.stack([pairs[i].noise for i in range(6)]).astype(np.float32)
     assert len(np.unique(noises)) > 0.9 * noises.size and noises.std() == pytest.approx(1, abs=0.2)
