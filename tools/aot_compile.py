@@ -241,13 +241,13 @@ def default_fsdp(config: ConfigDict, topology: Topology) -> int:
 def kept_bytes(config: ConfigDict) -> int:
     """The least that the backward pass of one picture needs kept: each block's input, attention's results where they
     are not computed again, and those of products with weights where they are not."""
-    model = architecture(config)
+    model, dtype = architecture(config), config.dtype
     kinds = 1 if config.model.num_classes else 2
     attention = 0 if config.model.remat == "full" else kinds
     # q, k, v and the projection behind self-attention, two of cross-attention, four and one of the MLP.
     products = 9 + 2 * (kinds - 1) if config.model.remat in ("none", "dots") else 0
-    channels = model["hidden_size"] * (1 + attention + products)
-    return model["depth"] * position_base(config) ** 2 * channels * jnp.dtype(config.dtype).itemsize
+    a_channel = jnp.dtype(config.residual_dtype or dtype).itemsize + (attention + products) * jnp.dtype(dtype).itemsize
+    return model["depth"] * position_base(config) ** 2 * model["hidden_size"] * a_channel
 
 
 def _whole_state(config: ConfigDict):

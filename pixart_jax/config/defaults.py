@@ -68,6 +68,9 @@ SETTINGS = {
     "seed": Setting(0, SEED),
     # Of matrix products: "bfloat16" on accelerators, "float32" on CPU.
     "dtype": Setting("float32", one_of("float32", "bfloat16")),
+    # Of the sum that the blocks add to, in training: "" is dtype. "float32" is what PyTorch's autocast makes of it in
+    # PixArt's own training: nearer to float32's gradients, for more memory and time (docs/training.md#precision).
+    "residual_dtype": Setting("", one_of("", "float32")),
     # Weights to start from, as tools.convert takes them: a run's workdir (or one checkpoint in it), a model that
     # tools.convert wrote, a .pth, a diffusers folder, a DiT file, a hub id. docs/init_from.md says which changes of
     # model they survive. EMA, optimizer and step start afresh; a run that is resumed ignores it.

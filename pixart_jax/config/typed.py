@@ -84,6 +84,7 @@ def build_model(config: ConfigDict, mesh: Mesh | None = None) -> PixArt:
         remat="none" if config.model.remat == AUTO else config.model.remat,
         attention=AttentionSpec(config.model.attention, mesh),
         dtype=jnp.dtype(config.dtype),
+        residual_dtype=jnp.dtype(config.residual_dtype) if config.residual_dtype else None,
         scan_unroll=max(config.model.scan_unroll, 1),
     )
 

@@ -206,7 +206,7 @@ def open_run(
     config = load_config(workdir)
     require_evaluated(workdir, config, ema=ema)
     # Whatever the run's machine computed attention with, this one may not have.
-    model = build_model(config).clone(dtype=dtype, attention=AttentionSpec(mesh=mesh))
+    model = build_model(config).clone(dtype=dtype, residual_dtype=None, attention=AttentionSpec(mesh=mesh))
     encoders = workdir / ENCODERS
     manifest = read_manifest(encoders, may_be_empty=True)
     found = given if model.num_classes else encoders_of_run(workdir, config, manifest, given)

@@ -180,7 +180,8 @@ class PixArt(nn.Module):
       learn_sigma: predict the variance's interpolation values next to eps.
       remat: key of `remat.REMAT_POLICIES`.
       attention: how attention is computed, and the mesh over which it and all activations lie.
-      dtype: of matrix products and the residual stream; parameters, LayerNorm statistics and softmax are float32.
+      dtype: of matrix products; parameters, LayerNorm statistics and softmax are float32.
+      residual_dtype: of the residual stream, the sum that the blocks add to; None is `dtype`.
       scan_unroll: blocks per scan iteration; `depth` removes the loop, which lets a FLOP counter see every block.
     """
 
@@ -202,6 +203,7 @@ class PixArt(nn.Module):
     remat: str = "none"
     attention: AttentionSpec = AUTO
     dtype: Any = jnp.float32
+    residual_dtype: Any = None
     scan_unroll: int = 1
 
     def setup(self):
@@ -283,8 +285,10 @@ class PixArt(nn.Module):
         return ModelOutput(eps, v[0] if v else None)
 
     def embed_tokens(self, tokens, positions):
-        """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `dtype`."""
-        x = self.x_embedder(tokens) + sincos_2d(positions, self.hidden_size).astype(self.dtype)
+        """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `residual_dtype`."""
+        x, table = self.x_embedder(tokens), sincos_2d(positions, self.hidden_size)
+        x, table = (part.astype(self.residual_dtype or self.dtype) for part in (x, table))
+        x = x + table
         return constrain(x, self.attention.mesh, ROWS, TOKENS, WHOLE)
 
     def embed_conditions(

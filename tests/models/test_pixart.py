@@ -308,6 +308,26 @@ def test_bfloat16_stays_out_of_statistics(fields):
     assert 0 < error.std() < 0.03 * np.asarray(exact.eps).std()
 
 
+@pytest.mark.parametrize("fields", [{}, {"kv_compress": (1, 1, 2, 2)}, {"adaln": "full", "num_classes": CLASSES}])
+def test_a_residual_stream_in_float32_is_nearer(fields):
+    """While matrix products are in bfloat16 as before. In the program the stream is what goes from block to block."""
+    plain = TINY.clone(depth=12, **fields | ({"kv_compress": (1, 2) * 6} if "kv_compress" in fields else {}))
+    halves, params = plain.clone(dtype=jnp.bfloat16), random_params(plain)
+    wide = halves.clone(residual_dtype=jnp.float32)
+    arguments, conditions = make_inputs(wide)
+    found = [*equations(jax.make_jaxpr(lambda p: wide.apply({"params": p}, *arguments, **conditions))(params).jaxpr)]
+    for equation in found:
+        if equation.primitive.name == "dot_general":
+            assert {variable.aval.dtype for variable in equation.invars} == {jnp.dtype(jnp.bfloat16)}
+        if equation.primitive.name == "scan":
+            carried = [
+                variable.aval for variable in equation.outvars if variable.aval.shape == (B, N, wide.hidden_size)
+            ]
+            assert {value.dtype for value in carried} == {jnp.dtype(jnp.float32)}
+    exact, near, far = (np.asarray(run(model, params).eps) for model in (plain, wide, halves))
+    assert np.square(near - exact).sum() < 0.5 * np.square(far - exact).sum()
+
+
 # --- Scan and remat ---------------------------------------------------------------------------------------------------
 
 

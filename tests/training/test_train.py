@@ -184,6 +184,7 @@ def test_a_run_of_before_a_setting_existed(tmp_path):
         {"model.num_classes": 3, "model.adaln": "full", "model.micro_condition": False},
         {"model.adaln": "full"},
         {"model.qk_norm": True, "model.remat": "full", "train.accumulation_steps": 2, "dtype": "bfloat16"},
+        {"residual_dtype": "float32", "dtype": "bfloat16", "model.num_classes": 3},
         {"model.learn_sigma": False, "sample.sampler": "ddim", "diffusion.prediction": "x0"},
         {"diffusion.prediction": "v", "diffusion.timesteps": "logit_normal", "sample.sampler": "iddpm"},
         {"model.learn_sigma": False, "sample.sampler": "flow-heun", "diffusion.prediction": "flow"},
