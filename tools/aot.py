@@ -35,7 +35,7 @@ from collections.abc import Iterator, Sequence
 
 from pixart_jax.commands import GOES_ON, command, path_argument, tool, with_commands
 from pixart_jax.errors import InputError
-from pixart_jax.files import errors_naming
+from pixart_jax.files import check_writable, errors_naming
 from pixart_jax.files.locks import own_target
 from pixart_jax.files.typed_json import parse, read_bytes
 from pixart_jax.models.remat import AUTO, BY_WEIGHT
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError('the TPU compiler is not installed: pip install "jax[tpu]"')
     if args.growth:
+        check_writable(args.growth.parent, f"--growth={args.growth}: the folder")
         cases = [case for config in configs for case in growth_cases(config, args.settings, topologies)]
     else:
         cases = [

@@ -115,6 +115,13 @@ def test_what_does_not_fit_is_told(config, tmp_path, capsys):
     assert "tiny on v5e:1x1: even a few blocks do not fit: Used 20G of 15G hbm" in capsys.readouterr().err
 
 
+def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    argv = ["--config=configs/stage3_512.py", "--topology=v5e:2x2", f"--out={tmp_path / 'out'}"]
+    assert main([*argv, f"--growth={tmp_path / 'file/growth.png'}"]) == 2
+    assert "growth.png: the folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "argv", [["--growth=a.png", "--fit"], ["--growth=a.svg"], ["--growth=a.png", "--program=train"]]
 )
