@@ -27,7 +27,7 @@ from pixart_jax.errors import NotFinite
 from pixart_jax.figures.images import to_uint8
 from pixart_jax.models.layers import Dtype
 from pixart_jax.models.t5 import encoder_from_config
-from pixart_jax.models.tiles import decode_each_tiled, encode_tiled
+from pixart_jax.models.tiles import decode_tiled, encode_tiled
 from pixart_jax.shortcuts.eight_bits import in_eight_bits
 
 # Cells along a side of the square up to which latents are decoded at once: 1024 px.
@@ -291,7 +291,7 @@ class Autoencoder:
 
     def _decode_tiled(self, params: Any, latents: np.ndarray, *, as_uint8: bool) -> Iterator[np.ndarray]:
         """The tiles of one picture lie on all devices, and so many are decoded at a time."""
-        pictures = decode_each_tiled(
+        pictures = decode_tiled(
             lambda tiles: _decode(self._model, params, self._spread.place(tiles)),
             latents,
             tile_size=self._tile_size,

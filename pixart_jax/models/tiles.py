@@ -13,8 +13,10 @@ import numpy as np
 from pixart_jax.errors import InputError
 
 
-def decode_tiled(decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25) -> np.ndarray:
-    """Pictures of latents, one tile at a time, so that memory does not grow with their size.
+def decode_tiled(
+    decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25, at_once: int = 1
+) -> Iterator[np.ndarray]:
+    """Pictures of latents, a few tiles at a time, so that memory does not grow with their size.
 
     The tiles are diffusers' `tiled_decode`'s: squares of `tile_size` cells, `overlap` of a side in common, one fading
     into the next. All tiles of a picture have one shape, so all pictures at least as large as a tile share one compiled
@@ -29,30 +31,19 @@ def decode_tiled(decode: Callable, latents, *, tile_size: int = 128, overlap: fl
     for a whole 2K picture and four times that for 4K (compiled for a CPU).
 
     Args:
-      decode: f32[1, h, w, C] → [1, h·s, w·s, c] for a fixed scale s, compiled:
+      decode: f32[at_once, h, w, C] → [at_once, h·s, w·s, c] for a fixed scale s, compiled:
         `functools.partial(jax.jit(functools.partial(model.apply, method="decode")), {"params": params})`.
       latents: f32[B, h, w, C], unscaled.
       tile_size: in cells. The smaller, the more the tiles' GroupNorm statistics and colours differ. A picture no larger
         than a tile is decoded whole, and equals what `decode` gives.
       overlap: share of a tile's side, in (0, 1).
+      at_once: tiles, of one picture and of the next. So many devices, with a tile on each, do it so much sooner.
 
-    Returns:
-      f32[B, h·s, w·s, c].
+    Yields:
+      Each picture, f32[h·s, w·s, c], as soon as its last tile is there.
 
     Raises:
       InputError: `tile_size` and `overlap` leave no overlap, or nothing else.
-    """
-    return np.stack([*decode_each_tiled(decode, latents, tile_size=tile_size, overlap=overlap)])
-
-
-def decode_each_tiled(
-    decode: Callable, latents, *, tile_size: int = 128, overlap: float = 0.25, at_once: int = 1
-) -> Iterator[np.ndarray]:
-    """As `decode_tiled`, but yields each picture f32[h·s, w·s, c] as soon as its last tile is there.
-
-    Args:
-      decode: of as many tiles as `at_once`, f32[at_once, h, w, C] → [at_once, h·s, w·s, c].
-      at_once: tiles, of one picture and of the next. So many devices, with a tile on each, do it so much sooner.
     """
     return _apply_tiled(decode, np.asarray, np.asarray(latents), tile_size, overlap, 1, at_once)
 
@@ -71,7 +62,7 @@ def encode_tiled(
       downsample: pixels per latent cell.
       tile_size: in latent cells.
       overlap: share of a tile's side, in (0, 1).
-      at_once: see `decode_each_tiled`.
+      at_once: see `decode_tiled`.
 
     Returns:
       (mean, std), f32[B, H/downsample, W/downsample, C] each.

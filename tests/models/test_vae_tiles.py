@@ -21,6 +21,11 @@ def enlarge(latents):
     return np.kron(latents, np.array([[1.0, 2.0], [3.0, 5.0]])[None, :, :, None]).astype(np.float32)
 
 
+def decoded(decode, latents, **settings):
+    """All pictures in one array."""
+    return np.stack([*decode_tiled(decode, latents, **settings)])
+
+
 @pytest.mark.parametrize("tile_size,overlap", [(8, 0.25), (8, 0.5), (8, 0.8), (5, 0.3)])
 @pytest.mark.parametrize("grid", [(8, 8), (3, 8), (9, 8), (20, 3), (17, 21), (14, 20)])
 def test_tiles_of_a_local_decoder_change_nothing(grid, tile_size, overlap):
@@ -31,7 +36,7 @@ def test_tiles_of_a_local_decoder_change_nothing(grid, tile_size, overlap):
         return enlarge(latents)
 
     latents = random_latents(2, *grid, 3)
-    tiled = decode_tiled(decode, latents, tile_size=tile_size, overlap=overlap)
+    tiled = decoded(decode, latents, tile_size=tile_size, overlap=overlap)
     np.testing.assert_allclose(tiled, enlarge(latents), atol=1e-5)
     assert tiled.dtype == np.float32
     assert set(shapes) == {(1, min(tile_size, grid[0]), min(tile_size, grid[1]), 3)}
@@ -44,7 +49,7 @@ def test_seams():
     def decode(latents):
         return np.full((1, 2 * latents.shape[1], 2 * latents.shape[2], 1), next(numbers), np.float32)
 
-    row = decode_tiled(decode, np.zeros((1, 4, 17, 1)), tile_size=8, overlap=0.25)[0, 5, :, 0]
+    row = decoded(decode, np.zeros((1, 4, 17, 1)), tile_size=8, overlap=0.25)[0, 5, :, 0]
     # Tiles begin at cells 0, 6 and 9. Ramps of 2 cells, 4 pixels: from cell 6, and from cell 10.5 between 9 and 14.
     expected = [0] * 12 + [0, 0.25, 0.5, 0.75] + [1] * 5 + [1, 1.25, 1.5, 1.75] + [2] * 9
     np.testing.assert_allclose(row, expected, atol=1e-6)
@@ -53,7 +58,7 @@ def test_seams():
 @pytest.mark.parametrize("tile_size,overlap", [(8, 0.0), (8, 0.1), (8, 1.0), (1, 0.25), (8, -0.25)])
 def test_tiles_need_an_overlap(tile_size, overlap):
     with pytest.raises(InputError, match="must overlap"):
-        decode_tiled(enlarge, np.zeros((1, 16, 16, 1)), tile_size=tile_size, overlap=overlap)
+        decoded(enlarge, np.zeros((1, 16, 16, 1)), tile_size=tile_size, overlap=overlap)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def away_from_last_seams_and_corners(cells, unit):
 def test_tiled_decode_equals_diffusers(tiled_models):
     reference, _, decode = tiled_models
     latents = random_latents(2, 20, 20, 4)
-    ours = decode_tiled(decode, latents, tile_size=8)
+    ours = decoded(decode, latents, tile_size=8)
     theirs = reference_decode(reference, latents)
     same = away_from_last_seams_and_corners(20, 2)
     assert same.mean() > 0.7
@@ -98,7 +103,7 @@ def test_four_tiles_meet_bilinearly(tiled_models):
             tile = np.asarray(decode(latents[:, row : row + 8, column : column + 8]))
             part = tile[0, 12 - 2 * row :, 12 - 2 * column :][:4, :4]
             corner = corner + np.outer(row_weight, column_weight)[..., None] * part
-    np.testing.assert_allclose(decode_tiled(decode, latents, tile_size=8)[0, 12:16, 12:16], corner, atol=1e-5)
+    np.testing.assert_allclose(decoded(decode, latents, tile_size=8)[0, 12:16, 12:16], corner, atol=1e-5)
 
 
 def test_tiled_encode_equals_diffusers(tiled_models):
@@ -120,7 +125,7 @@ def test_pictures_within_a_tile_are_whole(tiled_models):
     _, encode, decode = tiled_models
     latents, images = random_latents(3, 8, 8, 4), random_images(3, 16, 16, 3)
     np.testing.assert_array_equal(
-        decode_tiled(decode, latents, tile_size=8), np.concatenate([decode(z[None]) for z in latents])
+        decoded(decode, latents, tile_size=8), np.concatenate([decode(z[None]) for z in latents])
     )
     mean, std = encode_tiled(encode, images, downsample=2, tile_size=8)
     np.testing.assert_array_equal(mean[1:2], encode(images[1:2])[0])
@@ -133,6 +138,6 @@ def test_moved_last_tile_is_closer_to_the_whole_than_a_cut_one(tiled_models):
     latents = random_latents(8, 15, 15, 4)
     whole = np.asarray(decode(latents))
     border = np.add.outer(np.arange(30) >= 24, np.arange(30) >= 24)
-    ours = np.abs(decode_tiled(decode, latents, tile_size=8) - whole)[:, border].mean()
+    ours = np.abs(decoded(decode, latents, tile_size=8) - whole)[:, border].mean()
     theirs = np.abs(reference_decode(reference, latents) - whole)[:, border].mean()
     assert ours < 0.9 * theirs, (ours, theirs)
