@@ -17,6 +17,7 @@ import re
 import select
 import shlex
 import sys
+import traceback
 import types
 from collections.abc import Callable
 from typing import ParamSpec
@@ -321,7 +322,7 @@ def quieten_libraries() -> None:
 
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_no_chatter)
-    logging.getLogger("asyncio").addFilter(_is_told_by_nobody_else)
+    logging.getLogger("asyncio").addFilter(is_told_by_nobody_else)
 
 
 def _is_no_chatter(record: logging.LogRecord) -> bool:
@@ -332,5 +333,7 @@ def _is_no_chatter(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR and not record.exc_info
 
 
-def _is_told_by_nobody_else(record: logging.LogRecord) -> bool:
-    return "never retrieved" not in record.getMessage()
+def is_told_by_nobody_else(record: logging.LogRecord) -> bool:
+    """Whether what asyncio logs is no error of Orbax's, which whoever has called that gets as well."""
+    where = record.exc_info[2] if isinstance(record.exc_info, tuple) else None
+    return all("orbax" not in frame.f_code.co_filename for frame, _ in traceback.walk_tb(where))

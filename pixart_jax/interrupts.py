@@ -52,9 +52,11 @@ def hear_ctrl_c():
     try:
         yield
     finally:
+        # What is over needs no ending: from here on another Ctrl-C is passed over.
+        signal.signal(signal.SIGINT, lambda number, frame: None)
         over.set()
         watch.join()
-        sys.unraisablehook = hook
+        _asked, sys.unraisablehook = False, hook
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -97,20 +99,23 @@ def beside(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: A
     """
     future: Future[Result] = Future()
 
-    def run() -> None:
+    def run(future: Future[Result]) -> None:
         try:
             future.set_result(call(*args, **kwargs))
         except BaseException as error:
             future.set_exception(error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="reading", daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run, future), name="reading", daemon=True)
     # Registered last, so called first: before JAX and the libraries take from under the thread what it reads with.
     end = functools.partial(_end_without, thread)
     atexit.register(end)
     thread.start()
     future.exception()
     atexit.unregister(end)
-    return future.result()
+    try:
+        return future.result()
+    finally:
+        del future  # An error's frames would hold it, and it the error and all that those hold.
 
 
 def _end_without(thread: threading.Thread) -> None:

@@ -17,6 +17,14 @@ from pixart_jax.errors import InputError
 from pixart_jax.interrupts import INTERRUPTED, beside, give_way, hear_ctrl_c
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Where the tests run in the background, a shell has made them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
@@ -116,6 +124,19 @@ def test_an_error_that_comes_of_ctrl_c_is_not_about_the_input(capsys):
             raise ValueError("cancelled")
 
     assert not_damaged() == INTERRUPTED
+
+
+def test_when_a_tool_has_ended_ctrl_c_is_forgotten():
+    """Notebooks call tools, and other things after them."""
+
+    @tool(GOES_ON)
+    def main():
+        ctrl_c()
+
+    assert main() == INTERRUPTED
+    give_way()
+    with pytest.raises(Damaged), any_error_is_damage("its arrays"):
+        raise ValueError("bad bytes")
 
 
 def test_a_tool_inside_of_another_leaves_it_interrupted():

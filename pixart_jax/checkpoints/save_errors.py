@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from pixart_jax.checkpoints import lazy_orbax as ocp
+from pixart_jax.commands import is_told_by_nobody_else
 from pixart_jax.errors import SaveFailed
 from pixart_jax.files import reason
 
@@ -125,17 +126,14 @@ def told_once():
     """
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
 
-    def is_ours(record: logging.LogRecord) -> bool:
-        return "never retrieved" not in record.getMessage()
-
     def pass_on(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
-    logger.addFilter(is_ours)
+    logger.addFilter(is_told_by_nobody_else)
     sys.unraisablehook = pass_on
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        logger.removeFilter(is_ours)
+        logger.removeFilter(is_told_by_nobody_else)

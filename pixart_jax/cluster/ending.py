@@ -27,6 +27,7 @@ from pixart_jax.cluster.processes import (
     wait_for_announcement,
 )
 from pixart_jax.errors import InputError, SaveFailed
+from pixart_jax.interrupts import INTERRUPTED
 
 _ERROR = "error"
 
@@ -191,7 +192,10 @@ def end_with_the_others(*shared: type[BaseException], ending: Ending | None = No
 
 
 def _give_up(error: BaseException, ending: Ending) -> None:
-    expected = isinstance(error, InputError | SaveFailed)
+    expected, code = isinstance(error, InputError | SaveFailed | KeyboardInterrupt), 1
     reason = str(error) if expected else f"{type(error).__name__}: {str(error)[:500]}"
-    code = 2 if isinstance(error, InputError) else 1
+    if isinstance(error, InputError):
+        code = 2
+    elif isinstance(error, KeyboardInterrupt):
+        code, reason = INTERRUPTED, "interrupted; the same command goes on from the last checkpoint, if there is one"
     ending.tell(code, f"{this_process()} stops: {reason}", None if expected else error)

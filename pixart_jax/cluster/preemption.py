@@ -38,9 +38,11 @@ def stop_requests(ending: Ending | None = None):
             signal.signal(signal.SIGINT, previous[number])
         received.append(signal.Signals(number))
 
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, receive) for number in heard}
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    previous = {number: handler for number, handler in previous.items() if handler != signal.SIG_IGN}
     try:
+        for number in previous:
+            signal.signal(number, receive)
         if jax.process_count() > 1:
             yield _StopTogether(received, ending)
         else:

@@ -20,7 +20,7 @@ CARD = "README.md"
 IMAGES = "images"
 # What a model of ours consists of. In its folder tools.sample puts what it draws, and people what they like.
 _PARTS = ("model.json", "params", "controlnet", "text_encoder", "vae", "encoders", IMAGES)
-_FOR_ALL = re.compile(r"(licen[cs]e|notice)\b.*", re.IGNORECASE)
+_FOR_ALL = re.compile(r"(licen[cs]es?|copying|notice)([-_.].*)?", re.IGNORECASE)
 _CURE = "convert the weights again"
 _KINDS = (
     "a folder that tools.convert wrote, a pipeline or transformer of diffusers, an adapter, a .pth of PixArt, or the "

@@ -206,6 +206,11 @@ class PixArt(nn.Module):
     residual_dtype: Any = None
     scan_unroll: int = 1
 
+    @property
+    def stream_dtype(self) -> Any:
+        """Of the residual stream."""
+        return self.residual_dtype or self.dtype
+
     def setup(self):
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         width = self.patch_size**2 * self.latent_channels
@@ -285,10 +290,9 @@ class PixArt(nn.Module):
         return ModelOutput(eps, v[0] if v else None)
 
     def embed_tokens(self, tokens, positions):
-        """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `residual_dtype`."""
+        """Tokens f32[B, N, p·p·C] and positions f32[B, N, 2] to the blocks' input [B, N, D] in `stream_dtype`."""
         x, table = self.x_embedder(tokens), sincos_2d(positions, self.hidden_size)
-        x, table = (part.astype(self.residual_dtype or self.dtype) for part in (x, table))
-        x = x + table
+        x = x.astype(self.stream_dtype) + table.astype(self.stream_dtype)
         return constrain(x, self.attention.mesh, ROWS, TOKENS, WHOLE)
 
     def embed_conditions(

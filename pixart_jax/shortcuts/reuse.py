@@ -91,7 +91,7 @@ def reusing(model: PixArt, over: Callable[[Apply], Apply], how: Reuse) -> Statef
         return output, (number + 1, *kept)
 
     def begin(tokens):
-        nothing = jnp.zeros((*tokens.shape[:2], model.hidden_size), model.dtype)
+        nothing = jnp.zeros((*tokens.shape[:2], model.hidden_size), model.stream_dtype)
         return jnp.int32(0), jnp.int32(0), nothing, nothing
 
     return Stateful(call, begin)

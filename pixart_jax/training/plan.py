@@ -227,7 +227,10 @@ def open_init_from(config: ConfigDict, manifest: Manifest, workdir: pathlib.Path
 
 
 def refuse_what_is_no_run(path: pathlib.Path) -> None:
-    """Raises InputError for a folder that is something else already, and would be taken for that afterwards."""
+    """Raises InputError for a folder that is something else already, and would be taken for that afterwards; runs of
+    before this was asked go on."""
+    if has_checkpoint(path):
+        return
     for name, what in _MARKS.items():
         if (path / name).exists():
             raise InputError(f"--workdir={path} is {what}, as its {name} says; name another folder for the run")

@@ -74,7 +74,7 @@ def test_the_model_of_a_reference_checkpoint(case):
 def test_model_json_keeps_everything():
     stored = describe(open_source(GOLDEN / "sigma_kv_compress.pth"), Hints(num_heads=2, family="sigma"))
     assert StoredModel.from_json(stored.to_json(), "") == stored
-    how = {"remat", "attention", "dtype", "scan_unroll", "parent", "name"}
+    how = {"remat", "attention", "dtype", "scan_unroll", "residual_dtype", "parent", "name"}
     assert {field.name for field in dataclasses.fields(PixArt)} == set(ARCHITECTURE) | how
 
 

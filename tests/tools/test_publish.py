@@ -256,14 +256,15 @@ def test_of_a_model_nothing_else_goes_up(weights, tmp_path, capsys):
     """Pictures with their prompts, which tools.sample puts there, and notes."""
     model = tmp_path / "model"
     shutil.copytree(weights, model)
-    for name in ("generated/0.png", "images/samples.png", "notes.txt", "License.md", "licensed/x", ".cache/x"):
+    others = ["generated/0.png", "notes.txt", "licensed/x", ".cache/x"]
+    for name in ("images/samples.png", "License.md", "LICENSES/MIT", *others):
         path = model / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
     assert publish.main([str(model), "me/model"]) == 0
     assert "left out: generated, licensed, notes.txt\n" in capsys.readouterr().out
     ours = {path.relative_to(weights).as_posix() for path in weights.rglob("*") if path.is_file()}
-    assert look(model).files.keys() == ours | {"images/samples.png", "License.md"}
+    assert look(model).files.keys() == ours | {"images/samples.png", "License.md", "LICENSES/MIT"}
 
 
 def test_what_things_are(weights):
