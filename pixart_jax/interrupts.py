@@ -104,6 +104,7 @@ def beside(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: A
             future.set_result(call(*args, **kwargs))
         except BaseException as error:
             future.set_exception(error)
+            del future
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run, future), name="reading", daemon=True)
     # Registered last, so called first: before JAX and the libraries take from under the thread what it reads with.
@@ -115,7 +116,7 @@ def beside(call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: A
     try:
         return future.result()
     finally:
-        del future  # An error's frames would hold it, and it the error and all that those hold.
+        del future  # Here and above: an error's frames would hold it, and it the error and all that those hold.
 
 
 def _end_without(thread: threading.Thread) -> None:

@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -135,14 +134,7 @@ def start_main(config: pathlib.Path, workdir: pathlib.Path, *settings: str, devi
     """`python -m pixart_jax.main` in a process of its own, on that many simulated CPU devices."""
     command = [sys.executable, "-m", "pixart_jax.main", f"--config={config}", f"--workdir={workdir}", *settings]
     return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=simulated(devices),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # Where the tests run in the background, a shell has made them ignore it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, cwd=ROOT, env=simulated(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 

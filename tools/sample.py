@@ -98,10 +98,13 @@ def draw(args: argparse.Namespace, out: pathlib.Path) -> tuple[int, int]:
     shape = given.shape(shape, pipeline.resolution) if given else shape
     asked |= control.shape(shape, pipeline) if control else shape
     # What is wrong with a setting is said before anything is drawn.
-    manner = pipeline.manner(Request(prompts, **asked, negative_prompt=args.negative_prompt))
+    asked["negative_prompt"] = args.negative_prompt
+    manner = pipeline.manner(Request(prompts, **asked))
     if not manner.has_null_branch:  # A style's own is for who guides.
         negative = [None] * len(prompts)
-    whole = Request(prompts, **asked, negative_prompt=negative if manner.has_null_branch and styles else negative[0])
+    elif styles:
+        asked["negative_prompt"] = negative
+    whole = Request(prompts, **asked)
     canvas = whole.canvas(pipeline.resolution)
     if canvas.size != pipeline.resolution:
         print(f"drawn at {canvas.size} px; the model was trained at {pipeline.resolution} px", file=sys.stderr)

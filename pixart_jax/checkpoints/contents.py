@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -108,8 +108,8 @@ def verify(item: str, recorded: Recorded, tree: Any, checksums: Iterable[int]) -
 
 
 @contextmanager
-def any_error_is_damage(what: str):
-    """Turns what Orbax and TensorStore raise into Damaged: damage makes them raise almost anything.
+def any_error_is(damage: Callable[[Exception], Exception]):
+    """Turns what Orbax and TensorStore raise into what is made of it: damage makes them raise almost anything.
 
     But not what says that the devices or the host fail, or have too little memory; nor what comes of Ctrl-C.
     """
@@ -119,7 +119,14 @@ def any_error_is_damage(what: str):
         raise
     except Exception as error:
         give_way()
-        raise Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}") from error
+        raise damage(error) from error
+
+
+def any_error_is_damage(what: str) -> AbstractContextManager[None]:
+    """`any_error_is` Damaged."""
+    return any_error_is(
+        lambda error: Damaged(f"{what}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:300]}")
+    )
 
 
 def without(leaves: Mapping[str, Leaf], networks: Collection[str]) -> dict[str, Leaf]:

@@ -192,10 +192,11 @@ def end_with_the_others(*shared: type[BaseException], ending: Ending | None = No
 
 
 def _give_up(error: BaseException, ending: Ending) -> None:
-    expected, code = isinstance(error, InputError | SaveFailed | KeyboardInterrupt), 1
-    reason = str(error) if expected else f"{type(error).__name__}: {str(error)[:500]}"
-    if isinstance(error, InputError):
-        code = 2
-    elif isinstance(error, KeyboardInterrupt):
+    shown: BaseException | None = None
+    if isinstance(error, KeyboardInterrupt):
         code, reason = INTERRUPTED, "interrupted; the same command goes on from the last checkpoint, if there is one"
-    ending.tell(code, f"{this_process()} stops: {reason}", None if expected else error)
+    elif isinstance(error, InputError | SaveFailed):
+        code, reason = 2 if isinstance(error, InputError) else 1, str(error)
+    else:
+        code, reason, shown = 1, f"{type(error).__name__}: {str(error)[:500]}", error
+    ending.tell(code, f"{this_process()} stops: {reason}", shown)

@@ -38,8 +38,8 @@ def stop_requests(ending: Ending | None = None):
             signal.signal(signal.SIGINT, previous[number])
         received.append(signal.Signals(number))
 
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    previous = {number: handler for number, handler in previous.items() if handler != signal.SIG_IGN}
+    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.getsignal(number) for number in heard}
     try:
         for number in previous:
             signal.signal(number, receive)

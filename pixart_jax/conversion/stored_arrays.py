@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import flax
@@ -14,13 +14,13 @@ import numpy as np
 
 from pixart_jax.checkpoints import lazy_orbax as ocp
 from pixart_jax.checkpoints.checksums import array_checksum, device_checksums
-from pixart_jax.checkpoints.contents import without
+from pixart_jax.checkpoints.contents import any_error_is, without
 from pixart_jax.checkpoints.save_errors import alone
 from pixart_jax.conversion.checksums import check_array, read_checksums, write_checksums
 from pixart_jax.conversion.mapped import mapped_arrays
 from pixart_jax.errors import InputError
 from pixart_jax.files import check_space, reason, refuse_patterns
-from pixart_jax.interrupts import beside, give_way
+from pixart_jax.interrupts import beside
 from pixart_jax.shortcuts.eight_bits import quantize_flat
 
 
@@ -191,16 +191,8 @@ def _read_by_orbax(
     return flax.traverse_util.flatten_dict(found, sep="/")
 
 
-@contextmanager
-def _damage_is(what: str):
-    """Turns what Orbax raises into an InputError: damage makes it raise almost anything."""
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        give_way()
-        raise InputError(f"{what}: {reason(error)}") from error
+def _damage_is(what: str) -> AbstractContextManager[None]:
+    return any_error_is(lambda error: InputError(f"{what}: {reason(error)}"))
 
 
 def _groups(

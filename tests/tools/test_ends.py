@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from interrupted import interrupt
 
 from pixart_jax.commands import BEGINS_AGAIN, GOES_ON, NOBODY_READS, NOTHING_BEGAN, text_argument, tool
 from pixart_jax.errors import InputError
@@ -19,25 +20,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 # Says where it is, and waits to be interrupted.
 WAIT = "print('waiting', flush=True); import time; time.sleep(60)"
-
-
-def interrupt(code, *args):
-    """(status, stderr) of Python code that got Ctrl-C once it has said that it waits."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *args],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, a shell has made them ignore it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for line in process.stdout:
-        if "waiting" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    return process.wait(60), process.communicate()[1]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +48,8 @@ def interrupt(code, *args):
     ids=["make_quickstart_data", "evaluate", "imports", "training"],
 )
 def test_ctrl_c_is_one_line(tmp_path, code, status, words):
-    assert interrupt(code, str(tmp_path / "out")) == (status, words)
+    found = interrupt(code, str(tmp_path / "out"))
+    assert (found.status, found.err) == (status, words)
 
 
 def test_every_tool_ends_the_same_way():
